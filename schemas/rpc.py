@@ -1,0 +1,191 @@
+"""What the roles say to each other over gRPC: the same records, codecs and framing as the topics.
+
+A call is /penstock.<Service>/<Method> with one record each way. A server must know a caller's schema, so in a
+rolling upgrade servers go first. Why Avro and not protobuf here: docs/decisions/0003-avro-over-grpc.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from penstock.schemas.events import (
+    Enrichment,
+    Filter,
+    IndexUpdate,
+    MinVersion,
+    PostingText,
+    QueryVector,
+    RankRequest,
+    RankResult,
+    Understood,
+)
+from penstock.schemas.records import Millis, Symbol
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One call of a service."""
+
+    service: str
+    name: str
+    request: type
+    reply: type
+
+    @property
+    def path(self) -> str:
+        return f"/penstock.{self.service}/{self.name}"
+
+
+# --- common ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusRequest:
+    """Is this role at work, and how fresh is it?"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleStatus:
+    """A role's own account of itself, from real work and not from a clock."""
+
+    role: str
+    ready: bool
+    reason: Annotated[str, "why it is not ready; empty when it is"] = ""
+    numbers: Annotated[Mapping[str, float], "rows, lag_seconds, queue_depth, …: units in the name"]
+    texts: Annotated[Mapping[str, str], "encoder_id, epoch, …"]
+
+
+# --- models ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrichPostingsRequest:
+    postings: tuple[PostingText, ...]
+    refine: Annotated[bool, "False: the fast lane's table; True: the transformer, same space"] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrichPostingsReply:
+    enrichments: Annotated[tuple[Enrichment, ...], "one a posting, in order"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyzeQueriesRequest:
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryAnalysis:
+    vector: QueryVector
+    understood: tuple[Understood, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyzeQueriesReply:
+    analyses: Annotated[tuple[QueryAnalysis, ...], "one a text, in order"]
+
+
+# --- retrieval -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRequest:
+    """Exact filtered top k."""
+
+    tenant: str = "default"
+    vector: Annotated[QueryVector | None, "null: every passing posting scores 0, newest first"] = None
+    filters: Filter | None = None
+    k: int = 10
+    at_epoch: Annotated[int | None, "read this epoch while it is still held; null: the newest"] = None
+    min_version: MinVersion | None = None
+    timeout_ms: Annotated[int, "how long min_version may wait"] = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    posting_id: str
+    version: int
+    revision: int
+    score: Annotated[float, "dense + lexical, float64 on the stored values"]
+    dense: float
+    lexical: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchReply:
+    hits: Annotated[tuple[Hit, ...], "best first; ties by the id's stable hash"] = ()
+    total: Annotated[int, "postings that passed the filters"] = 0
+    epoch: int = 0
+    shard: str = ""
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetRequest:
+    posting_ids: tuple[str, ...]
+    min_version: MinVersion | None = None
+    timeout_ms: int = 1000
+
+
+class RowState(Symbol):
+    UNKNOWN = "UNKNOWN"
+    ABSENT = "ABSENT"
+    LIVE = "LIVE"
+    DELETED = "DELETED"
+    EXPIRED = "EXPIRED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What a shard holds of one posting."""
+
+    posting_id: str
+    state: RowState
+    update: Annotated[IndexUpdate | None, "the newest accepted update; null when ABSENT"] = None
+    searchable_at: Annotated[Millis | None, "when the epoch that made this version visible was published"] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetReply:
+    rows: Annotated[tuple[Row, ...], "one an id, in order"]
+    shard: str = ""
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldsRequest:
+    """Which of these clauses name a value that some live posting has?"""
+
+    tenant: str = "default"
+    clauses: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldsReply:
+    held: Annotated[tuple[bool, ...], "one a clause, in order"]
+
+
+# --- the services ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    ENRICH = Method("Models", "EnrichPostings", EnrichPostingsRequest, EnrichPostingsReply)
+    ANALYZE = Method("Models", "AnalyzeQueries", AnalyzeQueriesRequest, AnalyzeQueriesReply)
+    STATUS = Method("Models", "Status", StatusRequest, RoleStatus)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    SEARCH = Method("Retrieval", "Search", SearchRequest, SearchReply)
+    GET = Method("Retrieval", "Get", GetRequest, GetReply)
+    HOLDS = Method("Retrieval", "Holds", HoldsRequest, HoldsReply)
+    STATUS = Method("Retrieval", "Status", StatusRequest, RoleStatus)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranker:
+    RANK = Method("Ranker", "Rank", RankRequest, RankResult)
+    STATUS = Method("Ranker", "Status", StatusRequest, RoleStatus)
