@@ -47,9 +47,7 @@ def check_posting(event: Posting, *, now_ms: int, max_life_ms: int) -> None:
     check_id("posting_id", event.posting_id)
     check_id("tenant", event.tenant)
     if event.version < 0:
-        raise InvalidRecord(
-            "version", event.version, "a number of at least 0, growing with every change of the posting"
-        )
+        raise InvalidRecord("version", event.version, "at least 0, growing with every change of the posting")
     if event.op is Op.UNKNOWN:
         raise InvalidRecord("op", event.op, "UPSERT or DELETE")
     if event.op is Op.DELETE:

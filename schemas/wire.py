@@ -58,18 +58,22 @@ class Codec(Generic[R]):
 
     def encode(self, value: R) -> bytes:
         """One framed record. Raises InvalidRecord when a field has the wrong type, OversizedRecord past 1 MiB."""
+        data = self.encode_unbounded(value)
+        if len(data) > MAX_RECORD_BYTES:
+            raise OversizedRecord(
+                f"{self.record.__name__}: {len(data)} bytes encoded, at most {MAX_RECORD_BYTES} allowed"
+            )
+        return data
+
+    def encode_unbounded(self, value: R) -> bytes:
+        """The same without the bound of a Kafka message: calls between roles have their own."""
         out = io.BytesIO()
         out.write(self._frame())
         try:
             fastavro.schemaless_writer(out, self._schema, to_plain(value))
         except (ValueError, TypeError, AttributeError, struct.error, OverflowError) as error:
             raise InvalidRecord(self.record.__name__, value, f"values of the schema's types ({error})") from error
-        data = out.getvalue()
-        if len(data) > MAX_RECORD_BYTES:
-            raise OversizedRecord(
-                f"{self.record.__name__}: {len(data)} bytes encoded, at most {MAX_RECORD_BYTES} allowed"
-            )
-        return data
+        return out.getvalue()
 
     def decode(self, data: bytes) -> R:
         """The record in `data`, resolved to this reader's schema.
@@ -78,6 +82,10 @@ class Codec(Generic[R]):
         """
         if len(data) > MAX_RECORD_BYTES:
             raise OversizedRecord(f"{len(data)} bytes, at most {MAX_RECORD_BYTES} allowed; split or shorten the record")
+        return self.decode_unbounded(data)
+
+    def decode_unbounded(self, data: bytes) -> R:
+        """The same without the bound of a Kafka message."""
         writer, start = self._writer_of(data)
         body = io.BytesIO(data)
         body.seek(start)

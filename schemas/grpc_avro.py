@@ -1,0 +1,167 @@
+"""gRPC with Avro bodies: a server made of `Method -> function`, and a client that calls a `Method` with a record.
+
+The record codecs of `wire.py` are the (de)serialisers, so calls and topics share one set of schemas and no code is
+generated. Errors keep their kind across the wire: what the caller got wrong is INVALID_ARGUMENT with the field in
+its message, what the server cannot do now is UNAVAILABLE, and lateness is DEADLINE_EXCEEDED.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from typing import Any, TypeVar
+
+import grpc
+
+from penstock.schemas.errors import WireError
+from penstock.schemas.rpc import Method
+from penstock.schemas.wire import codec
+
+R = TypeVar("R")
+
+MAX_MESSAGE_BYTES = 64 << 20
+_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a port in use is an error, never a silent share
+]
+
+Handler = Callable[[Any, grpc.ServicerContext], Any]
+
+
+class CallError(Exception):
+    """A call that did not succeed. `retryable` says whether the same call may succeed later."""
+
+    def __init__(self, method: Method, address: str, code: grpc.StatusCode, message: str) -> None:
+        self.method = method
+        self.code = code
+        self.retryable = code in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        )
+        super().__init__(f"{method.service}.{method.name} at {address}: {code.name.lower()}: {message}")
+
+
+class NotReady(Exception):
+    """Raised by a handler that cannot serve now; the caller sees UNAVAILABLE."""
+
+
+class Refused(Exception):
+    """Raised by a handler whose admission is full; the caller sees RESOURCE_EXHAUSTED."""
+
+
+class PortInUse(Exception):
+    """The listener's address is taken."""
+
+
+def serve(listen: str, handlers: Mapping[Method, Handler], *, workers: int = 8) -> grpc.Server:
+    """A started server on `listen` (host:port). Raises PortInUse. Stop it with `.stop(grace_seconds)`."""
+    server = grpc.server(futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"), options=_OPTIONS)
+    by_service: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
+    for method, handler in handlers.items():
+        by_service.setdefault(f"penstock.{method.service}", {})[method.name] = grpc.unary_unary_rpc_method_handler(
+            _guarded(method, handler), response_serializer=_encode(method.reply)
+        )
+    for service, methods in by_service.items():
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+    try:
+        bound = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise PortInUse(f"cannot listen on {listen}: {error}") from error
+    if bound == 0:
+        raise PortInUse(f"cannot listen on {listen}: the port is in use; choose another or stop what holds it")
+    server.start()
+    return server
+
+
+def _guarded(method: Method, handler: Handler) -> Handler:
+    @functools.wraps(handler)
+    def handle(body: bytes, context: grpc.ServicerContext) -> Any:
+        try:
+            return handler(codec(method.request).decode(body), context)
+        except WireError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except NotReady as error:
+            context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except Refused as error:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except TimeoutError as error:
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
+
+    return handle
+
+
+def _encode(record: type[R]) -> Callable[[R], bytes]:
+    return codec(record).encode_unbounded
+
+
+class Client:
+    """Calls one address. Safe to share between threads; `close()` when done.
+
+    The channel reconnects by itself within a second of the server's return.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(address, options=[*_OPTIONS, *_RECONNECT])
+        self._stubs: dict[Method, Any] = {}
+
+    def call(self, method: Method, request: Any, timeout: float) -> Any:
+        """The reply record. `timeout` in seconds. Raises CallError."""
+        try:
+            return self._stub(method)(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise CallError(method, self.address, error.code(), error.details() or "") from error
+
+    def start(self, method: Method, request: Any, timeout: float) -> Any:
+        """The same, as a grpc future (`.result()` raises grpc.RpcError)."""
+        return self._stub(method).future(request, timeout=timeout)
+
+    def _stub(self, method: Method) -> Any:
+        stub = self._stubs.get(method)
+        if stub is None:
+            stub = self._channel.unary_unary(
+                method.path,
+                request_serializer=_encode(method.request),
+                response_deserializer=codec(method.reply).decode_unbounded,
+            )
+            self._stubs[method] = stub
+        return stub
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class AsyncClient:
+    """The same on an asyncio loop (Flink's AsyncFunction runs one). Make it on the loop that will use it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=[*_OPTIONS, *_RECONNECT])
+        self._stubs: dict[Method, Any] = {}
+
+    async def call(self, method: Method, request: Any, timeout: float) -> Any:
+        """The reply record. `timeout` in seconds. Raises CallError."""
+        stub = self._stubs.get(method)
+        if stub is None:
+            stub = self._stubs[method] = self._channel.unary_unary(
+                method.path,
+                request_serializer=_encode(method.request),
+                response_deserializer=codec(method.reply).decode_unbounded,
+            )
+        try:
+            return await stub(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise CallError(method, self.address, error.code(), error.details() or "") from error
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+_RECONNECT = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
