@@ -18,6 +18,7 @@ from importlib import resources
 from typing import Any, Generic, Protocol, TypeVar
 
 import fastavro
+
 from penstock.schemas.errors import InvalidRecord, MalformedRecord, OversizedRecord, UnknownSchema
 from penstock.schemas.records import avro_schema, from_plain, to_plain
 
