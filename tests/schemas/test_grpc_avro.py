@@ -1,0 +1,100 @@
+"""Calls over a real socket: records both ways, and errors that keep their kind."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from penstock.schemas import grpc_avro, rpc
+from penstock.schemas.errors import InvalidRecord
+from penstock.schemas.events import Enrichment, PostingText
+
+
+@pytest.fixture
+def serving(free_port):
+    servers = []
+
+    def start(handlers):
+        address = f"127.0.0.1:{free_port()}"
+        servers.append(grpc_avro.serve(address, handlers))
+        return address
+
+    yield start
+    for server in servers:
+        server.stop(None).wait()
+
+
+def _raise(error):
+    def handler(request, context):
+        raise error
+
+    return handler
+
+
+REQUEST = rpc.EnrichPostingsRequest(postings=(PostingText(title="Nurse", description="Cares."),))
+
+
+def test_records_travel_both_ways(serving):
+    address = serving(
+        {
+            rpc.Models.ENRICH: lambda request, context: rpc.EnrichPostingsReply(
+                enrichments=tuple(Enrichment(summary=text.title) for text in request.postings)
+            )
+        }
+    )
+    client = grpc_avro.Client(address)
+    assert client.call(rpc.Models.ENRICH, REQUEST, 5).enrichments == (Enrichment(summary="Nurse"),)
+    assert client.start(rpc.Models.ENRICH, REQUEST, 5).result().enrichments[0].summary == "Nurse"
+    client.close()
+
+    async def once():
+        peer = grpc_avro.AsyncClient(address)
+        reply = await peer.call(rpc.Models.ENRICH, REQUEST, 5)
+        await peer.close()
+        return reply
+
+    assert asyncio.run(once()).enrichments[0].summary == "Nurse"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "retryable"),
+    [
+        (InvalidRecord("k", -1, "at least 1"), grpc.StatusCode.INVALID_ARGUMENT, False),
+        (grpc_avro.NotReady("warming up"), grpc.StatusCode.UNAVAILABLE, True),
+        (grpc_avro.Refused("queue full: 5 of 5"), grpc.StatusCode.RESOURCE_EXHAUSTED, True),
+        (TimeoutError("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, True),
+        (RuntimeError("a bug"), grpc.StatusCode.UNKNOWN, False),
+    ],
+)
+def test_errors_keep_their_kind(serving, error, code, retryable):
+    client = grpc_avro.Client(serving({rpc.Models.ENRICH: _raise(error)}))
+    with pytest.raises(grpc_avro.CallError) as caught:
+        client.call(rpc.Models.ENRICH, REQUEST, 5)
+    assert (caught.value.code, caught.value.retryable) == (code, retryable)
+    assert str(error) in str(caught.value)
+    assert "Models.EnrichPostings" in str(caught.value)
+    client.close()
+
+
+def test_nobody_there_is_retryable_and_names_the_address(free_port):
+    address = f"127.0.0.1:{free_port()}"
+    client = grpc_avro.Client(address)
+    with pytest.raises(grpc_avro.CallError, match=address) as caught:
+        client.call(rpc.Models.ENRICH, REQUEST, 5)
+    assert caught.value.retryable
+    client.close()
+
+
+def test_a_port_in_use_is_said_to_be(serving):
+    address = serving({})
+    with pytest.raises(grpc_avro.PortInUse, match=address):
+        grpc_avro.serve(address, {})
+
+
+def test_a_body_that_is_not_the_request_is_the_caller_s_mistake(serving):
+    address = serving({rpc.Models.ENRICH: _raise(AssertionError("never reached"))})
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(rpc.Models.ENRICH.path)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"garbage", timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
