@@ -111,11 +111,14 @@ class Hit:
     score: Annotated[float, "dense + lexical, float64 on the stored values"]
     dense: float
     lexical: float
+    recency: Annotated[Millis, "posted_at, or produced_at without one: orders a search that has no vector"] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchReply:
-    hits: Annotated[tuple[Hit, ...], "best first; ties by the id's stable hash"] = ()
+    hits: Annotated[
+        tuple[Hit, ...], "best first; without a vector newest first; ties by the id's stable hash, smallest first"
+    ] = ()
     total: Annotated[int, "postings that passed the filters"] = 0
     epoch: int = 0
     shard: str = ""
