@@ -21,6 +21,7 @@ from enum import Enum
 from penstock.schemas import events
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import Filter, FilterKind, Missing
+from penstock.schemas.records import Symbol
 from penstock.schemas.times import parse_time
 
 
@@ -35,11 +36,14 @@ class FieldType(Enum):
     PLACE = "place"  # NEAR
 
 
+Symbols = type[Symbol]
+
+
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
     type: FieldType
     doc: str
-    symbols: type[events.Symbol] | None = None
+    symbols: Symbols | None = None
 
 
 FIELDS: dict[str, FieldSpec] = {

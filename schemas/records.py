@@ -23,6 +23,7 @@ from typing import Annotated, Any, TypeVar
 NAMESPACE = "io.penstock"
 
 R = TypeVar("R")
+T = TypeVar("T")
 Converter = Callable[[Any], Any]
 
 
@@ -42,6 +43,20 @@ def wire_name(attribute: str) -> str:
     return attribute.rstrip("_")
 
 
+def per_class(make: Callable[[type], T]) -> Callable[[type], T]:
+    """Makes once for each class and remembers. (functools.cache wants Hashable, which a class is not to mypy.)"""
+    made: dict[type, T] = {}
+
+    @functools.wraps(make)
+    def get(record: type) -> T:
+        found = made.get(record)
+        if found is None:
+            found = made[record] = make(record)
+        return found
+
+    return get
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecordField:
     """One field of a record, resolved from its type hint."""
@@ -55,7 +70,7 @@ class RecordField:
     default: Any  # dataclasses.MISSING when the field is required
 
 
-@functools.cache
+@per_class
 def fields_of(record: type) -> tuple[RecordField, ...]:
     """The fields of a record class, in wire order."""
     hints = typing.get_type_hints(record, include_extras=True)
@@ -179,7 +194,7 @@ def from_plain(record: type[R], plain: Mapping[str, Any]) -> R:
     return loaded
 
 
-@functools.cache
+@per_class
 def _dumper(record: type) -> Converter:
     plan = [(f.attribute, f.name, _dump_value(f.hint)) for f in fields_of(record)]
 
@@ -205,7 +220,7 @@ def _dump_value(hint: Any) -> Converter | None:
     return None
 
 
-@functools.cache
+@per_class
 def _loader(record: type) -> Converter:
     plan = [(f.attribute, f.name, _load_value(f.hint)) for f in fields_of(record)]
 

@@ -15,12 +15,12 @@ import io
 import json
 import struct
 from importlib import resources
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import fastavro
 
 from penstock.schemas.errors import InvalidRecord, MalformedRecord, OversizedRecord, UnknownSchema
-from penstock.schemas.records import avro_schema, from_plain, to_plain
+from penstock.schemas.records import avro_schema, from_plain, per_class, to_plain
 
 R = TypeVar("R")
 
@@ -52,7 +52,7 @@ class Codec(Generic[R]):
         self.record = record
         self._registry = registry
         self._subject = subject or record.__name__
-        self._schema = fastavro.parse_schema(avro_schema(record, logical_types=False))
+        self._schema = _parsed(avro_schema(record, logical_types=False))
         self._fingerprint = fingerprint(avro_schema(record))
         self._header: bytes | None = None
         self._writers: dict[bytes, Schema] = {self._fingerprint: self._schema}
@@ -142,7 +142,7 @@ class Codec(Generic[R]):
                     f"no version of {self.record.__name__} has fingerprint {mark.hex()}: "
                     "upgrade this reader, or publish with a schema from schemas/history"
                 )
-            writer = self._writers[mark] = fastavro.parse_schema(_plain_timestamps(committed))
+            writer = self._writers[mark] = _parsed(_plain_timestamps(committed))
         return writer
 
     def _registered(self, mark: bytes) -> Schema:
@@ -150,13 +150,17 @@ class Codec(Generic[R]):
         if writer is None:
             assert self._registry is not None
             found = self._registry.schema_by_id(struct.unpack(">I", mark)[0])
-            writer = self._writers[mark] = fastavro.parse_schema(_plain_timestamps(found))
+            writer = self._writers[mark] = _parsed(_plain_timestamps(found))
         return writer
 
 
-@functools.cache
 def codec(record: type[R]) -> Codec[R]:
     """The shared codec of a record, single-object framing."""
+    return cast(Codec[R], _codec(record))
+
+
+@per_class
+def _codec(record: type) -> Codec[Any]:
     return Codec(record)
 
 
@@ -169,6 +173,10 @@ def history(record_name: str) -> dict[bytes, Schema]:
     versions = sorted((f for f in folder.iterdir() if f.name.endswith(".avsc")), key=lambda f: f.name)
     schemas = [json.loads(f.read_text(encoding="utf-8")) for f in versions]
     return {fingerprint(schema): schema for schema in schemas}
+
+
+def _parsed(schema: Schema) -> Schema:
+    return cast(Schema, fastavro.parse_schema(schema))
 
 
 def _plain_timestamps(schema: Any) -> Any:
