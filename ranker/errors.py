@@ -1,0 +1,62 @@
+"""What can go wrong between a rank request and its answer: each error says what was given and what to do."""
+
+from __future__ import annotations
+
+
+class RankerError(Exception):
+    """Base of the ranker's own errors."""
+
+
+class QueueFull(RankerError):
+    """The admission queue holds as many requests as it may. Interactive callers try later; Kafka is paused."""
+
+    def __init__(self, depth: int, capacity: int) -> None:
+        self.depth = depth
+        self.capacity = capacity
+        super().__init__(
+            f"the admission queue is full: {depth} requests wait, at most {capacity} may (ranker.max_queue); "
+            "try again later or add a ranker"
+        )
+
+
+class QueueClosed(RankerError):
+    """The ranker is stopping and takes no more requests."""
+
+    def __init__(self) -> None:
+        super().__init__("the ranker is stopping; ask another replica or try again")
+
+
+class DeadlinePassed(RankerError, TimeoutError):
+    """The answer would have come too late, so the work was not done. Callers over gRPC see DEADLINE_EXCEEDED."""
+
+    def __init__(self, stage: str, *, late_ms: int, waited_ms: float) -> None:
+        self.stage = stage
+        super().__init__(
+            f"deadline passed before {stage}: {late_ms} ms late after {waited_ms:.0f} ms here; "
+            "send a later deadline, or ask for less (depth, page.size)"
+        )
+
+
+class CallerLeft(RankerError):
+    """Whoever asked no longer waits, so the work was dropped."""
+
+
+class RankFailed(RankerError):
+    """A stage of one request failed; the cause is in the message and in `__cause__`."""
+
+    def __init__(self, stage: str, cause: BaseException) -> None:
+        self.stage = stage
+        self.cause = cause
+        super().__init__(f"{stage}: {type(cause).__name__}: {cause}")
+
+
+class NonFiniteScore(RankerError):
+    """A scorer gave something that is not a probability. It is never ranked."""
+
+
+class UnfitScorer(RankerError):
+    """The configured scorer cannot be used: a directory or weight file is missing, damaged or of the wrong kind."""
+
+
+class RedisAway(RankerError):
+    """Redis did not answer (or did not a moment ago, and is not asked again yet)."""
