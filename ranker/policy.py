@@ -1,0 +1,163 @@
+"""What a request gets: how deep, which page of it, in which order. Pure decisions on plain values.
+
+Paging. Candidates come in blocks of `depth` by retrieval's order; each block is ranked on its own and blocks follow one
+another. So a page is stable at an epoch however far one pages, and no page scores more than one block. `depth` is a
+multiple of the page's size, hence a page lies within a block (after a change of size it may end early, at the
+block's end). The cursor carries the offset, the depth and the epoch, and belongs to its query.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.schemas import filters, validate
+from penstock.schemas.errors import InvalidRecord
+from penstock.schemas.events import Page, RankClass, RankQuery, RankRequest
+from penstock.schemas.text import stable_hash
+from penstock.schemas.wire import codec
+
+_CURSOR = struct.Struct("<BIIQ8s")  # form, offset, depth, epoch, query digest
+_CURSOR_FORM = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DepthLimits:
+    default: int  # candidates when the request does not say (ranker.depth)
+    ceiling: int  # candidates at most, over all pages (ranker.max_depth)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The part of retrieval's order that one request ranks, and the part of that it returns."""
+
+    asked: int  # depth as the request (or the setting) asked
+    depth: int  # candidates a block
+    start: int  # first candidate of this block
+    stop: int  # past its last: what retrieval is asked for
+    first: int  # page within the ranked block
+    last: int  # past its last
+    epoch: int | None  # to be read again, None: the newest
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    offset: int
+    depth: int
+    epoch: int
+
+
+def check_request(request: RankRequest, limits: DepthLimits) -> None:
+    """The rules of a rank request. Raises InvalidRecord naming the field."""
+    validate.check_id("request_id", request.request_id)
+    validate.check_id("tenant", request.tenant)
+    if request.class_ is RankClass.UNKNOWN:
+        raise InvalidRecord("class", request.class_, "INTERACTIVE, RECOMMENDATION or ALERT")
+    query = request.query
+    validate.check_text("query.text", query.text, validate.MAX_QUERY_BYTES)
+    if not query.text.strip() and query.vector is None and query.filters is None and request.candidates is None:
+        raise InvalidRecord("query", "nothing", "text, a vector, filters or candidates")
+    if query.vector is not None:
+        _check_floats("query.vector.dense", query.vector.dense)
+        if query.vector.lexical is not None:
+            _check_floats("query.vector.lexical", query.vector.lexical)
+    if query.filters is not None:
+        filters.check(query.filters, "query.filters")
+    for position, understood in enumerate(query.understood):
+        filters.check(understood.filter, f"query.understood[{position}].filter")
+    if request.depth is not None and request.depth < 1:
+        raise InvalidRecord("depth", request.depth, f"1 to {limits.ceiling} candidates, or none")
+    if not 0 < request.page.size <= min(validate.MAX_PAGE, limits.ceiling):
+        raise InvalidRecord("page.size", request.page.size, f"1 to {min(validate.MAX_PAGE, limits.ceiling)}")
+    if request.candidates is not None:
+        if not 0 < len(request.candidates) <= limits.ceiling:
+            given = f"{len(request.candidates)} candidates"
+            raise InvalidRecord("candidates", given, f"1 to {limits.ceiling} ids (ranker.max_depth)")
+        for position, posting_id in enumerate(request.candidates):
+            validate.check_id(f"candidates[{position}]", posting_id)
+    if request.min_version is not None:
+        validate.check_id("min_version.posting_id", request.min_version.posting_id)
+
+
+def _check_floats(field: str, data: bytes) -> None:
+    if not data or len(data) % 4:
+        raise InvalidRecord(field, f"{len(data)} bytes", "float32 values, four bytes each")
+    if not np.isfinite(np.frombuffer(data, "<f4")).all():
+        raise InvalidRecord(field, "NaN or infinity among its values", "finite values")
+
+
+def decide_window(request: RankRequest, limits: DepthLimits) -> Window:
+    """How deep this request goes and which page it gets. Raises InvalidRecord (page.cursor)."""
+    size = request.page.size
+    if request.candidates is not None:  # all of them are one block, whatever the depth
+        asked = len(set(request.candidates))
+        depth, offset, epoch = asked, 0, None
+        if request.page.cursor is not None:
+            cursor = read_cursor(request)
+            offset, epoch = cursor.offset, cursor.epoch
+        return Window(asked, depth, 0, depth, offset, offset + size, epoch)
+    asked = request.depth or limits.default
+    if request.page.cursor is None:
+        depth = min(-(-max(asked, size) // size) * size, limits.ceiling)
+        return Window(asked, depth, 0, depth, 0, min(size, depth), None)
+    cursor = read_cursor(request)
+    start = cursor.offset // cursor.depth * cursor.depth
+    stop = min(start + cursor.depth, limits.ceiling)
+    first = cursor.offset - start
+    return Window(asked, cursor.depth, start, stop, first, min(first + size, cursor.depth), cursor.epoch)
+
+
+def next_cursor(request: RankRequest, window: Window, *, in_block: int, epoch: int, limits: DepthLimits) -> str | None:
+    """The cursor of the page after `window`'s, None when there is none.
+
+    `in_block` is how many candidates the block held: a short block is the last one.
+    """
+    offset = window.start + window.last
+    more_here = window.last < in_block
+    more_blocks = request.candidates is None and in_block == window.stop - window.start and window.stop < limits.ceiling
+    if not more_here and not more_blocks:
+        return None
+    body = _CURSOR.pack(_CURSOR_FORM, offset, window.depth, epoch, _query_digest(request))
+    return base64.urlsafe_b64encode(body).rstrip(b"=").decode()
+
+
+def read_cursor(request: RankRequest) -> Cursor:
+    """Raises InvalidRecord when the cursor is not ours or belongs to another query."""
+    text = request.page.cursor or ""
+    expected = "the next_cursor of a previous page, unchanged"
+    try:
+        body = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        form, offset, depth, epoch, digest = _CURSOR.unpack(body)
+    except (binascii.Error, ValueError, struct.error):
+        raise InvalidRecord("page.cursor", text, expected) from None
+    if form != _CURSOR_FORM or depth < 1:
+        raise InvalidRecord("page.cursor", text, expected)
+    if digest != _query_digest(request):
+        raise InvalidRecord("page.cursor", text, "a cursor of this very query: same text, filters and candidates")
+    return Cursor(offset, depth, epoch)
+
+
+def _query_digest(request: RankRequest) -> bytes:
+    asked = RankRequest(
+        request_id="",
+        tenant=request.tenant,
+        deadline=0,
+        query=RankQuery(text=request.query.text, filters=request.query.filters),
+        candidates=request.candidates,
+        page=Page(),
+    )
+    return hashlib.blake2b(codec(RankRequest).encode_unbounded(asked), digest_size=8).digest()
+
+
+def order(scores: NDArray[np.float64], posting_ids: list[str]) -> list[int]:
+    """Positions best first: by score, equal scores by the id's stable hash, smallest first.
+
+    scores: float64 [n], finite. Independent of the order in which candidates came.
+    """
+    return sorted(range(len(posting_ids)), key=lambda at: (-scores[at], stable_hash(posting_ids[at]), posting_ids[at]))
