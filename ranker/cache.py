@@ -1,0 +1,158 @@
+"""The score cache: what a scorer said of a (query, posting version) pair, kept in Redis for a while.
+
+Key: the scorer's model id (weights, template and tokenizer hashes in it), everything of the query that a pair's score
+is computed from, tenant, posting id, version, revision. Not filters or pages: they do not change a pair's score.
+Value: p and its parts, little-endian doubles in the scorer's own order; anything else found there is a miss.
+Identical pairs in flight in this process are scored once. Without Redis scores are computed; the answer says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.infra.telemetry import DEGRADED
+from penstock.ranker.errors import RedisAway
+from penstock.ranker.redis_link import RedisLink
+from penstock.ranker.single_flight import SingleFlight
+
+Row = tuple[float, ...]  # p, then the parts
+
+
+@dataclass(frozen=True, slots=True)
+class PairVersion:
+    """One version of one posting."""
+
+    tenant: str
+    posting_id: str
+    version: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What the caller's compute gives back: a row an index, and which of them may be kept."""
+
+    rows: NDArray[np.float64]  # [n, 1 + parts]: p, then the parts
+    keep: NDArray[np.bool_]  # [n]: false where the posting read was not the version in the key
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    rows: NDArray[np.float64]  # [n, 1 + parts], one a pair in order
+    hits: int  # pairs not computed for this caller: from Redis, or from an identical request in flight
+    degraded: tuple[str, ...]
+
+
+def pair_keys(prefix: str, model_id: str, query: bytes, pairs: Sequence[PairVersion]) -> list[str]:
+    """Redis keys, one a pair. `query` is the identity of the query's side of the score."""
+    base = hashlib.blake2b(digest_size=16)
+    for part in (model_id.encode(), query):
+        base.update(struct.pack("<Q", len(part)) + part)
+    keys = []
+    for pair in pairs:
+        digest = base.copy()
+        for text in (pair.tenant, pair.posting_id):
+            encoded = text.encode()
+            digest.update(struct.pack("<Q", len(encoded)) + encoded)
+        digest.update(struct.pack("<qq", pair.version, pair.revision))
+        keys.append(f"{prefix}:score:{digest.hexdigest()}")
+    return keys
+
+
+class ScoreCache:
+    """Safe to share between threads. Owns the flights; Redis keeps the rest for `ttl_s` seconds."""
+
+    def __init__(self, link: RedisLink, prefix: str, ttl_s: int, clock: Callable[[], float]) -> None:
+        self._link = link
+        self._prefix = prefix
+        self._ttl_s = ttl_s
+        self._flights: SingleFlight[str, Row] = SingleFlight(clock)
+        self._lock = threading.Lock()
+        self._asked = 0
+        self._hits = 0
+
+    def rows(
+        self,
+        model_id: str,
+        width: int,
+        query: bytes,
+        pairs: Sequence[PairVersion],
+        compute: Callable[[list[int]], Computed],
+        timeout_s: float,
+    ) -> Cached:
+        """A row of `width` numbers a pair. `compute` gets the positions nobody knows yet, each once.
+
+        Raises what `compute` raises, and TimeoutError when an identical request in flight is not done in time.
+        """
+        keys = pair_keys(self._prefix, model_id, query, pairs)
+        position = {key: at for at, key in reversed(list(enumerate(keys)))}
+        degraded: list[str] = []
+        computed = 0
+
+        def fill(wanted: list[str]) -> Mapping[str, Row]:
+            nonlocal computed
+            found = self._read(wanted, width, degraded)
+            missing = [key for key in wanted if key not in found]
+            computed += len(missing)
+            if missing:
+                fresh = compute([position[key] for key in missing])
+                rows = {key: tuple(row) for key, row in zip(missing, fresh.rows.tolist(), strict=True)}
+                self._write({key: rows[key] for key, keep in zip(missing, fresh.keep, strict=True) if keep}, degraded)
+                found.update(rows)
+            return found
+
+        shared = self._flights.get(keys, fill, timeout_s)
+        with self._lock:
+            self._asked += len(position)
+            self._hits += len(position) - computed
+        rows = np.array([shared.values[key] for key in keys], dtype=np.float64).reshape(len(keys), width)
+        return Cached(rows, len(position) - computed, tuple(dict.fromkeys(degraded)))
+
+    @property
+    def hit_rate(self) -> float:
+        """Pairs found over pairs asked since the process started; 0 before the first."""
+        with self._lock:
+            return self._hits / self._asked if self._asked else 0.0
+
+    def _read(self, keys: list[str], width: int, degraded: list[str]) -> dict[str, Row]:
+        try:
+            values = self._link.run(lambda client: client.mget(keys))
+        except RedisAway as error:
+            degraded.append(f"score cache: {error}")
+            DEGRADED.labels("ranker", "score cache").inc()
+            return {}
+        found: dict[str, Row] = {}
+        form = struct.Struct(f"<{width}d")
+        for key, value in zip(keys, values, strict=True):
+            if value is None:
+                continue
+            row = form.unpack(value) if len(value) == form.size else ()
+            if row and np.isfinite(row).all() and 0.0 <= row[0] <= 1.0:
+                found[key] = row
+            else:  # not ours, or damaged: scored anew and overwritten
+                DEGRADED.labels("ranker", "score cache: damaged value").inc()
+        return found
+
+    def _write(self, rows: Mapping[str, Row], degraded: list[str]) -> None:
+        if not rows:
+            return
+
+        try:
+            self._link.run(lambda client: _set_all(client, rows, self._ttl_s))
+        except RedisAway as error:
+            degraded.append(f"score cache: {error}")
+            DEGRADED.labels("ranker", "score cache").inc()
+
+
+def _set_all(client: object, rows: Mapping[str, Row], ttl_s: int) -> None:
+    pipeline = client.pipeline(transaction=False)  # type: ignore[attr-defined]  # redis-py's own type is generic
+    for key, row in rows.items():
+        pipeline.setex(key, ttl_s, struct.pack(f"<{len(row)}d", *row))
+    pipeline.execute()
