@@ -1,0 +1,53 @@
+# make demo    everything it needs is set up first, then the main job runs on real input
+# make test    likewise, then the tests
+# make help    the rest
+
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+ARGS ?=
+# What decides whether tests pass is the code, not who else uses the machine's threads.
+export OMP_NUM_THREADS ?= 1
+
+# A target that fails on a machine that lacks something should say so.
+verdict = { status=$$?; echo; echo "What this machine has:"; $(PYTHON) infra/doctor.py; exit $$status; }
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit e2e lint format lock wheel clean
+
+help: ## what there is
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## prepare .venv and the JVM parts (seconds when they are there)
+	@infra/setup.sh
+
+demo: setup ## the main job on a real sample, with its report; ARGS="--seconds 30"
+	@.venv/bin/penstock demo $(ARGS) || $(verdict)
+
+test: setup ## unit tests, then end to end on a real stack
+	@$(PYTHON) -m pytest tests --ignore=tests/e2e --ignore=tests/faults $(ARGS) || $(verdict)
+	@$(PYTHON) -m pytest $(wildcard tests/e2e tests/faults) $(ARGS) || $(verdict)
+
+unit: setup ## unit tests alone
+	@$(PYTHON) -m pytest tests --ignore=tests/e2e --ignore=tests/faults $(ARGS)
+
+e2e: setup ## end to end alone
+	@$(PYTHON) -m pytest $(wildcard tests/e2e tests/faults) $(ARGS) || $(verdict)
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy -p penstock
+
+format: setup ## ruff, changing files
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+lock: setup ## resolve pyproject.toml again into infra/requirements.lock
+	@.venv/bin/uv pip compile --generate-hashes --universal --python-version 3.11 --extra dev \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header -q pyproject.toml -o infra/requirements.lock
+
+wheel: setup ## dist/penstock-*.whl, for your own Flink cluster
+	@.venv/bin/uv build --wheel --no-build-isolation --python $(PYTHON) --out-dir dist .
+
+clean: ## what builds and linters left; .venv and data stay
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
