@@ -60,12 +60,17 @@ class RedisLink:
         self._gate = Gate()
 
     def run(self, command: Callable[[redis.Redis], T], *, insist: bool = False) -> T:
-        """What `command` returns. Raises RedisAway; `insist` asks even when the gate is closed (background work)."""
+        """What `command` returns. Raises RedisAway; `insist` asks even when the gate is closed (background work).
+
+        A lost race (redis.WatchError) is not an outage and passes through.
+        """
         with self._lock:
             if not insist and not self._gate.is_open(self._clock()):
                 raise RedisAway(self._gate.reason)
         try:
             value = command(self._client)
+        except redis.WatchError:
+            raise
         except redis.RedisError as error:
             with self._lock:
                 self._gate.failed(self._clock(), f"{type(error).__name__}: {error}")

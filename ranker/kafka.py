@@ -1,0 +1,219 @@
+"""Kafka as the ranker's loops see it: small protocols, and librdkafka behind them.
+
+The loops (`request_feed.py`, `feature_feed.py`) know only `Source` and `Sink`; tests give them a log in memory, the
+server a broker. A broker that goes away and comes back is librdkafka's affair: it reconnects and goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+
+from penstock.infra.settings import KafkaSettings
+
+log = structlog.get_logger(role="ranker")
+
+METADATA_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message of the source's topic."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """What a source calls, from within `poll`, when its partitions change."""
+
+    assigned: Callable[[Sequence[int]], None]
+    revoked: Callable[[Sequence[int]], None]
+
+
+class Source(Protocol):
+    """A consumer of one topic, used by one thread. Nothing is committed but by `commit`."""
+
+    def poll(self, limit: int, timeout_s: float) -> list[Record]: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def seek(self, positions: Mapping[int, int | None]) -> bool:
+        """Go on from these offsets (None: from the beginning); False when it cannot be done before another poll."""
+
+    def commit(self, positions: Mapping[int, int], *, wait: bool = False) -> None: ...
+
+    def ends(self) -> dict[int, int]:
+        """The next offset to be written, by partition, as far as known without asking."""
+
+    def close(self) -> None: ...
+
+
+class Sink(Protocol):
+    """A producer. `delivered` is called once with None or with what went wrong, from within `serve` or `flush`."""
+
+    def send(self, topic: str, key: bytes | None, value: bytes, delivered: Callable[[str | None], None]) -> None: ...
+
+    def serve(self) -> None: ...
+
+    def flush(self, timeout_s: float) -> int: ...
+
+
+class KafkaSource:
+    """`Source` over a consumer group. Starts at the beginning where the group has no position."""
+
+    def __init__(self, settings: KafkaSettings, topic: str, group: str, rebalance: Rebalance) -> None:
+        self.topic = topic
+        self._consumer = Consumer(
+            {
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": False,
+                "allow.auto.create.topics": False,
+                "topic.metadata.refresh.interval.ms": 10_000,
+                "reconnect.backoff.max.ms": 1_000,
+                **settings.properties(),
+                "group.id": f"{settings.group_prefix}-{group}",
+                "partition.assignment.strategy": "range,roundrobin",  # assign() below is the eager protocol's
+                "enable.auto.commit": False,
+                "on_commit": _log_commit,
+            }
+        )
+        self._rebalance = rebalance
+        self._paused = False
+        self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
+
+    def cluster_id(self) -> str:
+        """Which cluster this is: offsets mean something within one only. Raises KafkaException when away."""
+        return self._consumer.list_topics(timeout=METADATA_TIMEOUT_S).cluster_id or ""
+
+    def poll(self, limit: int, timeout_s: float) -> list[Record]:
+        """What is there, at most `limit`; waits up to `timeout_s` for the first.
+
+        One by one, because consume() waits for the whole number and gives records of partitions just lost.
+        """
+        records: list[Record] = []
+        message = self._consumer.poll(timeout_s)
+        while message is not None:
+            error = message.error()
+            if error is None:
+                records.append(_record(message))
+            else:
+                self._report(error)
+            message = self._consumer.poll(0) if len(records) < limit else None
+        return records
+
+    def pause(self) -> None:
+        self._paused = True
+        self._consumer.pause(self._consumer.assignment())
+
+    def resume(self) -> None:
+        self._paused = False
+        self._consumer.resume(self._consumer.assignment())
+
+    def seek(self, positions: Mapping[int, int | None]) -> bool:
+        try:
+            for partition, offset in positions.items():
+                place = OFFSET_BEGINNING if offset is None else offset
+                self._consumer.seek(TopicPartition(self.topic, partition, place))
+        except KafkaException as error:  # assigned, but its fetcher has not started yet
+            log.debug("seek again", topic=self.topic, error=str(error))
+            return False
+        return True
+
+    def commit(self, positions: Mapping[int, int], *, wait: bool = False) -> None:
+        if positions:
+            places = [TopicPartition(self.topic, partition, offset) for partition, offset in positions.items()]
+            try:
+                self._consumer.commit(offsets=places, asynchronous=not wait)
+            except KafkaException as error:  # not ours any more, or the broker is away: a later commit says it again
+                log.warning("offsets not committed", topic=self.topic, error=str(error))
+
+    def ends(self) -> dict[int, int]:
+        out = {}
+        for place in self._consumer.assignment():
+            _low, high = self._consumer.get_watermark_offsets(place, cached=True)
+            if high >= 0:
+                out[place.partition] = high
+        return out
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _assigned(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        self._rebalance.assigned([place.partition for place in places])
+        consumer.assign(places)
+        if self._paused:
+            consumer.pause(places)
+
+    def _revoked(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        self._rebalance.revoked([place.partition for place in places])
+
+    def _report(self, error: KafkaError) -> None:
+        if error.fatal():
+            raise KafkaException(error)
+        log.warning("kafka", topic=self.topic, error=str(error))
+
+
+class KafkaSink:
+    """`Sink` over an idempotent producer. Safe to send from any thread; one thread serves."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._producer = Producer(
+            {
+                "linger.ms": 2,
+                "compression.type": "lz4",
+                "reconnect.backoff.max.ms": 1_000,
+                **settings.properties(),
+                "enable.idempotence": True,
+            }
+        )
+        self._room = threading.Lock()
+
+    def send(self, topic: str, key: bytes | None, value: bytes, delivered: Callable[[str | None], None]) -> None:
+        def report(error: KafkaError | None, _message: Message) -> None:
+            delivered(None if error is None else str(error))
+
+        while True:
+            try:
+                self._producer.produce(topic, value, key, on_delivery=report)
+                return
+            except BufferError:  # librdkafka's own queue is full: let it deliver some first
+                with self._room:
+                    self._producer.poll(0.05)
+
+    def serve(self) -> None:
+        self._producer.poll(0)
+
+    def flush(self, timeout_s: float) -> int:
+        """How many are still undelivered after `timeout_s`."""
+        left: int = self._producer.flush(timeout_s)
+        return left
+
+
+def _record(message: Message) -> Record:
+    kind, timestamp = message.timestamp()
+    return Record(message.partition(), message.offset(), message.key(), message.value(), timestamp if kind else None)
+
+
+def _log_commit(error: KafkaError | None, places: list[TopicPartition]) -> None:
+    if error is not None:
+        log.warning("offsets not committed", error=str(error), partitions=[place.partition for place in places])
