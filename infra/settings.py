@@ -1,7 +1,7 @@
 """Settings of every process: one frozen tree, from a TOML file and the environment.
 
-Order, the later winning: defaults, the file named by PENSTOCK_CONFIG (or `<data dir>/penstock.toml`, which
-`penstock up` writes with the ports it chose), then variables such as PENSTOCK_KAFKA__BOOTSTRAP_SERVERS.
+Order, the later winning: defaults, `<data dir>/penstock.toml` (`penstock up` writes the ports it chose there), the
+file named by PENSTOCK_CONFIG, then variables such as PENSTOCK_KAFKA__BOOTSTRAP_SERVERS.
 Client properties of Kafka and Redis (TLS, SASL, ACL) pass through untouched. Every listener binds loopback unless
 told otherwise.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -141,26 +142,34 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = config_path()
-        file = (TomlConfigSettingsSource(settings_cls, path),) if path is not None else ()
-        return (init_settings, env_settings, *file)
+        files = (TomlConfigSettingsSource(settings_cls, path) for path in config_paths())
+        return (init_settings, env_settings, *files)
+
+
+_AT: ContextVar[Path | None] = ContextVar("_AT", default=None)  # the stack whose settings are being loaded
 
 
 def data_dir() -> Path:
     """Where the local stack keeps everything: PENSTOCK_DATA_DIR, or `.penstock` in the current directory."""
+    at = _AT.get()
+    if at is not None:
+        return at
     return Path(os.environ.get("PENSTOCK_DATA_DIR", DEFAULT_DATA_DIR)).resolve()
 
 
-def config_path() -> Path | None:
-    """The settings file in force, if there is one."""
+def config_paths() -> list[Path]:
+    """The settings files in force, the stronger first."""
+    paths = []
     named = os.environ.get("PENSTOCK_CONFIG")
     if named:
         path = Path(named)
         if not path.is_file():
             raise SettingsError(f"PENSTOCK_CONFIG names {path}, which is not a file: correct it or unset it")
-        return path
+        paths.append(path)
     path = data_dir() / "penstock.toml"
-    return path if path.is_file() else None
+    if path.is_file():
+        paths.append(path)
+    return paths
 
 
 def load(**overrides: Any) -> Settings:
@@ -171,4 +180,14 @@ def load(**overrides: Any) -> Settings:
         lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
         raise SettingsError("; ".join(lines)) from error
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{config_path()} is not valid TOML: {error}") from error
+        files = " or ".join(str(path) for path in config_paths())
+        raise SettingsError(f"{files} is not valid TOML: {error}") from error
+
+
+def load_at(directory: Path) -> Settings:
+    """The settings in force for the stack in `directory`, whatever PENSTOCK_DATA_DIR says. Raises SettingsError."""
+    token = _AT.set(directory.resolve())
+    try:
+        return load()
+    finally:
+        _AT.reset(token)
