@@ -69,7 +69,7 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """A producer. `delivered` is called once with None or with what went wrong, from within `serve` or `flush`."""
+    """A producer. `delivered` is called once with None or with what went wrong, mostly from `serve` or `flush`."""
 
     def send(self, topic: str, key: bytes | None, value: bytes, delivered: Callable[[str | None], None]) -> None: ...
 
@@ -180,6 +180,7 @@ class KafkaSink:
         self._producer = Producer(
             {
                 "linger.ms": 2,
+                "message.max.bytes": 4 << 20,  # the broker's own bound decides
                 "compression.type": "lz4",
                 "reconnect.backoff.max.ms": 1_000,
                 **settings.properties(),
@@ -199,6 +200,9 @@ class KafkaSink:
             except BufferError:  # librdkafka's own queue is full: let it deliver some first
                 with self._room:
                     self._producer.poll(0.05)
+            except KafkaException as error:  # never taken: larger than the producer may send
+                delivered(str(error))
+                return
 
     def serve(self) -> None:
         self._producer.poll(0)

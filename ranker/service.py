@@ -1,0 +1,145 @@
+"""The ranker's desk: one queue, a few workers, and an answer for everything that came in.
+
+A request is submitted from gRPC or Kafka alike and gets a future. Invariant: every future ends, with a result or with
+an error that names stage and cause; a request whose deadline has passed or whose caller left never costs a worker
+more than saying so. A worker outlives whatever a request does to it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter as Tally
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import structlog
+from prometheus_client import Counter
+
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull, RankerError, RankFailed
+from penstock.ranker.shaping.queue import Admission, Policy, Ticket
+from penstock.schemas.errors import WireError
+from penstock.schemas.events import RankRequest, RankResult
+
+log = structlog.get_logger(role="ranker")
+
+REQUESTS = Counter("penstock_rank_requests_total", "Rank requests by how they ended", ["class", "outcome"])
+OUTCOMES = ("served", "failed", "expired", "refused", "left")
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request on its way. The future's owner is the service; the caller may leave, never cancel it."""
+
+    request: RankRequest
+    deadline_ms: int  # epoch milliseconds; the request's own, or sooner where the caller waits less
+    future: Future[RankResult] = field(default_factory=Future)
+    left: threading.Event = field(default_factory=threading.Event)
+    ticket: Ticket[Job] | None = None
+
+
+Rank = Callable[[Job, float], RankResult]  # (job, milliseconds it waited)
+
+
+class RankService:
+    """Owns the admission queue and the worker threads. `clock` gives epoch milliseconds."""
+
+    def __init__(self, policy: Policy[Job], rank: Rank, workers: int, clock: Callable[[], int]) -> None:
+        self._queue: Admission[Job] = Admission(policy, clock)
+        self._rank = rank
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tally: Tally[str] = Tally()
+        self._last_served_ms = clock()
+        self._workers = [
+            threading.Thread(target=self._work, name=f"rank-{number}", daemon=True) for number in range(workers)
+        ]
+
+    def start(self) -> None:
+        for worker in self._workers:
+            worker.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Take nothing more, answer what waits, end the workers."""
+        self._queue.close()
+        for worker in self._workers:
+            worker.join(timeout_s)
+
+    def submit(self, job: Job) -> None:
+        """The answer comes in `job.future`. Raises QueueFull or QueueClosed: then nothing was taken in."""
+        try:
+            job.ticket = self._queue.offer(job, job.deadline_ms)
+        except (QueueFull, QueueClosed):
+            self._count(job, "refused")
+            raise
+
+    def leave(self, job: Job) -> None:
+        """Whoever asked has gone: work not begun is dropped, work begun may stop at its next stage."""
+        job.left.set()
+        if job.ticket is not None and self._queue.withdraw(job.ticket):
+            self._end(job, "left", CallerLeft("the caller left before ranking began"))
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
+
+    def counts(self) -> dict[str, int]:
+        """How many requests ended how, since the start."""
+        with self._lock:
+            return {outcome: self._tally[outcome] for outcome in OUTCOMES}
+
+    @property
+    def idle_ms(self) -> int:
+        """Since the last request was served, or since the start."""
+        with self._lock:
+            return self._clock() - self._last_served_ms
+
+    def _work(self) -> None:
+        while (taken := self._queue.take()) is not None:
+            now = self._clock()
+            for ticket in taken.expired:
+                late, waited = now - ticket.deadline_ms, now - ticket.offered_ms
+                self._end(ticket.item, "expired", DeadlinePassed("ranking began", late_ms=late, waited_ms=waited))
+            if taken.work is not None:
+                self._serve(taken.work.item, float(now - taken.work.offered_ms))
+
+    def _serve(self, job: Job, waited_ms: float) -> None:
+        try:
+            result = self._rank(job, waited_ms)
+        except DeadlinePassed as error:
+            self._end(job, "expired", error)
+        except CallerLeft as error:
+            self._end(job, "left", error)
+        except (RankerError, WireError) as error:
+            self._end(job, "failed", error)
+        except Exception as error:  # whatever it is, the caller is told and the worker lives on
+            log.exception("a request broke its stage", request_id=job.request.request_id)
+            self._end(job, "failed", RankFailed("rank", error))
+        else:
+            self._count(job, "served")
+            job.future.set_result(result)
+
+    def _end(self, job: Job, outcome: str, error: Exception) -> None:
+        self._count(job, outcome)
+        job.future.set_exception(error)
+
+    def _count(self, job: Job, outcome: str) -> None:
+        REQUESTS.labels(job.request.class_.value, outcome).inc()
+        with self._lock:
+            self._tally[outcome] += 1
+            if outcome == "served":
+                self._last_served_ms = self._clock()
+
+
+def error_result(request: RankRequest, error: BaseException) -> RankResult:
+    """The answer of a request that has none, for callers who read results and not exceptions."""
+    return RankResult(
+        request_id=request.request_id,
+        tenant=request.tenant,
+        class_=request.class_,
+        depth_asked=request.depth or 0,
+        error=f"{type(error).__name__}: {error}",
+        timings={},
+        trace=request.trace,
+    )
