@@ -199,12 +199,12 @@ class RetrievalClient:
                 replies.append(future.result())
             except grpc.RpcError as error:
                 failed.append(CallError(method, client.address, error.code(), error.details() or ""))
-        for error in failed:
-            if not error.retryable or not replies:
-                raise error
+        for failure in failed:
+            if not failure.retryable or not replies:
+                raise failure
         if failed:
             DEGRADED.labels("retrieval-client", "shard missing").inc(len(failed))
-        return replies, tuple(f"shard missing: {error}" for error in failed)
+        return replies, tuple(f"shard missing: {failure}" for failure in failed)
 
     def _await_version(self, probe: GetRequest, timeout: float) -> tuple[list[GetReply], tuple[str, ...]]:
         """The first reply that has the version asked for, alone; else every reply, and that it timed out."""

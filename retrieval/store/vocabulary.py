@@ -1,0 +1,62 @@
+"""Strings to small codes and back to nothing: a dictionary whose codes return when the last row that used one goes.
+
+Written by the store's one writer. Readers may call `find` at any time: a code that is given to another string belongs
+only to rows that those readers cannot see, because rows release their codes after older readers have retired.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+class Vocabulary:
+    """Codes from 0, counted by use, so that turnover does not grow it."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+        self._words: list[str | None] = []
+        self._uses: list[int] = []
+        self._free: list[int] = []
+        self._word_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, as Python counts it."""
+        own = sum(sys.getsizeof(held) for held in (self._codes, self._words, self._uses, self._free))
+        return own + self._word_bytes
+
+    def find(self, word: str) -> int | None:
+        """The code of `word`, if any row uses it."""
+        return self._codes.get(word)
+
+    def acquire(self, word: str) -> int:
+        """The code of `word`, used once more."""
+        code = self._codes.get(word)
+        if code is not None:
+            self._uses[code] += 1
+            return code
+        if self._free:
+            code = self._free.pop()
+            self._words[code] = word
+            self._uses[code] = 1
+        else:
+            code = len(self._words)
+            self._words.append(word)
+            self._uses.append(1)
+        self._codes[word] = code
+        self._word_bytes += sys.getsizeof(word)
+        return code
+
+    def release(self, code: int) -> None:
+        """One use less; the last one frees the code."""
+        self._uses[code] -= 1
+        if self._uses[code] == 0:
+            word = self._words[code]
+            assert word is not None, f"code {code} released more often than acquired"
+            del self._codes[word]
+            self._words[code] = None
+            self._free.append(code)
+            self._word_bytes -= sys.getsizeof(word)
