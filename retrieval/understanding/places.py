@@ -21,7 +21,7 @@ SMALLEST_BARE = 100_000  # people; a smaller town needs its region or country be
 _SEVERAL = re.compile(r"\s*(?:;|\||\s/\s|\n|\bor\b)\s*")
 _NOWHERE = re.compile(r"\b(?:anywhere|multiple|various|several|negotiable|location|remote|worldwide)\b", re.IGNORECASE)
 _INSTALLATION = re.compile(
-    r"\b(?:joint base|naval (?:air station|base|station|shipyard)|navy yard|air force base|marine corps base|air base)\b"
+    r"\b(?:joint base|naval (?:air station|base|station|shipyard)|navy yard|(?:air force|marine corps|air) base)\b"
 )
 _POSTCODE = re.compile(r"\s+\d{4,5}(?:-\d{4})?$")
 
