@@ -64,7 +64,7 @@ def check_broker(settings: KafkaSettings, topics: Sequence[str] = (), *, timeout
 
 def existing_topics(settings: KafkaSettings, *, timeout: float = METADATA_TIMEOUT_S) -> dict[str, int]:
     """Topic name to its number of partitions. Raises BrokerUnreachable."""
-    admin = AdminClient(settings.properties(), logger=_LOG)
+    admin = AdminClient({**settings.properties()}, logger=_LOG)
     try:
         metadata = admin.list_topics(timeout=timeout)
     except KafkaException as error:
@@ -139,10 +139,10 @@ class Publisher:
             if on_delivered is not None:
                 on_delivered(timestamp_of(message) or 0)
 
-        extra = {} if timestamp_ms is None else {"timestamp": timestamp_ms}
+        stamped = 0 if timestamp_ms is None else timestamp_ms  # 0: the moment of producing
         while True:
             try:
-                self._producer.produce(topic, value, key, on_delivery=report, **extra)
+                self._producer.produce(topic, value, key, on_delivery=report, timestamp=stamped)
                 break
             except BufferError:
                 self._producer.poll(0.1)
@@ -215,7 +215,7 @@ def _until(
     open_ = dict(ends)
     while open_:
         for message in consumer.consume(500, 0.2):
-            if not _failed(message) and message.offset() < ends[message.topic(), message.partition()]:
+            if not _failed(message) and (at := place_of(message)).offset < ends[at.topic, at.partition]:
                 yield message
         for place in consumer.position([TopicPartition(topic, partition) for topic, partition in open_]):
             if place.offset >= open_[place.topic, place.partition]:
@@ -230,6 +230,14 @@ def timestamp_of(message: Message) -> int | None:
     """The record's Kafka timestamp, epoch milliseconds; None where the broker keeps none."""
     kind, millis = message.timestamp()
     return None if kind == TIMESTAMP_NOT_AVAILABLE else int(millis)
+
+
+def place_of(message: Message) -> TopicPartition:
+    """Topic, partition and offset of a record that was read."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    if topic is None or partition is None or offset is None:
+        raise KafkaTrouble("a message without a place: it was never on a topic")
+    return TopicPartition(topic, partition, offset)
 
 
 def _consumer(settings: KafkaSettings) -> Consumer:

@@ -70,6 +70,11 @@ class Oracle:
         else:
             self._usable.add(event.value)
 
+    def version_of(self, posting_id: str) -> int | None:
+        """The highest version accepted of this id so far."""
+        known = self._accepted.get(posting_id)
+        return None if known is None else known.version
+
     def expected(self, now_ms: int) -> dict[str, Expected]:
         """Every id with where it must be at `now_ms`."""
         return {posting_id: _expected(posting, now_ms) for posting_id, posting in self._accepted.items()}

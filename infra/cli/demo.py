@@ -1,0 +1,69 @@
+"""`penstock demo`: real postings through the whole system, trouble mixed in, everything accounted for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `demo` to `app`."""
+    app.command(rich_help_panel="Start here")(demo)
+
+
+def demo(
+    postings: Annotated[
+        Path | None,
+        typer.Option("--postings", exists=True, dir_okay=False, help="Your postings, JSON Lines; else the sample."),
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option("--queries", exists=True, dir_okay=False, help="Your queries: query_id, text, filters a line."),
+    ] = None,
+    rate: Annotated[float, typer.Option("--rate", min=0.0, help="Records a second; 0: as fast as possible.")] = 50.0,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=1.0, help="How long to publish; 45 for the sample, else all of it.")
+    ] = None,
+    rankings: Annotated[
+        Path | None, typer.Option("--rankings", dir_okay=False, help="Write 1,000 ranked ids for each query here.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", dir_okay=False, help="Write the report as JSON.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of the trouble that is mixed in.")] = 1,
+    chaos: Annotated[
+        bool | None,
+        typer.Option(
+            "--chaos/--no-chaos",
+            help="Mix in updates, deletes, expiries, repeats, disorder and poison; with the sample unless told not to.",
+            show_default=False,
+        ),
+    ] = None,
+    patience: Annotated[
+        float, typer.Option("--patience", min=1.0, help="Seconds without progress after which the verdict is given.")
+    ] = 60.0,
+) -> None:
+    """Replay postings through Kafka, Flink and the index, then account for every one of them.
+
+    Starts a stack of its own unless one is up, and stops what it started. Exit code 1 when anything was lost or wrong.
+    """
+    from rich.console import Console
+
+    from penstock.infra.cli.output import now_ms
+    from penstock.infra.demo.run import Options, run
+
+    options = Options(
+        postings=postings,
+        queries=queries,
+        rate=rate,
+        seconds=seconds,
+        rankings=rankings,
+        report=report,
+        keep=keep,
+        seed=seed,
+        chaos=chaos,
+        patience_s=patience,
+    )
+    if not run(options, Console(highlight=False), now_ms).accounting.clean:
+        raise typer.Exit(1)

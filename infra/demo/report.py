@@ -1,0 +1,149 @@
+"""The demo's report: one frozen record, as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+
+from penstock.infra.demo.accounting import Accounting
+from penstock.infra.demo.replay import Replay
+from penstock.infra.demo.settle import Settled
+from penstock.infra.demo.watch import Watch, freshness_ms, percentile
+from penstock.schemas.events import IndexOp
+from penstock.schemas.rpc import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened. Times in milliseconds where the name says so, else seconds."""
+
+    accounting: Accounting
+    freshness_ms: Mapping[str, Mapping[str, float | None]]
+    postings_per_second: float
+    queries: Mapping[str, Any]
+    without_vector: int  # live postings that can be found by filters only, since models were late
+    rate: float
+    seconds: float  # from the first event until the last one was searchable
+    seed: int | None
+    lines_refused: int
+    interruptions: Mapping[str, int]  # why retrieval did not answer, and how often
+    machine: Mapping[str, Any]
+    searches: tuple[Mapping[str, Any], ...] = ()
+    elapsed_s: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        out = asdict(self)
+        accounting = out.pop("accounting")
+        extra = out.pop("extra")
+        return {**accounting, **out, **extra}
+
+
+def summarise(
+    done: Replay,
+    settled: Settled,
+    watch: Watch,
+    *,
+    rate: float,
+    seed: int | None,
+    lines_refused: int,
+) -> Report:
+    """The report without its searches."""
+    rows = settled.rows.values()
+    fresh = [value for row in rows if (value := freshness_ms(row)) is not None]
+    seconds = max(0.001, (_last_searchable(rows, done.first_ms or 0) - (done.first_ms or 0)) / 1000)
+    return Report(
+        accounting=settled.accounting,
+        freshness_ms={
+            "searchable": {"p50": percentile(fresh, 0.5), "p99": percentile(fresh, 0.99), "samples": len(fresh)}
+        },
+        postings_per_second=round(done.published / seconds, 2),
+        queries=_queries(done, watch),
+        without_vector=sum(
+            1 for row in rows if row.update and row.update.op is IndexOp.UPSERT and row.update.vector is None
+        ),
+        rate=rate,
+        seconds=round(seconds, 3),
+        seed=seed,
+        lines_refused=lines_refused,
+        interruptions=dict(watch.interruptions),
+        machine=machine(),
+    )
+
+
+def _last_searchable(rows: Any, first_ms: int) -> int:
+    """When the last event of the run became visible; an expiry is not an event of the run."""
+    seen = [row.searchable_at for row in rows if _is_event(row) and row.searchable_at >= first_ms]
+    return max(seen, default=first_ms)
+
+
+def _is_event(row: Row) -> bool:
+    return row.searchable_at is not None and row.update is not None and row.update.op is not IndexOp.EXPIRE
+
+
+def _queries(done: Replay, watch: Watch) -> dict[str, Any]:
+    results = watch.results()
+    answered = {request_id: results[request_id] for request_id in done.asked if request_id in results}
+    good = {
+        request_id: at - done.asked[request_id] for request_id, (at, result) in answered.items() if not result.error
+    }
+    return {
+        "published": len(done.asked),
+        "answered": len(answered),
+        "with_error": len(answered) - len(good),
+        "degraded": sum(1 for _, result in answered.values() if result.degraded),
+        "latency_ms": {"p50": percentile(good.values(), 0.5), "p99": percentile(good.values(), 0.99)},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where this was measured."""
+    memory = psutil.virtual_memory().total / 2**30
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+def rows_of(report: Report) -> list[tuple[str, str]]:
+    """The report's lines for people."""
+    a, fresh, queries = report.accounting, report.freshness_ms["searchable"], report.queries
+    out = [
+        ("published", f"{a.published} records in {report.seconds:.1f} s, {report.postings_per_second:.1f}/s"),
+        ("live · deleted · expired · rejected", f"{a.live} · {a.deleted} · {a.expired} · {a.rejected}"),
+        ("dead letters", f"{a.dead_lettered}, bytes untouched"),
+        ("lost · wrong", f"{a.lost} · {a.wrong}"),
+        ("produced to searchable", f"p50 {_ms(fresh['p50'])}, p99 {_ms(fresh['p99'])} ({fresh['samples']} postings)"),
+    ]
+    if queries["published"]:
+        latency = queries["latency_ms"]
+        out.append(
+            (
+                "queries answered",
+                f"{queries['answered']} of {queries['published']}, {queries['with_error']} with an error, "
+                f"{queries['degraded']} degraded, p50 {_ms(latency['p50'])}, p99 {_ms(latency['p99'])}",
+            )
+        )
+    if report.without_vector:
+        out.append(("without a vector", f"{report.without_vector} (models were late; found by filters only)"))
+    if report.lines_refused:
+        out.append(("lines that are no record", str(report.lines_refused)))
+    if report.interruptions:
+        out.append(("retrieval did not answer", f"{sum(report.interruptions.values())} times"))
+    machine_ = report.machine
+    out.append(("machine", f"{machine_['cores']} cores, {machine_['memory_gib']} GiB, {machine_['system']}"))
+    return out
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f} ms"

@@ -1,0 +1,81 @@
+"""The system a demo runs on: one that is there already, or a stack of its own that it takes down again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from penstock.infra.locate import configured_elsewhere, stack_runs
+from penstock.infra.settings import Settings, data_dir, load
+
+
+@contextmanager
+def system(*, keep: bool, tell: Callable[[str], None]) -> Iterator[Settings]:
+    """Settings of a running system.
+
+    In this order: the one that PENSTOCK_CONFIG or variables name; the stack of the data directory, healed if it is up
+    in part; else a fresh stack in `<data dir>/demo`, taken down at the end whatever happens, unless `keep`.
+    """
+    from penstock.infra.local.stack import Stack
+
+    if configured_elsewhere():
+        yield load()
+        return
+    shared = data_dir()
+    if stack_runs(shared):
+        Stack(shared).up(tell)
+        yield load()
+        return
+    own = shared / "demo"
+    stack = Stack(own)
+    kept = False
+    try:
+        if not stack_runs(own):
+            # What an earlier demo left is of no use: the accounting starts from an empty index.
+            shutil.rmtree(own, ignore_errors=True)
+        stack.up(tell)
+        with _data_dir(own):
+            yield load()
+        kept = keep
+        if kept:
+            tell(f"the stack stays up: PENSTOCK_DATA_DIR={_shown(own)} penstock search …, … penstock down")
+    finally:
+        if not kept:
+            tell("stopping")
+            with _uninterrupted():
+                stack.down()
+
+
+@contextmanager
+def _data_dir(directory: Path) -> Iterator[None]:
+    """Settings are those of `directory`, here and in what is started from here."""
+    before = os.environ.get("PENSTOCK_DATA_DIR")
+    os.environ["PENSTOCK_DATA_DIR"] = str(directory)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PENSTOCK_DATA_DIR"]
+        else:
+            os.environ["PENSTOCK_DATA_DIR"] = before
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C pressed again must not leave half a stack behind."""
+    held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+
+
+def _shown(path: Path) -> str:
+    """Relative where that is shorter to type."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)

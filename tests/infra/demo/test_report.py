@@ -1,0 +1,50 @@
+"""Numbers of the report: percentiles, freshness of the right versions, and the JSON's keys."""
+
+import pytest
+
+from penstock.infra.demo.accounting import Accounting
+from penstock.infra.demo.report import Report, rows_of
+from penstock.infra.demo.watch import freshness_ms, percentile
+from penstock.schemas.events import IndexOp, IndexUpdate
+from penstock.schemas.rpc import Row, RowState
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "value"), [(1, 0.99, 1), (2, 0.5, 1), (100, 0.99, 99), (100, 0.5, 50), (1000, 0.99, 990)]
+)
+def test_percentiles_are_of_the_nearest_rank(count, share, value):
+    assert percentile(range(count, 0, -1), share) == value
+
+
+def test_nothing_has_no_percentile():
+    assert percentile([], 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("op", "revision", "fresh"), [(IndexOp.UPSERT, 0, 250.0), (IndexOp.UPSERT, 1, None), (IndexOp.EXPIRE, 0, None)]
+)
+def test_freshness_is_of_the_fast_lanes_upserts(op, revision, fresh):
+    update = IndexUpdate(posting_id="p", version=1, revision=revision, op=op, produced_at=1_000)
+    assert freshness_ms(Row(posting_id="p", state=RowState.LIVE, update=update, searchable_at=1_250)) == fresh
+    assert freshness_ms(Row(posting_id="p", state=RowState.ABSENT)) is None
+
+
+def test_the_report_has_the_promised_keys():
+    report = Report(
+        accounting=Accounting(10, 4, 3, 2, 1, 1, 0, 0),
+        freshness_ms={"searchable": {"p50": 200.0, "p99": 900.0, "samples": 4}},
+        postings_per_second=49.5,
+        queries={"published": 0},
+        without_vector=0,
+        rate=50.0,
+        seconds=1.0,
+        seed=1,
+        lines_refused=0,
+        interruptions={},
+        machine={"cores": 2, "memory_gib": 8, "system": "Linux"},
+    )
+    document = report.to_json()
+    promised = "published live deleted expired rejected dead_lettered lost wrong postings_per_second searches"
+    assert set(promised.split()) <= document.keys()
+    assert document["freshness_ms"]["searchable"]["p99"] == 900.0
+    assert ("lost · wrong", "0 · 0") in rows_of(report)
