@@ -261,8 +261,8 @@ def configured_ports(environ: Mapping[str, str], data_dir: Path) -> list[tuple[s
 def _chosen_ports(data_dir: Path) -> set[int]:
     """Ports that `penstock up` chose itself: it chooses others when they are taken."""
     try:
-        return set(json.loads((data_dir / "run" / "ports.json").read_text()).values())
-    except (OSError, ValueError):
+        return set(json.loads((data_dir / "run" / "ports.json").read_text())["chosen"].values())
+    except (OSError, ValueError, KeyError):
         return set()  # no stack yet
 
 

@@ -34,7 +34,7 @@ def jars_directory() -> Path:
 
 
 def present(directory: Path | None = None) -> bool:
-    """Whether the jars of this version's pom.xml are all there. A folder named by PENSTOCK_JARS is taken at its word."""
+    """Whether the jars of this pom.xml are all there. A folder named by PENSTOCK_JARS is taken at its word."""
     directory = directory or jars_directory()
     if os.environ.get("PENSTOCK_JARS"):
         return bool(kafka_jars(directory)) and bool(connector_jars(directory))

@@ -1,0 +1,62 @@
+"""Processes of a stack, known by the mark in their environment, which every descendant inherits.
+
+The mark, and not parentage, is what finds PyFlink's Python workers after their TaskManager was killed. It holds the
+data directory's path, so one stack's sweep never touches another's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+MARK = "PENSTOCK_STACK"
+PART = "PENSTOCK_PART"
+
+
+def members(root: Path, part: str | None = None) -> list[psutil.Process]:
+    """Live processes of the stack in `root` (of one part, if named), without the caller and its ancestors."""
+    own = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        if process.pid in own:
+            continue
+        try:
+            environment = process.environ()
+            if environment.get(MARK) != str(root) or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+        except (psutil.Error, OSError):
+            continue  # ended meanwhile, or another user's: not ours
+        if part is None or environment.get(PART) == part:
+            found.append(process)
+    return found
+
+
+def sweep(root: Path, part: str | None = None, *, grace: float = 0.0) -> list[int]:
+    """End every process of the stack (or part): SIGTERM and `grace` seconds, then SIGKILL. Returns their pids."""
+    swept: set[int] = set()
+    for _ in range(5):  # again, for one may have forked while we looked; not for ever, for one may be unkillable
+        leftovers = members(root, part)
+        if not leftovers:
+            break
+        swept.update(process.pid for process in leftovers)
+        if grace > 0:
+            _signal(leftovers, kill=False)
+            _, leftovers = psutil.wait_procs(leftovers, timeout=grace)
+            grace = 0.0
+        _signal(leftovers, kill=True)
+        psutil.wait_procs(leftovers, timeout=5)
+    return sorted(swept)
+
+
+def _signal(processes: Iterable[psutil.Process], *, kill: bool) -> None:
+    for process in processes:
+        try:
+            if kill:
+                process.kill()
+            else:
+                process.terminate()
+        except psutil.NoSuchProcess:
+            continue  # it went by itself
