@@ -81,6 +81,7 @@ class ModelsSettings(_Section):
     device: str = "cpu"
     threads: int = 1
     max_batch: int = 128
+    max_queue: int = Field(4_096, description="items that may wait for a lane; past it calls are refused")
     summary_tokens: int = 96
 
 

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from itertools import chain
 
+from penstock.ranker.summarizer.item_text import ITEM_TEMPLATE_ID, item_text
 from penstock.ranker.summarizer.sentences import sentences
 from penstock.ranker.summarizer.tokens import CountTokens, approximate_tokens, cut
 from penstock.schemas.events import PostingText
@@ -20,20 +21,187 @@ VERSION = "x1"
 
 _WORD = re.compile(r"[a-z][a-z+#]{2,}")
 _STOP = frozenset(
-    "the and for with that this are was were you your our not have has had will from into one two all any can may must"
-    " which who whom whose such than then them they their there these those other also been being but its his her how"
-    " what when where while would should could does did done per each more most some only very own same both above"
-    " below within using including based related following etc able a an of in on at by to or as is be it if".split()
+    [
+        "the",
+        "and",
+        "for",
+        "with",
+        "that",
+        "this",
+        "are",
+        "was",
+        "were",
+        "you",
+        "your",
+        "our",
+        "not",
+        "have",
+        "has",
+        "had",
+        "will",
+        "from",
+        "into",
+        "one",
+        "two",
+        "all",
+        "any",
+        "can",
+        "may",
+        "must",
+        "which",
+        "who",
+        "whom",
+        "whose",
+        "such",
+        "than",
+        "then",
+        "them",
+        "they",
+        "their",
+        "there",
+        "these",
+        "those",
+        "other",
+        "also",
+        "been",
+        "being",
+        "but",
+        "its",
+        "his",
+        "her",
+        "how",
+        "what",
+        "when",
+        "where",
+        "while",
+        "would",
+        "should",
+        "could",
+        "does",
+        "did",
+        "done",
+        "per",
+        "each",
+        "more",
+        "most",
+        "some",
+        "only",
+        "very",
+        "own",
+        "same",
+        "both",
+        "above",
+        "below",
+        "within",
+        "using",
+        "including",
+        "based",
+        "related",
+        "following",
+        "etc",
+        "able",
+        "a",
+        "an",
+        "of",
+        "in",
+        "on",
+        "at",
+        "by",
+        "to",
+        "or",
+        "as",
+        "is",
+        "be",
+        "it",
+        "if",
+    ]
 )
 # Words of the application form, not of the work.
 _FORM = frozenset(
-    "select answer answers question questions questionnaire statement statements response responses respond resume"
-    " applicant applicants applying apply application announcement eligible ineligible rating verify verification"
-    " submit review indicate described describes describe possess attach transcripts transcript equivalent"
-    " grade level specialized qualify qualified qualifications qualifying vacancy appropriate best demonstrates"
-    " demonstrate experience education position perform performed performing task tasks job year years federal"
-    " service sector private public note yes none documentation equal opportunity employer gender race religion"
-    " disability veteran thank interest consideration supervisor normally closely independently expert".split()
+    [
+        "select",
+        "answer",
+        "answers",
+        "question",
+        "questions",
+        "questionnaire",
+        "statement",
+        "statements",
+        "response",
+        "responses",
+        "respond",
+        "resume",
+        "applicant",
+        "applicants",
+        "applying",
+        "apply",
+        "application",
+        "announcement",
+        "eligible",
+        "ineligible",
+        "rating",
+        "verify",
+        "verification",
+        "submit",
+        "review",
+        "indicate",
+        "described",
+        "describes",
+        "describe",
+        "possess",
+        "attach",
+        "transcripts",
+        "transcript",
+        "equivalent",
+        "grade",
+        "level",
+        "specialized",
+        "qualify",
+        "qualified",
+        "qualifications",
+        "qualifying",
+        "vacancy",
+        "appropriate",
+        "best",
+        "demonstrates",
+        "demonstrate",
+        "experience",
+        "education",
+        "position",
+        "perform",
+        "performed",
+        "performing",
+        "task",
+        "tasks",
+        "job",
+        "year",
+        "years",
+        "federal",
+        "service",
+        "sector",
+        "private",
+        "public",
+        "note",
+        "yes",
+        "none",
+        "documentation",
+        "equal",
+        "opportunity",
+        "employer",
+        "gender",
+        "race",
+        "religion",
+        "disability",
+        "veteran",
+        "thank",
+        "interest",
+        "consideration",
+        "supervisor",
+        "normally",
+        "closely",
+        "independently",
+        "expert",
+    ]
 )
 _DUTY = re.compile(
     r"\b(?:responsible|duties|responsibilities|manag|supervis|lead|develop|design|maintain|operat|repair|install|"
@@ -68,7 +236,7 @@ class ExtractiveSummarizer:
             raise ValueError(f"max_tokens: got {max_tokens}, expected at least 1 (settings: models.summary_tokens)")
         self._max_tokens = max_tokens
         self._count = count
-        self._id = f"extractive-{VERSION}-{counter_id}-{max_tokens}"
+        self._id = f"extractive-{VERSION}-{counter_id}-{max_tokens}+{ITEM_TEMPLATE_ID}"
 
     @property
     def summarizer_id(self) -> str:
@@ -88,6 +256,9 @@ class ExtractiveSummarizer:
             return text
         first = max(range(len(found)), key=lambda at: (not _BOILERPLATE.search(found[at]), -at))
         return cut(found[first], self._max_tokens, self._count)
+
+    def item_text(self, posting: PostingText, summary: str) -> str:
+        return item_text(posting, summary)
 
     def _choose(self, found: list[str], title: str) -> list[int]:
         """Positions, best first, whose counts together are within the budget."""

@@ -18,3 +18,7 @@ class Summarizer(Protocol):
     def summarize(self, posting: PostingText) -> str:
         """What a ranking model should read of the description; empty when there is nothing to read."""
         ...
+
+    def item_text(self, posting: PostingText, summary: str) -> str:
+        """What the ranking model reads of the posting as a whole: attributes and `summary`, bounded."""
+        ...

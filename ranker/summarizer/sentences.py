@@ -14,7 +14,9 @@ _LONGEST_MARKED = 2_000  # characters of one sentence that are looked at
 _END = re.compile(r"(?<=[.!?])[\"')\]]?\s+(?=[A-Z0-9(\"'•*-])|(?<=;)\s+(?=[A-Z(])|\s+(?=[•▪●◦]\s)")
 _MARKER = re.compile(r"^(?:[•▪●◦*–-]+\s*|\(?(?:\d{1,3}|[A-Za-z]|[ivx]{1,4})[.)]\s+)+")
 # What ends with a full stop and does not end a sentence.
-_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|U\.S|No|Dr|Mr|Ms|St|vs|approx|incl|Inc|Ph\.D|[A-Z])|^\d{1,3}|^[A-Z])\.$")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|etc|U\.S|No|Dr|Mr|Ms|St|vs|approx|incl|Inc|Ph\.D|[A-Z])|^\d{1,3}|^[A-Z])\.$"
+)
 
 
 def sentences(text: str) -> list[str]:

@@ -1,0 +1,329 @@
+"""The models role: texts to vectors, summaries and understood queries, batched across callers.
+
+Life of a call: gRPC thread -> cache -> its lane (queries before fresh postings before refinement) -> reply. One item
+that cannot be encoded is answered without a vector and counted; it never fails its batch. Ready means that a forward
+of a fixed text just gave a finite unit vector, and health repeats that forward when no other work has proven it.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import grpc
+import numpy as np
+import psutil
+import structlog
+
+from penstock.infra.settings import Settings
+from penstock.infra.telemetry import DEGRADED, STAGE_SECONDS
+from penstock.retrieval.encoder.interface import Encoder
+from penstock.retrieval.encoder.lanes import Lane, LaneLimits, Precedence
+from penstock.retrieval.encoder.planes import dense_floats
+from penstock.retrieval.understanding.interface import Understander
+from penstock.schemas import grpc_avro
+from penstock.schemas.events import Enrichment, PostingText, QueryVector, Understood, Vector
+from penstock.schemas.grpc_avro import NotReady, Refused
+from penstock.schemas.rpc import (
+    AnalyzeQueriesReply,
+    AnalyzeQueriesRequest,
+    EnrichPostingsReply,
+    EnrichPostingsRequest,
+    Models,
+    QueryAnalysis,
+    RoleStatus,
+    StatusRequest,
+)
+from penstock.schemas.validate import text_hash
+
+ROLE = "models"
+WORKERS = 32  # gRPC threads; most of them wait for a lane
+CACHED = 8_192  # enrichments kept, about 3 KB each
+PROVEN_S = 10.0  # a forward this recent proves health
+PROBE_TIMEOUT_S = 5.0
+UNIT_TOLERANCE = 0.02  # bfloat16 keeps eight bits
+
+_PROBE_QUERY = "registered nurse"
+_PROBE_POSTING = PostingText(title="Registered Nurse", description="Cares for patients on a medical ward.")
+
+
+class Summarizer(Protocol):
+    """The ranker's summariser, as this role sees it (retrieval does not import the ranker)."""
+
+    @property
+    def summarizer_id(self) -> str: ...
+
+    def summarize(self, posting: PostingText) -> str: ...
+
+    def item_text(self, posting: PostingText, summary: str) -> str: ...
+
+
+class BadForward(Exception):
+    """An encoder gave something that is no finite unit vector."""
+
+
+class ModelsService:
+    """Handlers of the role. Owns its lanes and the cache (under its lock); `close()` ends the lanes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        encoder: Encoder,
+        understander: Understander,
+        summarizer: Summarizer,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock` gives seconds since the epoch, for queries that name a time."""
+        self._encoder = encoder
+        self._understander = understander
+        self._summarizer = summarizer
+        self._clock = clock
+        self._refine: Callable[[Sequence[PostingText]], list[Vector]] = getattr(
+            encoder, "refine_postings", encoder.encode_postings
+        )
+        self._cache: OrderedDict[tuple[str, bool], Enrichment] = OrderedDict()
+        self._cache_lock = threading.Lock()
+        self._hits = 0
+        self._process = psutil.Process()
+        self._reason = "warming up"  # why it is not ready; empty when it is
+        self._warm = False
+        self._probes = itertools.count(1)
+        self._proven = 0.0  # monotonic seconds of the newest good forward
+        batch, pending = settings.models.max_batch, settings.models.max_queue
+        order = Precedence()
+        self._queries: Lane[str, QueryVector | None] = Lane(
+            "queries", 0, LaneLimits(batch, pending, 0.001, batch, 0.0), order, self._encode_queries
+        )
+        # Eight postings are some 15 ms of Python, which a query's forward would otherwise compete with.
+        self._fresh: Lane[PostingText, Enrichment] = Lane(
+            "postings", 1, LaneLimits(batch, pending, 0.002, 8, 0.03), order, self._enrich_fresh
+        )
+        self._refined: Lane[PostingText, Enrichment] = Lane(
+            "refine", 2, LaneLimits(batch, pending, 0.002, 4, 0.25), order, self._enrich_refined
+        )
+
+    # --- handlers ------------------------------------------------------------------------------------------------
+
+    def enrich(self, request: EnrichPostingsRequest, context: grpc.ServicerContext) -> EnrichPostingsReply:
+        """Raises NotReady, Refused, TimeoutError."""
+        self._check_ready()
+        keys = [(text_hash(posting), request.refine) for posting in request.postings]
+        known = self._cached(keys)
+        fresh = {key: posting for key, posting in zip(keys, request.postings, strict=True) if key not in known}
+        lane = self._refined if request.refine else self._fresh
+        made = _wait(lane.submit(list(fresh.values()), context.is_active), context)
+        answers = {**known, **dict(zip(fresh, made, strict=True))}
+        self._remember({key: answers[key] for key in fresh if answers[key].vector is not None})
+        return EnrichPostingsReply(enrichments=tuple(answers[key] for key in keys))
+
+    def analyze(self, request: AnalyzeQueriesRequest, context: grpc.ServicerContext) -> AnalyzeQueriesReply:
+        """Raises NotReady, Refused, TimeoutError."""
+        self._check_ready()
+        coming = self._queries.submit(list(request.texts), context.is_active)
+        with STAGE_SECONDS.labels(ROLE, "understand").time():
+            understood = [self._understand(text) for text in request.texts]
+        analyses = []
+        for text, vector, read in zip(request.texts, _wait(coming, context), understood, strict=True):
+            if vector is None:
+                raise NotReady(f"the query {text[:80]!r} could not be encoded; the models role's log says why")
+            analyses.append(QueryAnalysis(vector=vector, understood=read))
+        return AnalyzeQueriesReply(analyses=tuple(analyses))
+
+    def status(self, request: StatusRequest, context: grpc.ServicerContext) -> RoleStatus:
+        if self._warm and (self._reason or time.monotonic() - self._proven > PROVEN_S):
+            self.probe()
+        lanes: tuple[Lane[Any, Any], ...] = (self._queries, self._fresh, self._refined)
+        numbers = {f"{lane.name}_waiting": float(lane.pending) for lane in lanes}
+        numbers |= {f"{lane.name}_done": float(lane.done) for lane in lanes}
+        numbers |= {
+            "cache_hits": float(self._hits),
+            "cached": float(len(self._cache)),
+            "resident_bytes": float(self._process.memory_info().rss),
+            "proven_seconds_ago": time.monotonic() - self._proven,
+        }
+        texts = {
+            "encoder_id": self._encoder.encoder_id,
+            "space_id": self._encoder.space_id,
+            "summarizer_id": self._summarizer.summarizer_id,
+        }
+        return RoleStatus(role=ROLE, ready=not self._reason, reason=self._reason, numbers=numbers, texts=texts)
+
+    # --- health --------------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Every path once, outside the lanes. Raises BadForward or whatever the encoder raises."""
+        _check_unit(dense_floats(self._encoder.encode_postings([_PROBE_POSTING])[0].dense), "a posting")
+        _check_unit(dense_floats(self._refine([_PROBE_POSTING])[0].dense), "a refined posting")
+        _check_unit(np.frombuffer(self._encoder.encode_queries([_PROBE_QUERY])[0].dense, "<f4"), "a query")
+        self._summarizer.item_text(_PROBE_POSTING, self._summarizer.summarize(_PROBE_POSTING))
+        self._understander.understand("nurse in Columbus, Ohio", now_ms=0)
+        self._warm = True
+        self._succeeded()
+
+    def probe(self) -> None:
+        """A real forward, now, through the lane that people wait for; its failure makes the role not ready."""
+        text = f"{_PROBE_QUERY} {next(self._probes)}"  # never the same: a cached vector proves nothing
+        try:
+            vector = self._queries.submit([text]).result(PROBE_TIMEOUT_S)[0]
+            if vector is None:
+                raise BadForward("the probe query could not be encoded")
+            _check_unit(np.frombuffer(vector.dense, "<f4"), "a query")
+        except Refused:
+            return  # as many wait as may: that is load, and the work itself proves health
+        except Exception as error:  # whatever it is, health must say so and go on
+            self._failed(f"a forward of a fixed text failed: {type(error).__name__}: {error}")
+        else:
+            self._succeeded()
+
+    def _succeeded(self) -> None:
+        self._proven = time.monotonic()
+        self._reason = ""
+
+    def _failed(self, reason: str) -> None:
+        DEGRADED.labels(ROLE, "unhealthy").inc()
+        structlog.get_logger(role=ROLE).error("not ready", reason=reason)
+        self._reason = reason
+
+    @property
+    def ready(self) -> bool:
+        return not self._reason
+
+    def _check_ready(self) -> None:
+        if self._reason:
+            raise NotReady(f"the models role is not ready: {self._reason}")
+
+    # --- work of the lanes ---------------------------------------------------------------------------------------
+
+    def _encode_queries(self, texts: list[str]) -> list[QueryVector | None]:
+        out = _each(self._encoder.encode_queries, texts, "encode_query")
+        if any(vector is not None for vector in out):
+            self._proven = time.monotonic()
+        return out
+
+    def _enrich_fresh(self, postings: list[PostingText]) -> list[Enrichment]:
+        return self._enrich(self._encoder.encode_postings, postings)
+
+    def _enrich_refined(self, postings: list[PostingText]) -> list[Enrichment]:
+        return self._enrich(self._refine, postings)
+
+    def _enrich(
+        self, encode: Callable[[Sequence[PostingText]], list[Vector]], postings: list[PostingText]
+    ) -> list[Enrichment]:
+        with STAGE_SECONDS.labels(ROLE, "encode").time():
+            vectors = _each(encode, postings, "encode_posting")
+        with STAGE_SECONDS.labels(ROLE, "summarize").time():
+            texts = _each(lambda some: [self._texts(posting) for posting in some], postings, "summarize")
+        out = []
+        for vector, text in zip(vectors, texts, strict=True):
+            if vector is not None and not np.any(dense_floats(vector.dense)):
+                DEGRADED.labels(ROLE, "posting_without_words").inc()
+                vector = None
+            summary, item = text or (None, None)
+            out.append(Enrichment(vector=vector, summary=summary, item_text=item))
+        return out
+
+    def _texts(self, posting: PostingText) -> tuple[str, str]:
+        summary = self._summarizer.summarize(posting)
+        return summary, self._summarizer.item_text(posting, summary)
+
+    def _understand(self, text: str) -> tuple[Understood, ...]:
+        try:
+            return self._understander.understand(text, now_ms=int(self._clock() * 1000))
+        except Exception as error:  # a search without filters is better than none
+            DEGRADED.labels(ROLE, "understand").inc()
+            structlog.get_logger(role=ROLE).exception("query not understood", text=text, error=repr(error))
+            return ()
+
+    # --- cache ---------------------------------------------------------------------------------------------------
+
+    def _cached(self, keys: list[tuple[str, bool]]) -> dict[tuple[str, bool], Enrichment]:
+        found = {}
+        with self._cache_lock:
+            for key in keys:
+                if key in self._cache:
+                    self._cache.move_to_end(key)
+                    found[key] = self._cache[key]
+            self._hits += len(found)
+        return found
+
+    def _remember(self, made: dict[tuple[str, bool], Enrichment]) -> None:
+        with self._cache_lock:
+            self._cache.update(made)
+            while len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
+
+    def close(self) -> None:
+        self._warm = False
+        self._reason = "stopping"
+        for lane in (self._queries, self._fresh, self._refined):
+            lane.close()
+
+
+def _wait(coming: Future[list[Any]], context: grpc.ServicerContext) -> list[Any]:
+    left: float | None = context.time_remaining()
+    try:
+        return coming.result(left)
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"not done in the {left:.3f} s that the caller left") from error
+
+
+def _each(work: Callable[[list[Any]], list[Any]], items: list[Any], what: str) -> list[Any]:
+    """`work` on all items at once; if that fails, one by one, so that only those at fault are None."""
+    try:
+        return work(items)
+    except Exception:  # counted below, item by item
+        out: list[Any] = []
+        for item in items:
+            try:
+                out.extend(work([item]))
+            except Exception as error:
+                DEGRADED.labels(ROLE, what).inc()
+                structlog.get_logger(role=ROLE).warning(
+                    "item failed", what=what, error=repr(error), item=repr(item)[:200]
+                )
+                out.append(None)
+        return out
+
+
+def _check_unit(dense: np.ndarray[Any, np.dtype[np.float32]], what: str) -> None:
+    norm = float(np.linalg.norm(dense)) if np.isfinite(dense).all() else float("nan")
+    if not abs(norm - 1.0) <= UNIT_TOLERANCE:
+        raise BadForward(f"{what} of the warm-up has norm {norm}, expected 1: are the encoder's weights intact?")
+
+
+def serve(
+    settings: Settings,
+    stop: threading.Event,
+    *,
+    encoder: Encoder,
+    understander: Understander,
+    summarizer: Summarizer,
+) -> None:
+    """Blocks until `stop`. Raises PortInUse, BadForward and what the encoder raises on its first forward."""
+    import torch  # this role's alone: the module is also read by tests and tools that hold no model
+
+    torch.set_num_threads(settings.models.threads)
+    # A query's forward takes the interpreter lock some hundred times: it must not wait 5 ms for each.
+    sys.setswitchinterval(0.001)
+    log = structlog.get_logger(role=ROLE)
+    service = ModelsService(settings, encoder=encoder, understander=understander, summarizer=summarizer)
+    handlers = {Models.ENRICH: service.enrich, Models.ANALYZE: service.analyze, Models.STATUS: service.status}
+    server = grpc_avro.serve(settings.models.listen, handlers, workers=WORKERS)
+    try:
+        service.warm_up()
+        gc.collect()
+        gc.freeze()  # weights and tables live as long as the process: no collection should walk them
+        log.info("ready", listen=settings.models.listen, encoder=encoder.encoder_id, pid=os.getpid())
+        stop.wait()
+    finally:
+        server.stop(grace=2.0).wait()
+        service.close()
