@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,8 +152,8 @@ class ScoreCache:
             DEGRADED.labels("ranker", "score cache").inc()
 
 
-def _set_all(client: object, rows: Mapping[str, Row], ttl_s: int) -> None:
-    pipeline = client.pipeline(transaction=False)  # type: ignore[attr-defined]  # redis-py's own type is generic
+def _set_all(client: Any, rows: Mapping[str, Row], ttl_s: int) -> None:
+    pipeline = client.pipeline(transaction=False)
     for key, row in rows.items():
         pipeline.setex(key, ttl_s, struct.pack(f"<{len(row)}d", *row))
     pipeline.execute()

@@ -143,7 +143,10 @@ class KafkaSource:
         if positions:
             places = [TopicPartition(self.topic, partition, offset) for partition, offset in positions.items()]
             try:
-                self._consumer.commit(offsets=places, asynchronous=not wait)
+                if wait:
+                    self._consumer.commit(offsets=places, asynchronous=False)
+                else:
+                    self._consumer.commit(offsets=places, asynchronous=True)
             except KafkaException as error:  # not ours any more, or the broker is away: a later commit says it again
                 log.warning("offsets not committed", topic=self.topic, error=str(error))
 
@@ -215,7 +218,9 @@ class KafkaSink:
 
 def _record(message: Message) -> Record:
     kind, timestamp = message.timestamp()
-    return Record(message.partition(), message.offset(), message.key(), message.value(), timestamp if kind else None)
+    partition, offset = message.partition(), message.offset()
+    assert partition is not None and offset is not None, "a consumed message has both"
+    return Record(partition, offset, message.key(), message.value(), timestamp if kind else None)
 
 
 def _log_commit(error: KafkaError | None, places: list[TopicPartition]) -> None:

@@ -59,10 +59,11 @@ class RedisLink:
         self._lock = threading.Lock()
         self._gate = Gate()
 
-    def run(self, command: Callable[[redis.Redis], T], *, insist: bool = False) -> T:
-        """What `command` returns. Raises RedisAway; `insist` asks even when the gate is closed (background work).
+    def run(self, command: Callable[[Any], T], *, insist: bool = False) -> T:
+        """What `command` returns, given the client (a redis.Redis, whose own types mix in the asynchronous one's).
 
-        A lost race (redis.WatchError) is not an outage and passes through.
+        Raises RedisAway; `insist` asks even when the gate is closed (background work). A lost race (redis.WatchError)
+        is not an outage and passes through.
         """
         with self._lock:
             if not insist and not self._gate.is_open(self._clock()):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import structlog
 from prometheus_client import Counter
 
-from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull, RankerError, RankFailed
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull, RankFailed
 from penstock.ranker.shaping.queue import Admission, Policy, Ticket
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import RankRequest, RankResult
@@ -111,7 +111,7 @@ class RankService:
             self._end(job, "expired", error)
         except CallerLeft as error:
             self._end(job, "left", error)
-        except (RankerError, WireError) as error:
+        except (RankFailed, WireError) as error:
             self._end(job, "failed", error)
         except Exception as error:  # whatever it is, the caller is told and the worker lives on
             log.exception("a request broke its stage", request_id=job.request.request_id)

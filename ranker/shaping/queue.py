@@ -74,7 +74,7 @@ class DeadlineQueue(Generic[T]):
 
     def take(self, now_ms: int) -> Taken[T]:
         """The waiting request with the earliest deadline after `now_ms`, and every one whose deadline has come."""
-        expired = []
+        expired: list[Ticket[T]] = []
         while self._heap:
             ticket = heapq.heappop(self._heap)[2]
             if not ticket.waiting:

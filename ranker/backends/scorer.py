@@ -1,0 +1,76 @@
+"""What a scorer is: a query and candidates in, a calibrated probability a candidate out, with what it is made of.
+
+A pair's score depends on that pair alone (never on what else is in the batch, on time or on place in it), so that it
+can be cached. Whatever a scorer cannot score is an error: a number that is not a probability is never ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.ranker.errors import NonFiniteScore
+from penstock.schemas.events import IndexUpdate, QueryVector
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringQuery:
+    """The query's side of a pair."""
+
+    text: str
+    vector: QueryVector | None
+
+    def identity(self) -> bytes:
+        """Equal for queries whose pairs score the same, as part of cache keys."""
+        parts = [self.text.encode()]
+        if self.vector is not None:
+            parts += [self.vector.space_id.encode(), self.vector.encoder_id.encode()]
+            parts += [self.vector.dense, self.vector.lexical or b""]
+        return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringItem:
+    """The posting's side: what retrieval scored, and the posting itself."""
+
+    dense: float
+    lexical: float
+    update: IndexUpdate  # an UPSERT; its vector is not needed
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Checked when made: raises NonFiniteScore unless every p is in [0, 1] and every part is finite."""
+
+    p: NDArray[np.float64]  # [n]
+    parts: NDArray[np.float64]  # [n, len(scorer.part_names)]
+    notes: tuple[str, ...] = ()  # what was done to the input, for the result's `degraded`
+
+    def __post_init__(self) -> None:
+        if self.parts.shape[:1] != self.p.shape:
+            raise NonFiniteScore(f"{self.p.shape[0]} scores with parts for {self.parts.shape[0]}: expected as many")
+        bad = ~np.isfinite(self.p) | (self.p < 0.0) | (self.p > 1.0) | ~np.isfinite(self.parts).all(axis=1)
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise NonFiniteScore(
+                f"{int(bad.sum())} of {len(self.p)} scores are not probabilities (candidate {first}: p = "
+                f"{self.p[first]}, parts {self.parts[first].tolist()}): the weights or their input are damaged"
+            )
+
+
+class Scorer(Protocol):
+    """Safe to call from several threads."""
+
+    @property
+    def model_id(self) -> str:
+        """Weights, template and tokenizer in one name: equal names score equally."""
+
+    @property
+    def part_names(self) -> tuple[str, ...]: ...
+
+    def score(self, query: ScoringQuery, items: Sequence[ScoringItem]) -> Scores:
+        """One score an item, in order. Raises NonFiniteScore."""

@@ -1,0 +1,175 @@
+"""The way of one request through the ranker, step by step; each step's time is in the result.
+
+queue      waited for a worker (measured by the desk)
+analyze    the text's vector and what it says, where the request does not bring them; what of that is strict
+retrieve   the block of candidates that the page lies in, exactly filtered
+cache      scores already known of these posting versions
+features   the postings behind the others
+score      the others
+reply      order, page, cursor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from penstock.infra.telemetry import DEGRADED
+from penstock.ranker import candidates, policy, scoring, strictness
+from penstock.ranker.backends.scorer import ScoringQuery
+from penstock.ranker.cache import ScoreCache
+from penstock.ranker.candidates import Found, Retrieval
+from penstock.ranker.feature_store import FeatureStore
+from penstock.ranker.policy import DepthLimits, Window
+from penstock.ranker.records import Records
+from penstock.ranker.scoring import Scored, Scorers
+from penstock.ranker.service import Job
+from penstock.ranker.stages import Stages
+from penstock.schemas.events import Filter, QueryVector, RankedItem, RankRequest, RankResult, Understood
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import AnalyzeQueriesReply, AnalyzeQueriesRequest, HoldsRequest
+
+NEWEST_FIRST = "newest-first"  # the model id of a request that has neither words nor a vector
+
+
+class Models(Protocol):
+    """What the ranker asks of `penstock.retrieval.client.ModelsClient`."""
+
+    def analyze(self, request: AnalyzeQueriesRequest, timeout: float) -> AnalyzeQueriesReply: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    vector: QueryVector | None
+    understood: tuple[Understood, ...]
+    filters: Filter | None
+
+
+class Pipeline:
+    """Holds the clients and caches; keeps nothing of a request. Safe to share between workers.
+
+    `now_ms` gives epoch milliseconds, `clock` monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Models,
+        retrieval: Retrieval,
+        shards: int,
+        store: FeatureStore,
+        cache: ScoreCache,
+        scorers: Scorers,
+        limits: DepthLimits,
+        now_ms: Callable[[], int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._models = models
+        self._retrieval = retrieval
+        self._shards = shards
+        self._store = store
+        self._cache = cache
+        self._scorers = scorers
+        self._limits = limits
+        self._now_ms = now_ms
+        self._clock = clock
+
+    def check(self, request: RankRequest) -> None:
+        """Raises InvalidRecord naming the field."""
+        policy.check_request(request, self._limits)
+        policy.decide_window(request, self._limits)
+
+    def rank(self, job: Job, waited_ms: float) -> RankResult:
+        """Raises InvalidRecord, DeadlinePassed, CallerLeft or RankFailed naming the stage."""
+        request = job.request
+        stages = Stages(job.deadline_ms, self._now_ms, self._clock, job.left.is_set, waited_ms)
+        window = policy.decide_window(request, self._limits)
+        with stages.stage("analyze"):
+            query = self._understand(request, stages)
+        with stages.stage("retrieve"):
+            found = candidates.find(
+                self._retrieval,
+                request,
+                query.vector,
+                query.filters,
+                window,
+                shards=self._shards,
+                remaining_s=lambda: stages.remaining_s,
+            )
+            stages.degrade(*found.degraded)
+        if query.vector is None:
+            scored, model_id = _unscored(found), NEWEST_FIRST
+        else:
+            scored, model_id = self._score(request, query.vector, found, stages), self._scorers.model_id
+        with stages.stage("reply"):
+            result = self._reply(request, window, query, found, scored, model_id)
+        return replace(result, degraded=tuple(stages.degraded), timings=dict(stages.timings))
+
+    def _understand(self, request: RankRequest, stages: Stages) -> _Query:
+        vector, understood = request.query.vector, request.query.understood
+        if vector is None and request.query.text.strip():
+            [analysis] = self._models.analyze(
+                AnalyzeQueriesRequest(texts=(request.query.text,)), stages.remaining_s
+            ).analyses
+            vector, understood = analysis.vector, understood or analysis.understood
+
+        def holds(clauses: tuple[Filter, ...]) -> tuple[bool, ...]:
+            try:
+                ask = HoldsRequest(tenant=request.tenant, clauses=clauses)
+                return self._retrieval.holds(ask, stages.remaining_s).held
+            except CallError as error:  # without a yes nothing becomes strict
+                DEGRADED.labels("ranker", "holds").inc()
+                stages.degrade(f"understood: {error}; what needs values is not applied")
+                return (False,) * len(clauses)
+
+        decided = strictness.decide_strictness(understood, request.query.filters, holds)
+        return _Query(vector, decided.understood, decided.filters)
+
+    def _score(self, request: RankRequest, vector: QueryVector, found: Found, stages: Stages) -> Scored:
+        records = Records(self._store, self._retrieval, found.hits, lambda: stages.remaining_s)
+        query = ScoringQuery(request.query.text, vector)
+        return scoring.score(self._scorers, self._cache, query, request.tenant, found.hits, records, stages)
+
+    def _reply(
+        self, request: RankRequest, window: Window, query: _Query, found: Found, scored: Scored, model_id: str
+    ) -> RankResult:
+        live = [at for at in range(len(found.hits)) if not np.isnan(scored.p[at])]
+        if model_id != NEWEST_FIRST:  # otherwise retrieval's order is the answer
+            live = [live[place] for place in policy.order(scored.p[live], [found.hits[at].posting_id for at in live])]
+        return RankResult(
+            request_id=request.request_id,
+            tenant=request.tenant,
+            class_=request.class_,
+            items=tuple(
+                RankedItem(
+                    posting_id=found.hits[at].posting_id,
+                    version=found.hits[at].version,
+                    revision=found.hits[at].revision,
+                    score=float(scored.p[at]),
+                    parts=scored.parts[at],
+                )
+                for at in live[window.first : window.last]
+            ),
+            total=found.total,
+            depth_asked=window.asked,
+            depth_served=len(live),
+            lm_scored=scored.lm_scored,
+            cache_hits=scored.cache_hits,
+            model_id=model_id,
+            epoch=found.epochs,
+            understood=query.understood,
+            next_cursor=policy.next_cursor(
+                request, window, in_block=len(found.hits), epoch=found.epoch, limits=self._limits
+            ),
+            timings={},
+            trace=request.trace,
+        )
+
+
+def _unscored(found: Found) -> Scored:
+    """Neither words nor a vector: nothing to compare with, so every posting scores 0 and the newest come first."""
+    parts = [{"recency": float(hit.recency)} for hit in found.hits]
+    return Scored(np.zeros(len(found.hits)), parts, 0, 0)

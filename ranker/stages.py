@@ -1,0 +1,76 @@
+"""Where a request's time goes, and where it may stop: one object a request, used by one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from penstock.infra.telemetry import STAGE_SECONDS
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, RankFailed
+from penstock.schemas.errors import WireError
+
+LONGEST_CALL_S = 10.0  # a call to another role never holds a worker for longer, however far the deadline
+
+
+class Stages:
+    """Times each stage without the stages inside it, checks the deadline on entry, and names the stage that failed.
+
+    `now_ms` gives epoch milliseconds, `clock` monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        deadline_ms: int,
+        now_ms: Callable[[], int],
+        clock: Callable[[], float],
+        has_left: Callable[[], bool],
+        waited_ms: float,
+    ) -> None:
+        self._deadline_ms = deadline_ms
+        self._now_ms = now_ms
+        self._clock = clock
+        self._has_left = has_left
+        self._began_ms = now_ms() - waited_ms
+        self._inside: list[float] = []  # seconds that stages within each open stage took
+        self.timings: dict[str, float] = {"queue": waited_ms}
+        self.degraded: dict[str, None] = {}  # in order, each once
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Raises DeadlinePassed or CallerLeft on entry; what goes wrong inside leaves as RankFailed(name)."""
+        self._check(name)
+        begin = self._clock()
+        self._inside.append(0.0)
+        try:
+            yield
+        except (DeadlinePassed, CallerLeft, RankFailed, WireError):
+            raise
+        except Exception as error:
+            if self._now_ms() >= self._deadline_ms:
+                raise self._too_late(f"{name} ended") from error
+            raise RankFailed(name, error) from error
+        finally:
+            took = self._clock() - begin
+            own = took - self._inside.pop()
+            if self._inside:
+                self._inside[-1] += took
+            self.timings[name] = self.timings.get(name, 0.0) + own * 1000
+            STAGE_SECONDS.labels("ranker", name).observe(own)
+
+    @property
+    def remaining_s(self) -> float:
+        """What a call to another role may take now, in (0, LONGEST_CALL_S]."""
+        return min(LONGEST_CALL_S, max(0.001, (self._deadline_ms - self._now_ms()) / 1000))
+
+    def degrade(self, *reasons: str) -> None:
+        self.degraded.update(dict.fromkeys(reasons))
+
+    def _check(self, name: str) -> None:
+        if self._has_left():
+            raise CallerLeft(f"the caller left before {name}")
+        if self._now_ms() >= self._deadline_ms:
+            raise self._too_late(name)
+
+    def _too_late(self, name: str) -> DeadlinePassed:
+        now = self._now_ms()
+        return DeadlinePassed(name, late_ms=now - self._deadline_ms, waited_ms=now - self._began_ms)

@@ -1,0 +1,411 @@
+"""One request through the ranker: retrieval in memory, a real Redis, a scorer whose numbers are known."""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shelf_in_memory import Shelf
+
+from penstock.infra.settings import RedisSettings
+from penstock.ranker import scoring
+from penstock.ranker.backends.scorer import Scores
+from penstock.ranker.cache import ScoreCache
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, RankFailed
+from penstock.ranker.feature_store import Batch, FeatureStore
+from penstock.ranker.pipeline import Pipeline
+from penstock.ranker.policy import DepthLimits
+from penstock.ranker.redis_link import RedisLink, connect
+from penstock.ranker.scoring import Scorers
+from penstock.ranker.service import Job
+from penstock.schemas import filters
+from penstock.schemas.errors import InvalidRecord
+from penstock.schemas.events import (
+    Attributes,
+    IndexOp,
+    IndexUpdate,
+    Location,
+    Missing,
+    Page,
+    QueryVector,
+    RankQuery,
+    RankRequest,
+    Understood,
+)
+from penstock.schemas.rpc import AnalyzeQueriesReply, QueryAnalysis
+
+NOW = 1_000_000_000
+VECTOR = QueryVector(space_id="s", encoder_id="e", dense=np.array([1, 0], "<f4").tobytes())
+LIMITS = DepthLimits(6, 40)
+STAGES = {"queue", "analyze", "retrieve", "cache", "features", "score", "reply"}
+
+
+def posting(name, version=1, revision=0, region=None, posted_at=None):
+    place = Location(region=region) if region else None
+    return IndexUpdate(
+        posting_id=name,
+        version=version,
+        revision=revision,
+        op=IndexOp.UPSERT,
+        attributes=Attributes(title=f"title of {name}", location=place, posted_at=posted_at),
+        produced_at=5,
+    )
+
+
+class Reader:
+    """p from the title's last digit; remembers what it scored."""
+
+    def __init__(self, model_id="reader", sign=1.0):
+        self.model_id = model_id
+        self.part_names = ("title", "dense")
+        self.sign = sign
+        self.scored = []
+        self.broken = False
+
+    def score(self, query, items):
+        self.scored += [item.update.posting_id for item in items]
+        digit = np.array([float(item.update.attributes.title[-1]) for item in items])
+        p = np.full(len(items), np.nan) if self.broken else 0.5 + self.sign * digit / 100
+        return Scores(p, np.column_stack([digit, [item.dense for item in items]]))
+
+
+class Encoder:
+    """The models role: one vector for every text, and what it understands."""
+
+    def __init__(self, understood=()):
+        self.understood = understood
+        self.texts = []
+
+    def analyze(self, request, timeout):
+        self.texts += request.texts
+        return AnalyzeQueriesReply(analyses=(QueryAnalysis(vector=VECTOR, understood=self.understood),))
+
+
+class World:
+    """A ranker's surroundings, and the pipeline in them."""
+
+    def __init__(self, redis_url, count=10, lm=None, lm_items=0, shards=1, models=None, limits=LIMITS):
+        self.shelf, self.fused, self.models = Shelf(), Reader(), models or Encoder()
+        self.now = NOW
+        link = RedisLink(connect(RedisSettings(url=redis_url)), time.monotonic)
+        self.store = FeatureStore(link, "t", 60_000)
+        self.pipeline = Pipeline(
+            models=self.models,
+            retrieval=self.shelf,
+            shards=shards,
+            store=self.store,
+            cache=ScoreCache(link, "t", 900, time.monotonic),
+            scorers=Scorers(self.fused, lm, lm_items),
+            limits=limits,
+            now_ms=lambda: self.now,
+            clock=time.monotonic,
+        )
+        for number in range(count):  # p9 is nearest to the query
+            self.add(posting(f"p{number}"), number)
+
+    def add(self, update, dense, stored=True):
+        self.shelf.put(update, None if dense is None else np.array([dense, 0.0]))
+        if stored:
+            self.store.write(Batch(updates=[update], before={}, after={}))
+
+    def rank(self, left=False, text="nurse", **changes):
+        query = changes.pop("query", None) or RankQuery(text=text)
+        job = Job(
+            replace(RankRequest(request_id="r", deadline=NOW + 10_000, query=query), **changes),
+            deadline_ms=NOW + 10_000,
+        )
+        if left:
+            job.left.set()
+        return self.pipeline.rank(job, 3.0)
+
+
+def ids(result):
+    return [item.posting_id for item in result.items]
+
+
+@pytest.fixture
+def world(redis_url):
+    return World(redis_url)
+
+
+def test_a_search_is_analysed_retrieved_scored_ordered_and_timed(world):
+    result = world.rank(page=Page(size=3))
+    assert ids(result) == ["p9", "p8", "p7"]
+    assert [item.score for item in result.items] == pytest.approx([0.59, 0.58, 0.57])
+    assert result.items[0].parts == {"title": 9.0, "dense": 9.0}
+    assert world.models.texts == ["nurse"]
+    assert (result.depth_asked, result.depth_served, result.total, result.lm_scored) == (6, 6, 10, 0)
+    assert (result.model_id, result.epoch, result.degraded, result.error) == ("reader", "shelf@1", (), None)
+    assert set(result.timings) == STAGES
+    assert result.timings["queue"] == 3.0
+    assert min(result.timings.values()) >= 0
+
+
+def test_only_the_block_of_the_page_is_scored_and_a_second_time_nothing_is(world):
+    assert world.rank(page=Page(size=3)).cache_hits == 0
+    assert sorted(world.fused.scored) == ["p4", "p5", "p6", "p7", "p8", "p9"]
+    assert world.rank(page=Page(size=3)).cache_hits == 6
+    assert len(world.fused.scored) == 6
+
+
+def test_a_vector_that_came_along_is_not_made_again(world):
+    assert ids(world.rank(query=RankQuery(text="nurse", vector=VECTOR)))[0] == "p9"
+    assert world.models.texts == []
+
+
+def test_a_new_version_is_scored_anew(world):
+    world.rank()
+    world.fused.scored.clear()
+    world.add(posting("p9", version=2), 9)
+    result = world.rank()
+    assert world.fused.scored == ["p9"]
+    assert result.items[0].version == 2
+
+
+def test_ranking_does_not_depend_on_retrievals_order(redis_url):
+    world = World(redis_url, count=0)
+    for number in range(8):
+        world.add(posting(f"p{number}"), -number)  # retrieval has them the other way round
+    assert ids(world.rank(depth=8)) == [f"p{number}" for number in reversed(range(8))]
+
+
+def test_pages_at_an_epoch_cover_everything_once_and_say_so_when_it_is_gone(redis_url):
+    world = World(redis_url, count=10)
+    seen, cursor, pages = [], None, 0
+    while True:
+        result = world.rank(page=Page(size=2, cursor=cursor), depth=4)
+        seen += ids(result)
+        pages += 1
+        cursor = result.next_cursor
+        if cursor is None:
+            break
+        assert result.degraded == ()
+        last = cursor
+    assert seen == [f"p{number}" for number in reversed(range(10))]
+    assert pages == 5 + (len(seen) % 4 == 0)
+    assert world.shelf.calls[-1][1].at_epoch == 1
+    world.shelf.epoch, world.shelf.lost_epochs = 2, {1}
+    result = world.rank(page=Page(size=2, cursor=last), depth=4)
+    assert ids(result) == seen[-2:]
+    assert "epoch 1 is not held any more, read 2" in result.degraded[0]
+
+
+def test_with_several_shards_no_epoch_is_asked_for(redis_url):
+    world = World(redis_url, shards=2)
+    first = world.rank(page=Page(size=2))
+    world.rank(page=Page(size=2, cursor=first.next_cursor))
+    assert world.shelf.calls[-1][1].at_epoch is None
+
+
+# --- filters -------------------------------------------------------------------------------------------------------
+
+
+def understood(region):
+    clause = filters.is_in("location.region", region, missing=Missing.INCLUDE)
+    return Understood(label=f"in {region}", span=region, filter=clause, needs_values=True)
+
+
+def test_a_place_is_strict_only_where_postings_have_it_and_the_result_says_which(redis_url):
+    world = World(redis_url, count=2, models=Encoder((understood("OH"), understood("ZZ"))))
+    world.add(posting("in3", region="OH"), 3)
+    world.add(posting("out4", region="IA"), 4)
+    result = world.rank()
+    assert set(ids(result)) == {"in3", "p0", "p1"}  # those without a region are not known to violate
+    assert [(one.label, one.applied) for one in result.understood] == [("in OH", True), ("in ZZ", False)]
+    assert result.degraded == ()
+
+
+def test_what_the_queries_job_understood_is_used_as_it_is(redis_url):
+    world = World(redis_url, count=1)
+    world.add(posting("out4", region="IA"), 4)
+    world.add(posting("in3", region="OH"), 3)
+    query = RankQuery(text="nurse", vector=VECTOR, understood=(understood("OH"),))
+    assert set(ids(world.rank(query=query))) == {"in3", "p0"}
+
+
+def test_the_callers_filters_hold(redis_url):
+    world = World(redis_url, count=3)
+    world.add(posting("in3", region="OH"), 3)
+    query = RankQuery(text="nurse", filters=filters.is_in("location.region", "OH"))
+    result = world.rank(query=query)
+    assert ids(result) == ["in3"]
+    assert result.total == 1
+
+
+def test_without_words_or_vector_the_newest_come_first_unscored(redis_url):
+    world = World(redis_url, count=0)
+    for number, posted_at in enumerate([30, 10, 20]):
+        world.add(posting(f"p{number}", region="OH", posted_at=posted_at), 1)
+    result = world.rank(query=RankQuery(text=" ", filters=filters.is_in("location.region", "OH")))
+    assert ids(result) == ["p0", "p2", "p1"]
+    assert result.model_id == "newest-first"
+    assert [item.score for item in result.items] == [0, 0, 0]
+    assert world.fused.scored == [] and world.models.texts == []
+
+
+# --- named candidates ----------------------------------------------------------------------------------------------
+
+
+def test_named_candidates_are_ranked_and_nothing_else(world):
+    world.add(posting("P3"), 99)  # equal without case: the filter lets it through, the ranker must not
+    result = world.rank(candidates=("p3", "p5", "p5", "absent"))
+    assert ids(result) == ["p5", "p3"]
+    assert (result.total, result.depth_asked, result.depth_served) == (2, 3, 2)
+
+
+def test_a_named_candidate_without_a_vector_is_ranked_too_but_not_past_the_filters(redis_url):
+    world = World(redis_url, count=2)
+    world.add(posting("bare3", region="OH"), None)
+    world.add(posting("bare4", region="IA"), None)
+    query = RankQuery(text="nurse", filters=filters.is_in("location.region", "OH", missing=Missing.INCLUDE))
+    result = world.rank(query=query, candidates=("p1", "bare3", "bare4"))
+    assert ids(result) == ["bare3", "p1"]
+    assert result.items[0].parts["dense"] == 0.0
+
+
+# --- features ------------------------------------------------------------------------------------------------------
+
+
+def test_postings_that_the_store_lacks_are_read_from_retrieval_and_named(redis_url):
+    world = World(redis_url, count=3)
+    world.add(posting("new9"), 9, stored=False)
+    world.shelf.put(posting("p2", version=2), np.array([2.0, 0.0]))  # the store is a version behind
+    result = world.rank()
+    assert ids(result) == ["new9", "p2", "p1", "p0"]
+    assert result.degraded == ("features: 2 of 4 postings read from retrieval, not the store",)
+    assert world.rank().cache_hits == 4
+
+
+def test_a_store_ahead_of_retrieval_is_used_but_its_score_is_not_kept(redis_url):
+    world = World(redis_url, count=1)
+    world.store.write(Batch(updates=[posting("p0", version=2)], before={}, after={}))
+    assert ids(world.rank()) == ["p0"]
+    assert world.rank().cache_hits == 0
+
+
+def test_a_posting_deleted_since_is_not_shown(redis_url):
+    world = World(redis_url, count=3)
+    gone = IndexUpdate(posting_id="p2", version=1, revision=9, op=IndexOp.DELETE, produced_at=5)
+    world.store.write(Batch(updates=[gone], before={}, after={}))
+    result = world.rank()
+    assert ids(result) == ["p1", "p0"]
+    assert (result.depth_served, result.total) == (2, 3)
+
+
+def test_without_redis_the_answer_is_the_same_and_says_what_it_did(redis_server):
+    world = World(redis_server.url, count=4)
+    healthy = ids(world.rank())
+    redis_server.stop()
+    result = world.rank()
+    assert ids(result) == healthy
+    assert [reason.split(":")[0] for reason in result.degraded] == ["score cache", "feature store"]
+
+
+# --- the language model --------------------------------------------------------------------------------------------
+
+
+def test_the_language_model_scores_the_top_and_the_rest_stays_below(redis_url):
+    lm = Reader("lm", sign=-5.0)  # of the opposite opinion, and a stronger one
+    world = World(redis_url, lm=lm, lm_items=3, limits=DepthLimits(10, 40))
+    result = world.rank()
+    assert sorted(lm.scored) == ["p7", "p8", "p9"]
+    assert result.lm_scored == 3
+    assert ids(result) == ["p7", "p8", "p9", *(f"p{number}" for number in reversed(range(7)))]
+    scores = [item.score for item in result.items]
+    assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
+    assert result.model_id == "reader+lm"
+    assert result.items[0].parts == pytest.approx({"title": 7, "dense": 7, "fused": 0.57, "yes_no": 0.15})
+    again = world.rank()
+    assert ids(again) == ids(result)
+    assert (again.cache_hits, again.lm_scored, len(lm.scored)) == (13, 3, 3)
+
+
+probabilities = st.lists(st.floats(0, 1), max_size=8).map(lambda values: np.array(values, dtype=np.float64))
+
+
+@given(probabilities, probabilities)
+def test_the_rest_keeps_its_order_below_the_top(rest, top):
+    scaled = scoring.below(rest, top)
+    assert scaled.shape == rest.shape
+    if rest.size and top.size:
+        assert scaled.max() <= top.min()
+    assert (np.diff(scaled[np.argsort(rest, kind="stable")]) >= 0).all()
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_combining_is_monotone_symmetric_and_stays_a_probability(a, b, c):
+    def one(x, y):
+        return float(scoring.combine(np.array([x]), np.array([y]))[0])
+
+    assert 0 <= one(a, b) <= 1
+    assert one(a, b) == pytest.approx(one(b, a))
+    low, high = sorted((b, c))
+    assert one(a, low) <= one(a, high) + 1e-12
+    assert one(0.3, 0.3) == pytest.approx(0.3)
+
+
+# --- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+def test_a_number_that_is_no_probability_is_an_error_and_is_not_kept(world):
+    world.fused.broken = True
+    with pytest.raises(RankFailed, match="score: NonFiniteScore: 10 of 10 scores are not probabilities"):
+        world.rank()
+    world.fused.broken = False
+    assert world.rank().cache_hits == 0
+
+
+def test_a_stage_that_fails_is_named_with_its_cause(world):
+    world.shelf.down = True
+    with pytest.raises(RankFailed, match=r"retrieve: CallError: .*shelf is down"):
+        world.rank()
+
+
+def test_a_deadline_that_passes_in_the_middle_stops_the_work(world):
+    search = world.shelf.search
+
+    def slow(request, timeout):
+        assert timeout == 10.0
+        world.now = NOW + 11_000
+        return search(request, timeout)
+
+    world.shelf.search = slow
+    with pytest.raises(DeadlinePassed, match="deadline passed before cache: 1000 ms late after 11003 ms here"):
+        world.rank()
+    assert world.fused.scored == []
+
+
+def test_a_caller_that_left_stops_the_work(world):
+    with pytest.raises(CallerLeft):
+        world.rank(left=True)
+    assert world.shelf.calls == []
+
+
+def test_a_bad_cursor_is_the_callers_mistake(world):
+    with pytest.raises(InvalidRecord, match=r"page\.cursor"):
+        world.rank(page=Page(cursor="x"))
+
+
+def test_identical_requests_at_once_score_each_pair_once(redis_url):
+    world, entered, release = World(redis_url), threading.Event(), threading.Event()
+    score = world.fused.score
+
+    def slow(query, items):
+        entered.set()
+        assert release.wait(20)
+        return score(query, items)
+
+    world.fused.score = slow
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(world.rank())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert entered.wait(20)
+    release.set()
+    for thread in threads:
+        thread.join(20)
+    assert len({tuple(ids(result)) for result in results}) == 1 and len(results) == 4
+    assert len(world.fused.scored) == len(set(world.fused.scored)) == results[0].depth_served
