@@ -14,9 +14,9 @@ def configured_elsewhere() -> bool:
 
 
 def stack_runs(directory: Path) -> bool:
-    """Whether any part of the stack in `directory` is alive."""
+    """Whether a stack is up in `directory`, in health or not."""
     if not directory.is_dir():
         return False
     from penstock.infra.local.stack import Stack  # imports psutil and more: only when asked
 
-    return any(part.running for part in Stack(directory).status())
+    return Stack(directory).running()

@@ -65,7 +65,9 @@ def list_(topic: OnTopic = None, as_json: AsJson = False) -> None:
         output.say("no dead letters")
         return
     now = output.now_ms()
-    table = output.table("topic", "stage", "error", "count", "newest", "place", "message", right=("count",))
+    table = output.table(
+        "topic", "stage", "error", "count", "newest", "place", "message", right=("count",), fold=("message",)
+    )
     for group in groups:
         newest = group["newest"]
         cells = (group["topic"], group["stage"], group["error_class"], str(group["count"]))
@@ -99,7 +101,7 @@ def show(
     if as_json:
         output.emit({"place": found.place, **jsonl.to_json(letter), "decoded": decoded})
         return
-    table = output.table("field", "value")
+    table = output.table("field", "value", fold=("value",))
     key = None if letter.key is None else letter.key.decode("utf-8", "backslashreplace")
     produced = None if letter.produced_at is None else format_time(letter.produced_at)
     for name, value in (

@@ -29,14 +29,14 @@ def emit(value: Any) -> None:
     sys.stdout.flush()
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An empty table in the house style; columns named in `right` hold numbers."""
+def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()) -> Table:
+    """An empty table in the house style; `right` columns hold numbers, `fold` columns break where space is short."""
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        if column in right:
-            made.add_column(column, justify="right", no_wrap=True)
-        else:
+        if column in fold:
             made.add_column(column, overflow="fold")
+        else:
+            made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     return made
 
 

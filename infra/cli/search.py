@@ -44,12 +44,14 @@ def search(
     Filters given with --filter are hard.
     What is understood from the words excludes only postings known to violate it.
     """
+    # A wrong argument is told before the clients, which take a while to import.
+    request = _request(text, parse_filters(filters or []), size, cursor, deadline_ms)
+
     from penstock.infra.cli import output
     from penstock.infra.settings import load
     from penstock.ranker.client import RankerClient
     from penstock.retrieval.client import RetrievalClient, shard_addresses
 
-    request = _request(text, parse_filters(filters or []), size, cursor, deadline_ms)
     settings = load()
     with closing(RankerClient(settings.ranker.listen)) as ranker:
         result = ranker.rank(request, timeout=deadline_ms / 1000 + 1)
@@ -161,7 +163,7 @@ def show(text: str, result: RankResult, rows: dict[str, Row], *, explain: bool =
 
     console, now = output.out(), output.now_ms()
     columns = ["#", "score", "title", "company", "place", "posted", *(["made of"] if explain else [])]
-    table = output.table(*columns, right=("#", "score"))
+    table = output.table(*columns, right=("#", "score"), fold=("title", "company", "place", "made of"))
     for rank, item in enumerate(result.items, 1):
         attributes = attributes_of(rows.get(item.posting_id))
         cells = [str(rank), f"{item.score:.3f}"]
@@ -250,7 +252,7 @@ def _show_row(row: Row) -> None:
     from penstock.infra.cli import output
     from penstock.schemas.times import format_time
 
-    table = output.table("field", "value")
+    table = output.table("field", "value", fold=("value",))
     document = _row_json(row)
     update = document.pop("update", None) or {}
     flat = {**document, **{name: value for name, value in update.items() if name not in ("posting_id", "trace")}}

@@ -22,6 +22,7 @@ class Replay:
 
     oracle: Oracle = field(default_factory=Oracle)
     published: int = 0
+    unmeasured: int = 0  # of `published`, those before the clock started
     first_ms: int | None = None
     last_ms: int | None = None
     asked: dict[str, int] = field(default_factory=dict)

@@ -56,13 +56,14 @@ def summarise(
     """The report without its searches."""
     rows = settled.rows.values()
     fresh = [value for row in rows if (value := freshness_ms(row)) is not None]
-    seconds = max(0.001, (_last_searchable(rows, done.first_ms or 0) - (done.first_ms or 0)) / 1000)
+    first_ms, last_ms = done.first_ms or 0, done.last_ms or 0
+    seconds = max(0.001, (max(_last_searchable(rows, first_ms), last_ms) - first_ms) / 1000)
     return Report(
         accounting=settled.accounting,
         freshness_ms={
             "searchable": {"p50": percentile(fresh, 0.5), "p99": percentile(fresh, 0.99), "samples": len(fresh)}
         },
-        postings_per_second=round(done.published / seconds, 2),
+        postings_per_second=round((done.published - done.unmeasured) / seconds, 2),
         queries=_queries(done, watch),
         without_vector=sum(
             1 for row in rows if row.update and row.update.op is IndexOp.UPSERT and row.update.vector is None

@@ -132,13 +132,13 @@ def _on(
     with Watch(settings, retrieval, clock) as watch, Publisher(settings.kafka) as publisher:
         _probe(done, publisher, watch, view, run_id, clock)
         events = _events(options, given.lines, settings, clock())
-        probes, started = done.published, time.monotonic()
+        done.unmeasured, done.first_ms = done.published, None
+        started = time.monotonic()
         with view:
 
             def tell(stage: str) -> Callable[[], None]:
-                return lambda: view.progress(stage, watch.seen, done.published - probes, len(events), started)
+                return lambda: view.progress(stage, watch.seen, done.published - done.unmeasured, len(events), started)
 
-            done.first_ms = None  # the probes are not part of the measured time
             replay(
                 done,
                 publisher,

@@ -27,8 +27,9 @@ def system(*, keep: bool, tell: Callable[[str], None]) -> Iterator[Settings]:
         return
     shared = data_dir()
     if stack_runs(shared):
-        Stack(shared).up(tell)
-        yield load()
+        stack = Stack(shared)
+        stack.up(tell)
+        yield stack.settings()
         return
     own = shared / "demo"
     stack = Stack(own)
@@ -38,30 +39,14 @@ def system(*, keep: bool, tell: Callable[[str], None]) -> Iterator[Settings]:
             # What an earlier demo left is of no use: the accounting starts from an empty index.
             shutil.rmtree(own, ignore_errors=True)
         stack.up(tell)
-        with _data_dir(own):
-            yield load()
+        yield stack.settings()
         kept = keep
         if kept:
             tell(f"the stack stays up: PENSTOCK_DATA_DIR={_shown(own)} penstock search …, … penstock down")
     finally:
         if not kept:
-            tell("stopping")
             with _uninterrupted():
-                stack.down()
-
-
-@contextmanager
-def _data_dir(directory: Path) -> Iterator[None]:
-    """Settings are those of `directory`, here and in what is started from here."""
-    before = os.environ.get("PENSTOCK_DATA_DIR")
-    os.environ["PENSTOCK_DATA_DIR"] = str(directory)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PENSTOCK_DATA_DIR"]
-        else:
-            os.environ["PENSTOCK_DATA_DIR"] = before
+                stack.down(tell)
 
 
 @contextmanager

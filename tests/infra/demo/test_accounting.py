@@ -139,9 +139,7 @@ def row_of(posting, searchable_at=NOW):
         produced_at=NOW - 100,
         expires_at=posting.expires_at,
     )
-    return Row(
-        posting_id=posting.posting_id, state=RowState[state.name], update=update, searchable_at=searchable_at
-    )
+    return Row(posting_id=posting.posting_id, state=RowState[state.name], update=update, searchable_at=searchable_at)
 
 
 def letter_of(event):

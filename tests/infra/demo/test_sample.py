@@ -33,7 +33,9 @@ def test_the_sample_has_sixty_queries():
 def test_anyones_postings_with_wrong_lines_told_by_number_and_field(tmp_path):
     file = tmp_path / "postings.jsonl"
     good = {"posting_id": "a", "version": 1, "title": "T", "description": "D"}
-    file.write_text(f'{json.dumps(good)}\n\n{json.dumps(good | {"salary": {"min": "x"}})}\nnot json\n', encoding="utf-8")
+    file.write_text(
+        f"{json.dumps(good)}\n\n{json.dumps(good | {'salary': {'min': 'x'}})}\nnot json\n", encoding="utf-8"
+    )
     lines = sample.read_postings(file)
     assert [posting.posting_id for posting in lines.postings] == ["a"]
     assert [line.split(": ")[0] for line in lines.refused] == [f"{file}:3", f"{file}:4"]
