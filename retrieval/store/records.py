@@ -101,7 +101,6 @@ class Kept:
     """One id as a snapshot keeps it."""
 
     body: bytes
-    encoder_id: str
     searchable_at: int
     died_at: int
     refused_vector: bool

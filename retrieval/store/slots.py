@@ -84,7 +84,8 @@ class Slots:
 
     def visible(self, epoch: int) -> npt.NDArray[np.bool_]:
         """bool [high]: the rows of an epoch. Call under the store's lock."""
-        seen: npt.NDArray[np.bool_] = (self.birth[: self.high] <= epoch) & (self.death[: self.high] > epoch)
+        high = self.high  # read once: the writer takes slots without the lock, and those are not visible yet
+        seen: npt.NDArray[np.bool_] = (self.birth[:high] <= epoch) & (self.death[:high] > epoch)
         return seen
 
     def grow(self, capacity: int) -> None:

@@ -152,8 +152,8 @@ class Store:
         Returns how many rows and tombstones went. What any reader sees does not change.
         """
         with self._writing:
-            high = self._slots.high
-            over = (self._slots.expires[:high] <= now_ms - self._expiry_grace_ms) & self._slots.visible(self._epoch)
+            visible = self._slots.visible(self._epoch)
+            over = visible & (self._slots.expires[: len(visible)] <= now_ms - self._expiry_grace_ms)
             graves = [buried(self._entries[self._slots.ids[slot]], now_ms) for slot in np.flatnonzero(over)]
             ended = []
             while self._graves and self._graves[0][0] <= now_ms - self._tombstone_window_ms:
@@ -378,7 +378,8 @@ class Store:
     def counts(self) -> StoreCounts:
         """How many rows of each kind, and the memory that everything holds."""
         with self._lock:
-            held = self._planes.held[: self._slots.high][self._slots.visible(self._epoch)]
+            visible = self._slots.visible(self._epoch)
+            held = self._planes.held[: len(visible)][visible]
             return StoreCounts(
                 live=len(held),
                 tombstones=len(self._entries) - len(held),
