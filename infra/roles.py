@@ -1,4 +1,4 @@
-"""Wires each role from settings. Imports stay inside the functions: one role's process never carries another's weight."""
+"""Wires each role from settings. Imports stay inside the functions: no process carries another role's weight."""
 
 from __future__ import annotations
 

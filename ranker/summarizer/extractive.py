@@ -15,215 +15,15 @@ from itertools import chain
 from penstock.ranker.summarizer.item_text import ITEM_TEMPLATE_ID, item_text
 from penstock.ranker.summarizer.sentences import sentences
 from penstock.ranker.summarizer.tokens import CountTokens, approximate_tokens, cut
+from penstock.ranker.summarizer.words import BOILERPLATE, DUTY, FORM, STOP
 from penstock.schemas.events import PostingText
 
 VERSION = "x1"
 
 _WORD = re.compile(r"[a-z][a-z+#]{2,}")
-_STOP = frozenset(
-    [
-        "the",
-        "and",
-        "for",
-        "with",
-        "that",
-        "this",
-        "are",
-        "was",
-        "were",
-        "you",
-        "your",
-        "our",
-        "not",
-        "have",
-        "has",
-        "had",
-        "will",
-        "from",
-        "into",
-        "one",
-        "two",
-        "all",
-        "any",
-        "can",
-        "may",
-        "must",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "such",
-        "than",
-        "then",
-        "them",
-        "they",
-        "their",
-        "there",
-        "these",
-        "those",
-        "other",
-        "also",
-        "been",
-        "being",
-        "but",
-        "its",
-        "his",
-        "her",
-        "how",
-        "what",
-        "when",
-        "where",
-        "while",
-        "would",
-        "should",
-        "could",
-        "does",
-        "did",
-        "done",
-        "per",
-        "each",
-        "more",
-        "most",
-        "some",
-        "only",
-        "very",
-        "own",
-        "same",
-        "both",
-        "above",
-        "below",
-        "within",
-        "using",
-        "including",
-        "based",
-        "related",
-        "following",
-        "etc",
-        "able",
-        "a",
-        "an",
-        "of",
-        "in",
-        "on",
-        "at",
-        "by",
-        "to",
-        "or",
-        "as",
-        "is",
-        "be",
-        "it",
-        "if",
-    ]
-)
-# Words of the application form, not of the work.
-_FORM = frozenset(
-    [
-        "select",
-        "answer",
-        "answers",
-        "question",
-        "questions",
-        "questionnaire",
-        "statement",
-        "statements",
-        "response",
-        "responses",
-        "respond",
-        "resume",
-        "applicant",
-        "applicants",
-        "applying",
-        "apply",
-        "application",
-        "announcement",
-        "eligible",
-        "ineligible",
-        "rating",
-        "verify",
-        "verification",
-        "submit",
-        "review",
-        "indicate",
-        "described",
-        "describes",
-        "describe",
-        "possess",
-        "attach",
-        "transcripts",
-        "transcript",
-        "equivalent",
-        "grade",
-        "level",
-        "specialized",
-        "qualify",
-        "qualified",
-        "qualifications",
-        "qualifying",
-        "vacancy",
-        "appropriate",
-        "best",
-        "demonstrates",
-        "demonstrate",
-        "experience",
-        "education",
-        "position",
-        "perform",
-        "performed",
-        "performing",
-        "task",
-        "tasks",
-        "job",
-        "year",
-        "years",
-        "federal",
-        "service",
-        "sector",
-        "private",
-        "public",
-        "note",
-        "yes",
-        "none",
-        "documentation",
-        "equal",
-        "opportunity",
-        "employer",
-        "gender",
-        "race",
-        "religion",
-        "disability",
-        "veteran",
-        "thank",
-        "interest",
-        "consideration",
-        "supervisor",
-        "normally",
-        "closely",
-        "independently",
-        "expert",
-    ]
-)
-_DUTY = re.compile(
-    r"\b(?:responsible|duties|responsibilities|manag|supervis|lead|develop|design|maintain|operat|repair|install|"
-    r"provid|coordinat|plan|analy[sz]|evaluat|prepar|assist|support|conduct|administer|treat|teach|train|inspect|"
-    r"build|deliver|advis|monitor|knowledge of|skill in|ability to|licen[sc]e|certifi|registered|degree in|"
-    r"requires?|required|proficien)",
-    re.IGNORECASE,
-)
-_BOILERPLATE = re.compile(
-    r"thank you for (?:your interest|applying)|\bselect (?:the|one|all|your|\W?yes)|select (?:\w+ ){0,3}(?:that|which)|"
-    r"\bplease (?:select|review|read|choose|indicate|provide|note|ensure|respond|answer)|your (?:resume|responses|answers)|"
-    r"none of the above|subject to verification|failure to|used to (?:rate|determine)|"
-    r"\bi (?:do not|don't|have not|haven't|am not|lack|have no\b)|\bi have (?:education|performed|experience (?:in )?perform)|"
-    r"i (?:am|have been|consider myself|am considered) (?:an expert|considered|trained)|"
-    r"this task|these tasks|as described (?:above|in)|described above|for each (?:task|item|question|statement)|"
-    r"attach(?:ed)? (?:a copy|your|transcript)|must (?:be|attach|submit|provide)[^.]{0,40}transcript|"
-    r"from the (?:choices|list|options|responses)|"
-    r"equal (?:opportunity|employment)|without regard to|reasonable accommodation|apply (?:now|today|online)|"
-    r"click (?:here|on)|highest level of education|are you (?:a |an )?(?:current|veteran|u\.?s\.? citizen)",
-    re.IGNORECASE,
-)
 _SHORTEST = 3  # informative words in a sentence worth picking first
+_WORTHLESS = 0.5  # below it a sentence is not worth its tokens unless there is none better
+_FORM_START = ("i have ", "i am ", "yes", "no,", "have you", "do you")  # what an applicant is asked to say
 _LEAD = 0.15  # what the first sentence gains over the last
 
 
@@ -254,7 +54,7 @@ class ExtractiveSummarizer:
             chosen.pop()
         if text or not found:
             return text
-        first = max(range(len(found)), key=lambda at: (not _BOILERPLATE.search(found[at]), -at))
+        first = max(range(len(found)), key=lambda at: (not BOILERPLATE.search(found[at].lower()), -at))
         return cut(found[first], self._max_tokens, self._count)
 
     def item_text(self, posting: PostingText, summary: str) -> str:
@@ -272,7 +72,7 @@ class ExtractiveSummarizer:
         while ahead and left > 0:
             best = max(ahead[:12], key=lambda at: (worth[at] * (1.0 - _repeated(words[at], said)), -at))
             ahead.remove(best)
-            if worth[best] <= 0 and chosen:
+            if worth[best] < _WORTHLESS and chosen:
                 break
             cost = tried.setdefault(best, self._count(found[best]))
             if cost <= left:
@@ -283,27 +83,31 @@ class ExtractiveSummarizer:
 
 
 def _informative(text: str) -> set[str]:
-    return {word for word in _WORD.findall(text.lower()) if word not in _STOP}
+    return {word for word in _WORD.findall(text.lower()) if word not in STOP}
 
 
 def _worth(found: list[str], words: list[set[str]], title: set[str]) -> list[float]:
     """A number a sentence: higher is better, at most 0 for boilerplate."""
     frequency = Counter(chain.from_iterable(words))
     value = {
-        word: 0.1 if word in _FORM else (1.0 + min(count, 6) / 3.0) * (1.6 if word in title else 1.0)
+        word: 0.1 if word in FORM else (1.0 + min(count, 6) / 3.0) * (1.6 if word in title else 1.0)
         for word, count in frequency.items()
     }
     last = max(len(found) - 1, 1)
     out = []
     for at, (sentence, own) in enumerate(zip(found, words, strict=True)):
-        if not own or _BOILERPLATE.search(sentence):
+        lowered = sentence.lower()
+        if not own or BOILERPLATE.search(lowered):
             out.append(0.0)
             continue
         # The root favours neither the longest sentence nor the shortest.
         worth = sum(value[word] for word in own) / (len(own) + 4.0)
-        worth += 0.25 * min(len(_DUTY.findall(sentence)), 3)
+        worth += 0.25 * min(len(DUTY.findall(lowered)), 3)
         worth += _LEAD * (1.0 - at / last)
-        out.append(worth if len(own) >= _SHORTEST else worth * 0.5)
+        whole = len(own) >= _SHORTEST and (at < last or sentence[-1] in ".!?")  # a field's label, or cut off by a limit
+        if sentence[-1] == "?" or lowered.startswith(_FORM_START):
+            worth *= 0.7
+        out.append(worth if whole else worth * 0.5)
     return out
 
 

@@ -1,9 +1,8 @@
 """Counting tokens without a tokenizer, and cutting a text to a budget by any counter.
 
 The rule: a run of ASCII letters counts one token for its first six and one for every three more; a run of digits one
-for every three; every other character that is no white space counts one for each byte of its UTF-8 form. On English
-postings that is about a tenth above what a 30,000-word WordPiece vocabulary yields. A caller that must respect one
-model's own limit passes that model's counter instead.
+for every three; every other character that is no white space counts one, and beyond ASCII one for each byte more.
+A caller that must respect one model's own limit passes that model's counter instead.
 """
 
 from __future__ import annotations
@@ -13,24 +12,20 @@ from collections.abc import Callable
 
 CountTokens = Callable[[str], int]
 
-_PIECE = re.compile(r"[A-Za-z]+|[0-9]+|\s+|[^A-Za-z0-9\s]+")
+_UNIT = re.compile(r"[A-Za-z]+|[0-9]+|[^A-Za-z0-9\s]")
+_LONG_WORD = re.compile(r"[A-Za-z]{7,}")
+_LONG_NUMBER = re.compile(r"[0-9]{4,}")
 
 
 def approximate_tokens(text: str) -> int:
     """Tokens by the rule above. Adding text never lowers it."""
-    total = 0
-    for piece in _PIECE.findall(text):
-        first = piece[0]
-        if first.isspace():
-            continue
-        if not first.isascii():
-            total += len(piece.encode("utf-8", "surrogatepass"))
-        elif first.isalpha():
-            total += 1 if len(piece) <= 6 else 1 + (len(piece) - 4) // 3
-        elif first.isdigit():
-            total += (len(piece) + 2) // 3
-        else:
-            total += len(piece.encode("utf-8", "surrogatepass"))
+    total = len(_UNIT.findall(text))
+    for word in _LONG_WORD.findall(text):
+        total += (len(word) - 4) // 3
+    for number in _LONG_NUMBER.findall(text):
+        total += (len(number) - 1) // 3
+    if not text.isascii():
+        total += len(text.encode("utf-8", "surrogatepass")) - len(text)
     return total
 
 
