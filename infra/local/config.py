@@ -99,8 +99,10 @@ def redis_conf(layout: Layout, ports: Mapping[str, int], password: str | None) -
     return "".join(f"{key} {value}\n" for key, value in lines.items())
 
 
-def flink_config(layout: Layout, ports: Mapping[str, int], settings: Settings, python: str) -> str:
-    """config.yaml of the standalone cluster and of `flink run`.
+def flink_config(
+    layout: Layout, ports: Mapping[str, int], settings: Settings, python: str, java_options: Sequence[str]
+) -> str:
+    """config.yaml of the standalone cluster and of `flink run`, which takes its JVM's `java_options` from it.
 
     Memory is given piece by piece, as `bash-java-utils` would compute it: the processes then start without two more
     JVMs that only do sums.
@@ -154,6 +156,7 @@ def flink_config(layout: Layout, ports: Mapping[str, int], settings: Settings, p
         "execution.checkpointing.dir": layout.checkpoints.as_uri(),
         "execution.checkpointing.num-retained": 2,
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        "env.java.opts.all": " ".join(java_options),
         "python.executable": python,
         "python.client.executable": python,
         "python.execution-mode": "process",

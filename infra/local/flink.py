@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from penstock.infra.local.config import write
 
@@ -43,6 +44,7 @@ class JobState:
     job_id: str
     state: str
     waiting: int  # tasks that do not run yet
+    deployed_ms: int  # epoch ms at which the oldest running task was deployed
 
     @property
     def healthy(self) -> bool:
@@ -61,20 +63,22 @@ class Rest:
         """taskmanagers, slots-total, slots-available, flink-version, …"""
         return self._get("/overview")
 
-    def task_managers(self) -> int:
-        """How many are registered and were heard of lately."""
-        return int(self.overview()["taskmanagers"])
-
     def job(self, job_id: str) -> JobState:
         """A job's state, ABSENT when there is no such job."""
         try:
             found = self._get(f"/jobs/{job_id}")
         except FlinkUnreachable as error:
             if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 404:
-                return JobState(job_id, "ABSENT", 0)
+                return JobState(job_id, "ABSENT", 0, 0)
             raise
         waiting = sum(1 for vertex in found["vertices"] if vertex["status"] != "RUNNING")
-        return JobState(job_id, found["state"], waiting)
+        deployed = min((int(vertex["start-time"]) for vertex in found["vertices"]), default=0)
+        return JobState(job_id, found["state"], waiting, deployed)
+
+    def task_manager_ports(self) -> list[int]:
+        """RPC ports of the registered TaskManagers, from addresses such as pekko.tcp://flink@127.0.0.1:1234/user/…"""
+        found = self._get("/taskmanagers")["taskmanagers"]
+        return [port for each in found if (port := urlsplit(each["path"]).port) is not None]
 
     def checkpoint_age_ms(self, job_id: str, now_ms: int) -> int | None:
         """Since the newest completed checkpoint, or None before the first."""

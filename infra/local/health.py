@@ -1,10 +1,14 @@
-"""Is a part at work? Each answer comes from work done: metadata read, PING answered, a role's Status, tasks running."""
+"""Is a part at work? Each answer comes from work done: metadata read, PING answered, a role's Status, tasks running.
+
+A JobManager believes in a dead TaskManager, and in its tasks, until heartbeats fail. So a TaskManager counts only if
+its address answers, and tasks only if they were deployed in the life of the present TaskManager.
+"""
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from penstock.infra.local.flink import FlinkUnreachable, JobRecord, Rest
@@ -27,13 +31,18 @@ class Health:
 class Probe:
     """Checks the parts of one stack. Stateless beside its addresses; share it between threads."""
 
-    def __init__(self, settings: Settings, ports: Mapping[str, int], record: JobRecord) -> None:
-        self._settings, self._ports, self._record = settings, ports, record
+    def __init__(
+        self, settings: Settings, ports: Mapping[str, int], record: JobRecord, started: Callable[[str], float | None]
+    ) -> None:
+        """`started`: when a part's present process began, epoch seconds; None while there is none."""
+        self._settings, self._ports, self._record, self._started = settings, ports, record, started
         self.rest = Rest(f"127.0.0.1:{ports['flink_rest']}")
 
     def check(self, part: Part, timeout: float = 3.0) -> Health:
         """Never raises for what the part does wrong. `timeout` in seconds."""
         try:
+            if part.kind is Kind.PROCESS and self._started(part.name) is None:
+                return Health(False, "no process")
             if part.kind is Kind.JOB:
                 return self._job(part.name)
             if part.name in STATUS:
@@ -89,8 +98,10 @@ class Probe:
 
     def _taskmanager(self, timeout: float) -> Health:
         overview = self.rest.overview()
-        if int(overview["taskmanagers"]) < 1:
+        if int(overview["slots-total"]) < 1:
             return Health(False, "not registered with the JobManager")
+        for port in self.rest.task_manager_ports():
+            socket.create_connection(("127.0.0.1", port), timeout).close()
         return Health(True, f"{overview['slots-available']} of {overview['slots-total']} slots free")
 
     def _role(self, name: str, timeout: float) -> Health:
@@ -114,6 +125,9 @@ class Probe:
             cause = "" if job.state == "ABSENT" else self.rest.failure(job.job_id)
             tasks = f", {job.waiting} tasks not running" if job.state == "RUNNING" else ""
             return Health(False, f"{job.state}{tasks}{f': {cause}' if cause else ''}")
+        life = self._started("taskmanager")
+        if life is None or job.deployed_ms < life * 1000:
+            return Health(False, "its TaskManager died: being restarted")
         age = self.rest.checkpoint_age_ms(job.job_id, time.time_ns() // 1_000_000)
         return Health(
             True, "RUNNING, no checkpoint yet" if age is None else f"RUNNING, checkpoint {age / 1000:.0f} s ago"

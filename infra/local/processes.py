@@ -1,7 +1,8 @@
 """Processes of a stack, known by the mark in their environment, which every descendant inherits.
 
 The mark, and not parentage, is what finds PyFlink's Python workers after their TaskManager was killed. It holds the
-data directory's path, so one stack's sweep never touches another's.
+data directory's path, so one stack's sweep never touches another's. Redis writes its title over its environment: it
+is known by its working directory.
 """
 
 from __future__ import annotations
@@ -24,14 +25,25 @@ def members(root: Path, part: str | None = None) -> list[psutil.Process]:
         if process.pid in own:
             continue
         try:
-            environment = process.environ()
-            if environment.get(MARK) != str(root) or process.status() == psutil.STATUS_ZOMBIE:
-                continue
+            belongs = part_of(process, root)
+            if belongs is not None and part in (None, belongs) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
         except (psutil.Error, OSError):
             continue  # ended meanwhile, or another user's: not ours
-        if part is None or environment.get(PART) == part:
-            found.append(process)
     return found
+
+
+def part_of(process: psutil.Process, root: Path) -> str | None:
+    """The part of the stack in `root` that a process belongs to, or None when it is not of that stack.
+
+    Raises psutil.Error or OSError for processes that may not be looked at.
+    """
+    environment = process.environ()
+    if environment.get(MARK) == str(root):
+        return environment.get(PART, "supervisord")
+    if process.name() == "redis-server" and process.cwd() == str(root / "redis"):
+        return "redis"
+    return None
 
 
 def sweep(root: Path, part: str | None = None, *, grace: float = 0.0) -> list[int]:

@@ -163,7 +163,7 @@ def _flink_command(layout: Layout, java_path: str, jvm: tuple[str, ...], main: s
     return [
         java_path,
         *jvm,
-        *_opened_modules(),
+        *opened_modules(),
         f"-Dlog4j.configurationFile={(layout.flink_conf / 'log4j.properties').as_uri()}",
         "-cp",
         class_path,
@@ -173,7 +173,7 @@ def _flink_command(layout: Layout, java_path: str, jvm: tuple[str, ...], main: s
     ]
 
 
-def _opened_modules() -> list[str]:
+def opened_modules() -> list[str]:
     """The --add-opens that this Flink wants, from the wheel's own configuration."""
     text = (flink_home() / "conf" / "config.yaml").read_text(encoding="utf-8")
     match = re.search(r"^\s+all:\s*(--add-\S.*)$", text, re.MULTILINE)

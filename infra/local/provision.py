@@ -82,7 +82,8 @@ def write_files(layout: Layout, settings: Settings, chosen: dict[str, int], java
     config.write(layout.kafka / "server.properties", config.kafka_properties(layout, chosen))
     config.write(layout.kafka / "log4j2.properties", config.kafka_log4j())
     config.write(layout.redis / "redis.conf", config.redis_conf(layout, chosen, secret))
-    config.write(layout.flink_conf / "config.yaml", config.flink_config(layout, chosen, settings, sys.executable))
+    cluster = config.flink_config(layout, chosen, settings, sys.executable, programs.opened_modules())
+    config.write(layout.flink_conf / "config.yaml", cluster)
     for name in ("log4j.properties", "log4j-cli.properties"):
         config.write(layout.flink_conf / name, config.flink_log4j())
     flink_variables = programs.flink_environment(layout, java_path)

@@ -89,7 +89,7 @@ class Stack:
         if not self.running():
             return [PartStatus(part.name, part.what, "stopped") for part in PARTS]
         supervisor, chosen = self._supervisor(), self.ports()
-        probe = Probe(self.settings(), chosen, self._record)
+        probe = Probe(self.settings(), chosen, self._record, supervisor.started)
         infos = supervisor.processes()
         memory = self._memory()
 
@@ -176,18 +176,23 @@ class Stack:
         return BringUp(
             PARTS,
             self._supervisor(),
-            Probe(settings, chosen, self._record),
+            Probe(settings, chosen, self._record, self._supervisor().started),
             self._record,
             chosen,
             Actions(
                 prepare=lambda part: self._before(part, java_path),
                 create_topics=lambda: list(topics_admin.ensure_topics(settings.kafka).differences),
                 submit=lambda job, cancelled: self._submit(job, settings, java_path, cancelled),
-                log_tail=lambda part: "\n".join(self.logs(part)),
+                log_tail=self._log_tail,
                 log_path=self.log_path,
             ),
             say,
         )
+
+    def _log_tail(self, part: str) -> str:
+        """The last lines that say something: Java's stack frames do not."""
+        said = [line for line in self.logs(part, 300) if line.strip() and not line.startswith(("\tat ", "\t... "))]
+        return "\n".join(line[:300] for line in said[-LOG_LINES:])
 
     def _before(self, part: str, java_path: str) -> None:
         """What a process needs done before its start."""
@@ -238,7 +243,7 @@ class Stack:
                 say(f"erased {self.layout.root}")
 
     def _last_checkpoints(self, say: Progress) -> None:
-        rest = Probe(self.settings(), self.ports(), self._record).rest
+        rest = flink.Rest(f"127.0.0.1:{self.ports()['flink_rest']}")
 
         def take(job: str) -> None:
             ids = self._record.ids(job)
@@ -298,7 +303,7 @@ class Stack:
         out: dict[str, int] = {}
         for process in processes.members(self.layout.root):
             try:
-                part = process.environ().get(processes.PART, "supervisord")
+                part = processes.part_of(process, self.layout.root) or "supervisord"
                 out[part] = out.get(part, 0) + process.memory_info().rss
             except (psutil.Error, OSError):
                 continue  # ended meanwhile

@@ -98,6 +98,11 @@ class Supervisor:
         """One of them. A dead supervisord has stopped processes only."""
         return self.processes().get(name) or ProcessInfo(name, "STOPPED", 0, 0, 0, "supervisord is gone")
 
+    def started(self, name: str) -> float | None:
+        """When the present process of that name began, epoch seconds; None while there is none."""
+        info = self.process(name)
+        return float(info.started) if info.alive else None
+
     def start_process(self, name: str) -> None:
         """Ask for a start; health is the caller's to watch. Harmless when it runs."""
         try:
