@@ -6,7 +6,6 @@ sentence on stderr, exit code 2 for a wrong argument or setting, 1 for a failure
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from penstock.infra.cli import demo, dlq, publish, search, serve
+from penstock.infra.cli import demo, dlq, publish, search, serve, topics
 
 
 class Root(TyperGroup):
@@ -51,6 +50,8 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
+        import importlib.metadata
+
         typer.echo(f"penstock {importlib.metadata.version('penstock')}")
         raise typer.Exit
 
@@ -69,6 +70,7 @@ publish.register(app)
 search.register(app)
 dlq.register(app)
 serve.register(app)
+topics.register(app)
 
 
 def main() -> None:
