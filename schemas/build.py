@@ -1,6 +1,6 @@
 """Writes `avro/*.avsc` from the record classes, and a new version into `history/` when a schema has changed.
 
-python -m penstock.schemas.build            after any change to events.py or rpc.py
+python -m penstock.schemas.build            after any change to events.py, rpc.py or states.py
 python -m penstock.schemas.build --check    exit 1 when something would be written
 """
 
@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from penstock.schemas import events, rpc
+from penstock.schemas import events, rpc, states
 from penstock.schemas.records import avro_schema
 from penstock.schemas.wire import fingerprint
 
@@ -33,6 +33,7 @@ EVENTS: tuple[type, ...] = (
     events.Recommendation,
     events.DeadLetter,
 )
+STATES: tuple[type, ...] = (states.PostingState,)
 CALLS: tuple[type, ...] = tuple(
     dict.fromkeys(
         record
@@ -48,7 +49,7 @@ CALLS: tuple[type, ...] = tuple(
 def plan(root: Path = HERE) -> dict[Path, str]:
     """Every file that is missing or out of date, with the text it should have."""
     out: dict[Path, str] = {}
-    for record in EVENTS + CALLS:
+    for record in EVENTS + STATES + CALLS:
         schema = avro_schema(record)
         text = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
         current = root / "avro" / f"{record.__name__}.avsc"

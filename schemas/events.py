@@ -217,7 +217,7 @@ class IndexUpdate:
 
     posting_id: str
     version: int
-    revision: Annotated[int, "0 from the fast lane; grows with every refinement of the same version"] = 0
+    revision: Annotated[int, "-1 without a vector, 0 from the fast lane, 1 and on refined, 1000 expired"] = 0
     op: IndexOp
     tenant: str = "default"
     attributes: Annotated[Attributes | None, "null on DELETE and EXPIRE"] = None

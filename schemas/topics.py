@@ -14,6 +14,9 @@ DAY = 24 * HOUR
 # The longest life a posting may have (expires_at - now) unless settings say less; index.update.v1 outlives it.
 LONGEST_POSTING_LIFE = 365 * DAY
 
+# A dead letter holds a whole refused record, which may itself be as large as a broker lets through by default.
+DEAD_LETTER_BYTES = 4 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Topic:
@@ -26,6 +29,7 @@ class Topic:
     partitions: int = 4
     retention_ms: int = 7 * DAY
     compacted: bool = False
+    max_message_bytes: int | None = None  # None: the broker's own bound
 
     @property
     def dead_letters(self) -> str:
@@ -36,6 +40,8 @@ class Topic:
         out = {"retention.ms": str(self.retention_ms)}
         if self.compacted:
             out["cleanup.policy"] = "compact,delete"
+        if self.max_message_bytes is not None:
+            out["max.message.bytes"] = str(self.max_message_bytes)
         return out
 
 
@@ -119,6 +125,7 @@ def dead_letter_topic(topic: Topic) -> Topic:
         "the refused record's key",
         partitions=1,
         retention_ms=2 * 7 * DAY,
+        max_message_bytes=DEAD_LETTER_BYTES,
     )
 
 

@@ -1,0 +1,82 @@
+"""Understanding and embedding of queries on their way to the ranker, with the same care for time as `enrich`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyflink.common import Row
+from pyflink.datastream.functions import AsyncFunction, RuntimeContext
+
+from penstock.infra.settings import Settings
+from penstock.jobs.operators.enrich import Batcher, Breaker, Unavailable
+from penstock.jobs.operators.kafka import keyed_bytes
+from penstock.retrieval.client import AsyncModelsClient
+from penstock.schemas.events import RankQuery, RankRequest, SearchQuery
+from penstock.schemas.framing import topic_codec
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import AnalyzeQueriesRequest, QueryAnalysis
+from penstock.schemas.topics import RANK_REQUESTS
+
+BATCH = 16
+CONCURRENCY = 4
+
+
+def request_of(query: SearchQuery, produced_at: int, analysis: QueryAnalysis | None) -> RankRequest:
+    """The rank request of a query. `produced_at` in epoch ms; without an analysis the ranker makes its own."""
+    return RankRequest(
+        request_id=query.request_id,
+        tenant=query.tenant,
+        class_=query.class_,
+        deadline=produced_at + query.deadline_ms,
+        query=RankQuery(
+            text=query.text,
+            vector=analysis.vector if analysis is not None else None,
+            filters=query.filters,
+            understood=analysis.understood if analysis is not None else (),
+            person_id=query.person_id,
+        ),
+        page=query.page,
+        min_version=query.min_version,
+        produced_at=produced_at,
+        trace=query.trace,
+    )
+
+
+class Analyze(AsyncFunction):  # type: ignore[misc]  # pyflink carries no types
+    """(SearchQuery, produced_at) -> the rank request as (key bytes, value bytes). Never raises, never drops."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._batcher: Batcher[str, QueryAnalysis] | None = None
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        metrics = runtime_context.get_metrics_group()
+        self._analyzed = metrics.counter("analyzed")
+        self._without = metrics.counter("sent_without_analysis")
+        self._codec = topic_codec(RANK_REQUESTS, self._settings.kafka.schema_registry)
+
+    async def async_invoke(self, value: tuple[SearchQuery, int]) -> list[Row]:
+        query, produced_at = value
+        try:
+            analysis = await self._asked().ask(query.text)
+            self._analyzed.inc()
+        except Unavailable:
+            analysis = None
+            self._without.inc()
+        request = request_of(query, produced_at, analysis)
+        return [keyed_bytes(RANK_REQUESTS.key(request), self._codec.encode(request))]
+
+    def _asked(self) -> Batcher[str, QueryAnalysis]:
+        """The batcher, made on the event loop that runs the calls."""
+        if self._batcher is None:
+            timeout_s = self._settings.queries.analyze_timeout_ms / 1000
+            client = AsyncModelsClient(self._settings.models.listen)
+
+            async def call(texts: Sequence[str]) -> Sequence[QueryAnalysis]:
+                try:
+                    return (await client.analyze(AnalyzeQueriesRequest(texts=tuple(texts)), timeout_s)).analyses
+                except CallError as error:
+                    raise Unavailable(str(error)) from error
+
+            self._batcher = Batcher(call, batch=BATCH, concurrency=CONCURRENCY, timeout_s=timeout_s, breaker=Breaker())
+        return self._batcher

@@ -1,0 +1,225 @@
+"""The fast lane: each posting gets its vector and summary from the models role, or goes on without them in time.
+
+Records arrive one by one and concurrently; calls go out in batches. Three things keep a posting from waiting: answers
+are remembered by text, a call has a deadline, and a breaker stops calling a server that does not answer.
+Runs before the keyed operator, because an async operator may hand records on in another order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from pyflink.datastream.functions import AsyncFunction, RuntimeContext
+
+from penstock.infra.settings import Settings
+from penstock.jobs.operators.posting_state import Arrival
+from penstock.retrieval.client import AsyncModelsClient
+from penstock.schemas.events import Enrichment, PostingText
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import EnrichPostingsRequest
+
+A = TypeVar("A")
+Q = TypeVar("Q")
+
+REMEMBERED = 2_048  # enrichments, about 3 KB each
+LINGER_S = 0.002  # how long a batch waits for company
+
+
+class Unavailable(Exception):
+    """The models role did not answer in time, or the breaker is open."""
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Stops calling a server that fails, and tries again with one call after a pause.
+
+    Closed: every call goes. After `threshold` failures in a row it opens for `pause_s`, doubled with every failed
+    trial up to `longest_s`. Written by one event loop only; time is passed in (seconds, monotonic).
+    """
+
+    threshold: int = 3
+    pause_s: float = 0.25
+    longest_s: float = 2.0
+    _failures: int = 0
+    _open_until: float = 0.0
+    _trial: bool = False
+
+    def allows(self, now: float) -> bool:
+        """Whether to call now. While open, one trial at a time once the pause is over."""
+        if self._failures < self.threshold:
+            return True
+        if now < self._open_until or self._trial:
+            return False
+        self._trial = True
+        return True
+
+    def succeeded(self) -> None:
+        self._failures, self._trial = 0, False
+
+    def failed(self, now: float) -> None:
+        self._failures += 1
+        self._trial = False
+        over = self._failures - self.threshold
+        if over >= 0:
+            self._open_until = now + min(self.pause_s * 2.0 ** min(over, 16), self.longest_s)
+
+
+class Batcher(Generic[Q, A]):
+    """Gathers concurrent questions into one call. Owned by one event loop; no locks.
+
+    `call` answers a batch in order. `ask` raises Unavailable when the breaker is open, the call fails, or it takes
+    longer than `timeout_s`.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[Sequence[Q]], Awaitable[Sequence[A]]],
+        *,
+        batch: int,
+        concurrency: int,
+        timeout_s: float,
+        breaker: Breaker,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._call = call
+        self._batch = batch
+        self._timeout_s = timeout_s
+        self._breaker = breaker
+        self._clock = clock
+        self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
+        self._flush: asyncio.TimerHandle | None = None
+        self._slots = asyncio.Semaphore(concurrency)
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def ask(self, question: Q) -> A:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[A] = loop.create_future()
+        self._waiting.append((question, answer))
+        if len(self._waiting) >= self._batch:
+            self._send()
+        elif self._flush is None:
+            self._flush = loop.call_later(LINGER_S, self._send)
+        try:
+            return await asyncio.wait_for(answer, self._timeout_s)
+        except TimeoutError:
+            raise Unavailable(f"no answer within {self._timeout_s * 1000:.0f} ms") from None
+
+    def _send(self) -> None:
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        batch, self._waiting = self._waiting, []
+        if not self._breaker.allows(self._clock()):
+            for _, answer in batch:
+                _fail(answer, Unavailable("the models role failed before; not asked again yet"))
+            return
+        task = asyncio.get_running_loop().create_task(self._run(batch))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _run(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
+        try:
+            async with self._slots:
+                answers = await asyncio.wait_for(self._call([question for question, _ in batch]), self._timeout_s)
+            if len(answers) != len(batch):
+                raise Unavailable(f"{len(answers)} answers to {len(batch)} questions")
+        except Exception as error:  # whatever it was, every posting of the batch must go on
+            self._breaker.failed(self._clock())
+            for _, answer in batch:
+                _fail(answer, Unavailable(f"{type(error).__name__}: {error}"))
+        else:
+            self._breaker.succeeded()
+            for (_, answer), value in zip(batch, answers, strict=True):
+                if not answer.done():
+                    answer.set_result(value)
+
+
+def _fail(answer: asyncio.Future[A], error: Unavailable) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+        answer.exception()  # whoever waited may have given up: then nobody else looks at it
+
+
+class Remembered:
+    """Enrichments by text hash, the least recently used forgotten first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: OrderedDict[str, Enrichment] = OrderedDict()
+
+    def get(self, text_hash: str) -> Enrichment | None:
+        found = self._held.get(text_hash)
+        if found is not None:
+            self._held.move_to_end(text_hash)
+        return found
+
+    def put(self, text_hash: str, enrichment: Enrichment) -> None:
+        self._held[text_hash] = enrichment
+        self._held.move_to_end(text_hash)
+        while len(self._held) > self._most:
+            self._held.popitem(last=False)
+
+
+class Enrich(AsyncFunction):  # type: ignore[misc]  # pyflink carries no types
+    """Arrival -> Arrival with its enrichment, or without one when the fast lane fails. Never raises, never drops."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._batcher: Batcher[PostingText, Enrichment] | None = None
+        self._remembered = Remembered(REMEMBERED)
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        metrics = runtime_context.get_metrics_group()
+        self._reused = metrics.counter("enrichments_reused")
+        self._made = metrics.counter("enrichments_made")
+        self._without = metrics.counter("published_without_vector")
+
+    async def async_invoke(self, value: Arrival) -> list[Arrival]:
+        return [await self.enrich(value, int(time.time() * 1000))]
+
+    async def enrich(self, arrival: Arrival, now_ms: int) -> Arrival:
+        expires_at = arrival.posting.expires_at
+        if arrival.text is None or arrival.text_hash is None or (expires_at is not None and expires_at <= now_ms):
+            return arrival
+        known = self._remembered.get(arrival.text_hash)
+        if known is not None:
+            self._reused.inc()
+            return replace(arrival, enrichment=known)
+        try:
+            enrichment = await self._asked().ask(arrival.text)
+        except Unavailable:
+            self._without.inc()
+            return arrival
+        if enrichment.vector is None:
+            self._without.inc()
+            return replace(arrival, enrichment=enrichment)
+        self._made.inc()
+        self._remembered.put(arrival.text_hash, enrichment)
+        return replace(arrival, enrichment=enrichment)
+
+    def _asked(self) -> Batcher[PostingText, Enrichment]:
+        """The batcher, made on the event loop that runs the calls."""
+        if self._batcher is None:
+            rules = self._settings.postings
+            timeout_s = rules.enrich_timeout_ms / 1000
+            client = AsyncModelsClient(self._settings.models.listen)
+
+            async def call(texts: Sequence[PostingText]) -> Sequence[Enrichment]:
+                try:
+                    return (await client.enrich(EnrichPostingsRequest(postings=tuple(texts)), timeout_s)).enrichments
+                except CallError as error:
+                    raise Unavailable(str(error)) from error
+
+            self._batcher = Batcher(
+                call,
+                batch=rules.enrich_batch,
+                concurrency=rules.enrich_concurrency,
+                timeout_s=timeout_s,
+                breaker=Breaker(),
+            )
+        return self._batcher

@@ -1,0 +1,25 @@
+"""The execution environment that every job of ours runs in."""
+
+from __future__ import annotations
+
+from pyflink.common import Configuration
+from pyflink.datastream import CheckpointingMode, ExternalizedCheckpointRetention, StreamExecutionEnvironment
+
+from penstock.infra.settings import Settings
+
+
+def job_environment(settings: Settings) -> StreamExecutionEnvironment:
+    """Small bundles for freshness, at-least-once checkpoints that outlive the job.
+
+    Where checkpoints, state backend, jars and interpreters are is the cluster's affair: its configuration has them.
+    """
+    flink = settings.flink
+    configuration = Configuration()
+    configuration.set_string("python.fn-execution.bundle.time", str(flink.bundle_time_ms))
+    configuration.set_string("python.fn-execution.bundle.size", str(flink.bundle_size))
+    env = StreamExecutionEnvironment.get_execution_environment(configuration)
+    env.set_parallelism(flink.parallelism)
+    env.enable_checkpointing(flink.checkpoint_interval_ms, CheckpointingMode.AT_LEAST_ONCE)
+    checkpoints = env.get_checkpoint_config()
+    checkpoints.set_externalized_checkpoint_retention(ExternalizedCheckpointRetention.RETAIN_ON_CANCELLATION)
+    return env

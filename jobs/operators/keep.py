@@ -1,0 +1,116 @@
+"""The keyed operator of the postings job: the only writer of index updates, around `posting_state`'s decisions.
+
+One packed value of state per posting id, read once and written once an event. Side outputs: what the slow lane should
+enrich, and what had to be refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from pyflink.common import Types
+from pyflink.datastream import OutputTag
+from pyflink.datastream.functions import KeyedCoProcessFunction, RuntimeContext
+from pyflink.datastream.state import ValueStateDescriptor
+
+from penstock.infra.settings import Settings
+from penstock.jobs.operators import posting_state
+from penstock.jobs.operators.intake import DEAD_LETTERS, dead_letter_row
+from penstock.jobs.operators.kafka import KEY_AND_VALUE, keyed_bytes
+from penstock.jobs.operators.posting_state import Arrival, Refusal, Transition
+from penstock.schemas.dead_letters import dead_letter
+from penstock.schemas.events import EnrichedPosting
+from penstock.schemas.framing import topic_codec
+from penstock.schemas.states import PostingState
+from penstock.schemas.topics import ENRICH, INDEX, POSTINGS
+from penstock.schemas.wire import codec
+
+ENRICH_REQUESTS = OutputTag("enrich-requests", KEY_AND_VALUE)
+
+COUNTED = (
+    "published",
+    "without_vector",
+    "deleted",
+    "expired",
+    "stale",
+    "repeat",
+    "healed",
+    "refused",
+    "refined",
+    "void_answer",
+    "repeated_answer",
+    "forgotten",
+)
+
+
+class Keep(KeyedCoProcessFunction):  # type: ignore[misc]  # pyflink carries no types
+    """Input 1: arrivals; input 2: the slow lane's answers. Output: index updates as (key bytes, value bytes)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._window_ms = settings.postings.tombstone_window_ms
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._state = runtime_context.get_state(ValueStateDescriptor("posting", Types.PRIMITIVE_ARRAY(Types.BYTE())))
+        self._packed = codec(PostingState)
+        self._updates = topic_codec(INDEX, self._settings.kafka.schema_registry)
+        self._requests = topic_codec(ENRICH, self._settings.kafka.schema_registry)
+        metrics = runtime_context.get_metrics_group()
+        self._counters = {name: metrics.counter(name) for name in COUNTED}
+
+    def process_element1(self, value: Arrival, ctx: KeyedCoProcessFunction.Context) -> Iterator[Any]:
+        now = _now_ms()
+        held = self._held()
+        yield from self._become(held, posting_state.on_posting(held, value, now, self._window_ms), ctx, now)
+
+    def process_element2(self, value: EnrichedPosting, ctx: KeyedCoProcessFunction.Context) -> Iterator[Any]:
+        held = self._held()
+        yield from self._become(held, posting_state.on_enriched(held, value), ctx, _now_ms())
+
+    def on_timer(self, timestamp: int, ctx: KeyedCoProcessFunction.OnTimerContext) -> Iterator[Any]:
+        now = _now_ms()
+        held = self._held()
+        yield from self._become(held, posting_state.on_timer(held, now, self._window_ms), ctx, now)
+
+    def _held(self) -> PostingState | None:
+        packed = self._state.value()
+        return None if packed is None else self._packed.decode_unbounded(bytes(packed))
+
+    def _become(
+        self, held: PostingState | None, transition: Transition, ctx: KeyedCoProcessFunction.Context, now_ms: int
+    ) -> Iterator[Any]:
+        for name in transition.counted:
+            self._counters[name].inc()
+        if transition.state is None:
+            self._state.clear()
+        elif transition.state is not held:
+            self._state.update(self._packed.encode_unbounded(transition.state))
+        if transition.wake_at is not None:
+            ctx.timer_service().register_processing_time_timer(transition.wake_at)
+        if transition.update is not None:
+            yield keyed_bytes(transition.update.posting_id, self._updates.encode(transition.update))
+        if transition.request is not None:
+            yield ENRICH_REQUESTS, keyed_bytes(transition.request.posting_id, self._requests.encode(transition.request))
+        if transition.refusal is not None:
+            yield DEAD_LETTERS, _letter(transition.refusal, now_ms)
+
+
+def _letter(refusal: Refusal, now_ms: int) -> Any:
+    arrival = refusal.arrival
+    return dead_letter_row(
+        dead_letter(
+            POSTINGS,
+            key=arrival.posting.posting_id.encode("utf-8"),
+            raw=arrival.raw,
+            stage="order",
+            error=refusal.error,
+            produced_at=arrival.produced_at,
+            failed_at=now_ms,
+        )
+    )
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
