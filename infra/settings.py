@@ -107,6 +107,7 @@ class RankerSettings(_Section):
     score_cache_ttl_s: int = 900
     scorer: str = Field("fused", description="'fused', or a Qwen3-style model directory for yes/no scoring")
     lm_items: int = Field(32, description="how many of the best the language model scores")
+    device: str = Field("cpu", description="where the language model runs: cpu, cuda, cuda:1, ...")
 
 
 class MetricsSettings(_Section):

@@ -26,7 +26,7 @@ from penstock.infra.settings import KafkaSettings
 
 log = structlog.get_logger(role="ranker")
 
-METADATA_TIMEOUT_S = 5.0
+METADATA_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,8 @@ class KafkaSource:
                 "allow.auto.create.topics": False,
                 "topic.metadata.refresh.interval.ms": 10_000,
                 "reconnect.backoff.max.ms": 1_000,
+                "session.timeout.ms": 10_000,  # a killed replica's partitions are free again after this
+                "heartbeat.interval.ms": 2_000,
                 **settings.properties(),
                 "group.id": f"{settings.group_prefix}-{group}",
                 "partition.assignment.strategy": "range,roundrobin",  # assign() below is the eager protocol's

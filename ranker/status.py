@@ -1,0 +1,82 @@
+"""The ranker's own account of itself: ready when it can score and reaches the roles behind it.
+
+Redis is not one of them: without it answers are dearer, not fewer, and they say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.ranker.cache import ScoreCache
+from penstock.ranker.errors import RedisAway
+from penstock.ranker.feature_feed import FeatureFeed
+from penstock.ranker.known_answer import KnownAnswer
+from penstock.ranker.redis_link import RedisLink
+from penstock.ranker.service import RankService
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import RoleStatus
+
+ASK_S = 1.0  # seconds another role has to say how it is
+
+
+class OneRole(Protocol):
+    def status(self, timeout: float) -> RoleStatus: ...
+
+
+class ManyRoles(Protocol):
+    def status(self, timeout: float) -> Sequence[RoleStatus]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """Reads the parts; owns nothing."""
+
+    service: RankService
+    cache: ScoreCache
+    link: RedisLink
+    features: FeatureFeed
+    known_answer: KnownAnswer
+    model_id: str
+    models: OneRole
+    retrieval: ManyRoles
+    now_ms: Callable[[], int]
+
+    def status(self) -> RoleStatus:
+        verdict = self.known_answer.verdict(self.service.idle_ms)
+        progress = self.features.progress
+        troubles = [reason for reason in (self._models(), self._retrieval(), verdict.reason) if reason]
+        numbers = {f"{outcome}_total": float(count) for outcome, count in self.service.counts().items()}
+        numbers |= {
+            "queue_depth": float(self.service.depth),
+            "cache_hit_rate": self.cache.hit_rate,
+            "redis_up": float(self._redis_answers()),
+            "features_lag_offsets": float(progress.lag_offsets),
+            "features_lag_seconds": progress.lag_seconds,
+            "features_written_total": float(progress.written),
+            "known_answer_ok": float(verdict.ok),
+            "known_answer_age_seconds": (self.now_ms() - verdict.checked_ms) / 1000,
+        }
+        texts = {"model_id": self.model_id, "features": progress.state}
+        return RoleStatus(role="ranker", ready=not troubles, reason="; ".join(troubles), numbers=numbers, texts=texts)
+
+    def _models(self) -> str:
+        try:
+            status = self.models.status(ASK_S)
+        except CallError as error:
+            return str(error)
+        return "" if status.ready else f"models not ready: {status.reason}"
+
+    def _retrieval(self) -> str:
+        """Empty while some shard is ready: the others are named in each answer."""
+        shards = self.retrieval.status(ASK_S)
+        if any(shard.ready for shard in shards):
+            return ""
+        return f"no retrieval shard ready: {'; '.join(shard.reason for shard in shards)}"
+
+    def _redis_answers(self) -> bool:
+        try:
+            return bool(self.link.run(lambda client: client.ping()))
+        except RedisAway:
+            return False

@@ -1,0 +1,190 @@
+"""The role over gRPC: real listener, real Redis, the shipped scorer; models and retrieval on listeners of their own.
+
+Kafka is away throughout: the loops that need it wait for it, and nobody who calls over gRPC notices.
+"""
+
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+from shelf_in_memory import Shelf
+
+from penstock.infra.settings import KafkaSettings, ModelsSettings, RankerSettings, RedisSettings, RetrievalSettings
+from penstock.infra.settings import Settings as AllSettings
+from penstock.ranker import server
+from penstock.ranker.client import RankerClient
+from penstock.ranker.known_answer import CHECK_EVERY_MS, KnownAnswer
+from penstock.ranker.scoring import Scorers
+from penstock.schemas import grpc_avro
+from penstock.schemas.events import Attributes, IndexOp, IndexUpdate, Page, QueryVector, RankQuery, RankRequest
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import AnalyzeQueriesReply, Models, QueryAnalysis, Ranker, Retrieval, RoleStatus
+
+VECTOR = QueryVector(space_id="s", encoder_id="e", dense=np.array([1, 0], "<f4").tobytes())
+
+
+def posting(name, title):
+    return IndexUpdate(posting_id=name, version=1, op=IndexOp.UPSERT, attributes=Attributes(title=title), produced_at=1)
+
+
+def ready(role):
+    return lambda request, context: RoleStatus(role=role, ready=True, numbers={}, texts={})
+
+
+class Stack:
+    """The role on a thread, with what it needs around it."""
+
+    def __init__(self, redis_url, free_port, **ranker):
+        self.shelf, self.hold = Shelf(), threading.Event()
+        self.hold.set()
+        self.entered = threading.Semaphore(0)
+        for number, title in enumerate(["Registered Nurse", "Nurse Manager", "Welder"]):
+            self.shelf.put(posting(f"p{number}", title), np.array([0.6 - number / 5, 0.0]))
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+        self.models = grpc_avro.serve(addresses[0], {Models.ANALYZE: self._analyze, Models.STATUS: ready("models")})
+        self.retrieval = grpc_avro.serve(
+            addresses[1],
+            {
+                Retrieval.SEARCH: lambda request, context: self.shelf.search(request, 1),
+                Retrieval.GET: lambda request, context: self.shelf.get(request, 1),
+                Retrieval.HOLDS: lambda request, context: self.shelf.holds(request, 1),
+                Retrieval.STATUS: ready("retrieval"),
+            },
+        )
+        self.settings = AllSettings(
+            kafka=KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}"),
+            redis=RedisSettings(url=redis_url),
+            models=ModelsSettings(listen=addresses[0]),
+            retrieval=RetrievalSettings(listen=addresses[1]),
+            ranker=RankerSettings(listen=addresses[2], **ranker),
+        )
+        self.client = RankerClient(addresses[2])
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=server.serve, args=(self.settings, self.stop))
+
+    def _analyze(self, request, context):
+        self.entered.release()
+        assert self.hold.wait(30)
+        return AnalyzeQueriesReply(analyses=tuple(QueryAnalysis(vector=VECTOR) for _ in request.texts))
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.hold.set()
+        self.stop.set()
+        self.thread.join(30)
+        self.client.close()
+        for listener in (self.models, self.retrieval):
+            listener.stop(0).wait(10)
+        assert not self.thread.is_alive()
+
+
+def ask(name="r", text="registered nurse", **changes):
+    changes = {"deadline": time.time_ns() // 1_000_000 + 20_000, **changes}
+    return RankRequest(request_id=name, query=RankQuery(text=text), **changes)
+
+
+def status(stack):
+    try:
+        return stack.client.status(5)
+    except CallError:
+        return None
+
+
+def test_a_search_over_grpc_and_what_the_role_says_of_itself(redis_url, free_port, until):
+    with Stack(redis_url, free_port) as stack:
+        until(lambda: status(stack))
+        result = stack.client.rank(ask(), 10)
+        assert [item.posting_id for item in result.items] == ["p0", "p1", "p2"]
+        assert result.model_id.startswith("fused:")
+        assert sum(result.items[0].parts.values()) == pytest.approx(
+            np.log(result.items[0].score / (1 - result.items[0].score))
+        )
+        assert stack.client.rank(ask(), 10).cache_hits == 3
+        told = until(lambda: (now := status(stack)) and now.numbers["served_total"] == 2 and now)
+        assert told.ready and told.reason == ""
+        assert told.numbers["cache_hit_rate"] == 0.5
+        assert (told.numbers["redis_up"], told.numbers["queue_depth"], told.numbers["known_answer_ok"]) == (1, 0, 1)
+        stack.retrieval.stop(0).wait(10)
+        told = until(lambda: (now := status(stack)) and not now.ready and now)
+        assert "no retrieval shard ready" in told.reason
+        with pytest.raises(CallError, match="retrieve: CallError") as caught:
+            stack.client.rank(ask(), 10)
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_bad_full_late_and_gone_callers_each_get_their_own_answer(redis_url, free_port, until):
+    with Stack(redis_url, free_port, workers=1, max_queue=1) as stack:
+        until(lambda: status(stack))
+        with pytest.raises(CallError, match=r"page\.size: got 0") as caught:
+            stack.client.rank(ask(page=Page(size=0)), 10)
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(CallError, match="deadline passed before ranking began") as caught:
+            stack.client.rank(ask(deadline=5), 10)
+        assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+        stack.hold.clear()
+        while stack.entered.acquire(blocking=False):
+            pass
+        channel = grpc_avro.Client(stack.settings.ranker.listen)
+        busy = channel.start(Ranker.RANK, ask("busy"), 20)
+        assert stack.entered.acquire(timeout=20)
+        waits = channel.start(Ranker.RANK, ask("waits"), 20)
+        until(lambda: status(stack).numbers["queue_depth"] == 1)
+        with pytest.raises(CallError, match="1 requests wait, at most 1 may") as caught:
+            stack.client.rank(ask("refused"), 10)
+        assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        waits.cancel()
+        until(lambda: status(stack).numbers["queue_depth"] == 0)
+        stack.hold.set()
+        assert busy.result().request_id == "busy"
+        told = status(stack)
+        assert (told.numbers["left_total"], told.numbers["refused_total"], told.numbers["expired_total"]) == (1, 1, 1)
+        channel.close()
+
+
+def test_without_redis_the_role_answers_and_says_so(redis_server, free_port, until):
+    redis_server.stop()
+    with Stack(redis_server.url, free_port) as stack:
+        until(lambda: status(stack))
+        result = stack.client.rank(ask(), 10)
+        assert len(result.items) == 3
+        assert [reason.split(":")[0] for reason in result.degraded] == ["score cache", "feature store"]
+        told = status(stack)
+        assert told.ready and told.numbers["redis_up"] == 0
+
+
+# --- the known answer ----------------------------------------------------------------------------------------------
+
+
+class Fickle:
+    model_id, part_names = "fickle", ()
+
+    def __init__(self):
+        self.p, self.asked = 0.5, 0
+
+    def score(self, query, items):
+        from penstock.ranker.backends.scorer import Scores
+
+        self.asked += 1
+        return Scores(np.full(len(items), self.p), np.zeros((len(items), 0)))
+
+
+def test_a_scorer_is_only_asked_when_idle_and_a_changed_answer_is_seen():
+    scorer, now = Fickle(), [0]
+    known = KnownAnswer(Scorers(scorer), lambda: now[0])
+    now[0] = 5 * CHECK_EVERY_MS
+    scorer.p = 0.6
+    assert known.verdict(idle_ms=0).ok and scorer.asked == 1
+    assert "a known pair scores [0.6], at the start it scored [0.5]" in known.verdict(CHECK_EVERY_MS).reason
+    assert not known.verdict(CHECK_EVERY_MS).ok and scorer.asked == 2
+    now[0] += CHECK_EVERY_MS
+    scorer.p = float("nan")
+    assert "NonFiniteScore" in known.verdict(CHECK_EVERY_MS).reason
+    now[0] += CHECK_EVERY_MS
+    scorer.p = 0.5
+    assert known.verdict(CHECK_EVERY_MS).ok
