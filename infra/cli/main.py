@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from penstock.infra.cli import demo, dlq, publish, search, serve, topics
+from penstock.infra.cli import demo, dlq, doctor, publish, search, serve, stack, topics
 
 
 class Root(TyperGroup):
@@ -69,6 +69,8 @@ demo.register(app)
 publish.register(app)
 search.register(app)
 dlq.register(app)
+stack.register(app)
+doctor.register(app)
 serve.register(app)
 topics.register(app)
 

@@ -89,7 +89,13 @@ def write_files(layout: Layout, settings: Settings, chosen: dict[str, int], java
     flink_variables = programs.flink_environment(layout, java_path)
     for part, argv in programs.commands(layout, java_path).items():
         variables = programs.variables(part, flink_variables)
-        plan = {"part": part, "stack": str(layout.root), "argv": argv, "env": variables}
+        plan = {
+            "part": part,
+            "stack": str(layout.root),
+            "argv": argv,
+            "env": variables,
+            "has_children": part == "taskmanager",
+        }
         config.write(layout.launch / f"{part}.json", json.dumps(plan, indent=2))
     kept = [part for part in PARTS if part.kind is Kind.PROCESS]
     launchers = {part.name: programs.launcher(layout, part.name) for part in kept}
