@@ -1,0 +1,242 @@
+"""Places in a query, through the gazetteer: "in Columbus, Ohio", "near Denver", "Oregon or Washington", "DC area".
+
+What stands beside a name decides what it is: a town needs its region, its country or a preposition, an abbreviation
+its town; a state's full name stands alone. Several places are alternatives. Every clause lets postings without a place
+through, and the whole is strict only if the index holds such places.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from penstock.retrieval.understanding import gazetteer, place_filters
+from penstock.retrieval.understanding.gazetteer import LONGEST_NAME, Town, fold
+from penstock.retrieval.understanding.place_filters import Place
+from penstock.retrieval.understanding.place_names import AREAS, CITY_NICKNAMES, EXTRA
+from penstock.retrieval.understanding.places import DOMINANT
+from penstock.retrieval.understanding.reading import Found, Reading
+from penstock.schemas import filters
+
+# Codes that are no word, degree, employer or pay plan, and so may stand alone in upper case.
+_CLEAR_CODES = frozenset(
+    ["AZ", "TX", "FL", "NC", "NM", "NJ", "NV", "NY", "TN", "KY", "WI", "MN", "KS", "UT", "WY", "WV"]
+)
+_NEVER_LOWER = frozenset(
+    ["al", "de", "hi", "id", "il", "in", "la", "ma", "me", "oh", "ok", "or", "pa", "va", "no", "as"]
+)
+# Towns whose name is a word that queries use otherwise.
+_WORDS = frozenset(
+    [
+        *(
+            "aurora",
+            "bath",
+            "batman",
+            "best",
+            "buffalo wings",
+            "college",
+            "commerce",
+            "corona",
+            "date",
+            "deal",
+            "david",
+        ),
+        *("energy", "enterprise", "general", "grand", "home", "hope", "hull", "imperial", "independence", "industry"),
+        *(
+            "liberal",
+            "man",
+            "march",
+            "media",
+            "mesa",
+            "mobile",
+            "most",
+            "nice",
+            "normal",
+            "nursing",
+            "of",
+            "opportunity",
+        ),
+        *("orange", "page", "paramount", "park", "plant", "police", "reading", "sale", "same", "sandwich", "split"),
+        *("spring", "summit", "surprise", "temple", "tours", "union", "van", "university", "ware", "field", "center"),
+    ]
+)
+_NOT_AFTER = re.compile(
+    r"\s*(?:'s)?\s*(?:rivers?|university|tech|instruments|post|avenue|ave|street|st\b|state university|state college|"
+    r"wings|steel|time|history|bank|casualty)\b(?! (?:office|basin))"
+)
+_NOT_BEFORE = re.compile(
+    r"\b(?:university of|bank of|port authority of|uss|i'm from|am from|came from|moved from|left)\s*$"
+)
+_PREPOSITION = re.compile(
+    r"\b(?:in|near|around|at|within|outside|by|anywhere|throughout|across|out of|to)\s+(?:the\s+)?$"
+)
+_NEAR_BEFORE = re.compile(
+    r"\b(?:near|around|close to|commuting distance (?:of|to)|outside(?: of)?|"
+    r"within (?:(?P<count>\d{1,3}) ?(?P<unit>miles?|mi|km|kilometers?|kilometres?) )?of)\s+(?:the\s+)?$"
+)
+_NEAR_AFTER = re.compile(r"\s*(?:'s)?\s*(?:metro(?:politan)?|area|region|suburbs|surroundings|vicinity)\b")
+_WORD = re.compile(r"[^\W\d_](?:[\w'’]|\.(?=\w))*\.?")
+_SMALLEST = 15_000  # people, of a town that only a preposition marks
+_KNOWN = 300_000  # people, of a town that nothing marks
+_HOME = ("US", "AU", "CA", "GB")  # where such a town must lie
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    start: int
+    end: int
+    raw: str
+    folded: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Mention:
+    start: int
+    end: int
+    places: tuple[Place, ...]
+
+
+def read_places(reading: Reading) -> list[Found]:
+    """One demand made of all places asked for, and one exclusion for each that is ruled out."""
+    found: list[Found] = []
+    asked: list[_Mention] = []
+    for mention in _mentions(reading):
+        if reading.negated(mention.start):
+            tree = filters.negate(place_filters.any_of(mention.places, radius_km=place_filters.OUT_KM))
+            label = f"not {place_filters.label(mention.places)}"
+            found.append(Found(mention.start, mention.end, label, tree, needs_values=True))
+        elif not reading.soft(mention.start, mention.end):
+            asked.append(mention)
+    places = tuple(dict.fromkeys(place for mention in asked for place in mention.places))
+    if any(place.country == "US" and (place.region or place.town) for place in places):
+        places = tuple(place for place in places if place != Place("US"))  # "a US base in Ohio"
+    if len({place.region for place in places if place.region}) > 1:
+        # "Oregon or Washington": among states it is the state.
+        places = tuple(place for place in places if not place.doubtful) or places
+    if places:
+        tree = place_filters.any_of(places)
+        found.append(Found(asked[0].start, asked[-1].end, place_filters.label(places), tree, needs_values=True))
+    return found
+
+
+def _mentions(reading: Reading) -> Iterator[_Mention]:
+    words = [_Word(match.start(), match.end(), match[0], fold(match[0])) for match in _WORD.finditer(reading.lowered)]
+    words = [_Word(word.start, word.end, reading.text[word.start : word.end], word.folded) for word in words]
+    at = 0
+    while at < len(words):
+        mention, used = _longest(reading, words, at)
+        if mention is not None:
+            yield mention
+        at += used
+
+
+def _longest(reading: Reading, words: list[_Word], at: int) -> tuple[_Mention | None, int]:
+    """The longest place that starts at this word, and how many words it takes (at least one)."""
+    for length in range(min(LONGEST_NAME, len(words) - at), 0, -1):
+        run = words[at : at + length]
+        if any("," in reading.text[a.end : b.start] for a, b in zip(run, run[1:], strict=False)):
+            continue
+        name = " ".join(word.folded for word in run)
+        places, extra = _read(reading, words, at, length, name)
+        if not places:
+            continue
+        start, end = run[0].start, words[at + length + extra - 1].end
+        if _NOT_AFTER.match(reading.lowered, end) or _NOT_BEFORE.search(reading.lowered[:start]):
+            return None, length + extra
+        radius = _radius(reading, start, end)
+        return _Mention(start, end, tuple(place.within(radius) for place in places)), length + extra
+    return None, 1
+
+
+def _read(reading: Reading, words: list[_Word], at: int, length: int, name: str) -> tuple[tuple[Place, ...], int]:
+    """What the run means, and how many words behind it belong to it."""
+    qualified = _qualified(reading, words, at, length, name)
+    if qualified is not None:
+        return qualified
+    if name in CITY_NICKNAMES:
+        city, region = CITY_NICKNAMES[name]
+        return tuple(Place.of(town) for town in gazetteer.towns(city) if town.region == region)[:1], 0
+    if name in AREAS:
+        return tuple(Place("US", region) for region in AREAS[name]), 0
+    if name in EXTRA:
+        return (Place(*EXTRA[name]),), 0
+    if name in gazetteer.regions():
+        return _region_named(reading, words, at, length, name)
+    start = words[at].start
+    marked = _PREPOSITION.search(reading.lowered[:start]) is not None
+    if name in gazetteer.countries():
+        beside = marked or name in ("guam", "puerto rico") or reading.lowered[:start].rstrip().endswith((",", " or"))
+        return ((Place(gazetteer.countries()[name]),), 0) if beside and words[at].raw[0].isupper() else ((), 0)
+    if length == 1 and words[at].raw in _CLEAR_CODES and not re.match(r"[\s-]?\d", reading.text[words[at].end :]):
+        return (Place("US", words[at].raw),), 0
+    return _bare_towns(reading, words[at], name, marked), 0
+
+
+def _region_named(
+    reading: Reading, words: list[_Word], at: int, length: int, name: str
+) -> tuple[tuple[Place, ...], int]:
+    country, region = gazetteer.regions()[name][0]
+    if name == "washington" and _following(words, at + length) != "state":
+        capital = next(town for town in gazetteer.towns(name) if town.region == "DC")
+        return (Place("US", "WA"), Place.of(capital, doubtful=True)), 0
+    if country != "US" and not words[at].raw[0].isupper():
+        return (), 0
+    return (Place(country, region),), 0
+
+
+def _following(words: list[_Word], at: int) -> str:
+    return words[at].folded if at < len(words) else ""
+
+
+def _qualified(
+    reading: Reading, words: list[_Word], at: int, length: int, name: str
+) -> tuple[tuple[Place, ...], int] | None:
+    """A town with its region or country right behind it; None when that is not what stands there."""
+    towns = gazetteer.towns(name) or gazetteer.towns(f"{name} city")
+    if not towns or name in gazetteer.regions() and name not in ("new york", "washington"):
+        return None
+    for more in range(min(LONGEST_NAME, len(words) - at - length), 0, -1):
+        tail = words[at + length : at + length + more]
+        between = reading.text[words[at + length - 1].end : tail[0].start]
+        if not re.fullmatch(r"\s*,?\s*|\s*/\s*", between):
+            return None
+        qualifier = " ".join(word.folded for word in tail)
+        where = set(gazetteer.regions().get(qualifier, ()))
+        if not where and more == 1 and (tail[0].raw.isupper() or tail[0].folded not in _NEVER_LOWER):
+            where = set(gazetteer.region_codes().get(tail[0].raw.upper(), ()))
+        country = gazetteer.countries().get(qualifier)
+        for town in towns:
+            if (town.country, town.region) in where or town.country == country:
+                return (Place.of(town),), more
+    return None
+
+
+def _bare_towns(reading: Reading, first: _Word, name: str, marked: bool) -> tuple[Place, ...]:
+    """A town by its name alone: the one that clearly outweighs its namesakes, else all that may be meant."""
+    if name in _WORDS or len(name) < 4:
+        return ()
+    towns = gazetteer.towns(name)
+    shouted = reading.text == reading.lowered  # no capitals anywhere: they cannot tell a name from a word
+    least = _SMALLEST if marked and first.raw[0].isupper() else _KNOWN
+    if marked and not first.raw[0].isupper() and not shouted:
+        return ()
+    towns = tuple(town for town in towns if town.population >= least and (marked or town.country in _HOME))
+    if not towns:
+        return ()
+    return tuple(Place.of(town) for town in towns if _may_be_meant(town, towns[0]))
+
+
+def _may_be_meant(town: Town, largest: Town) -> bool:
+    ratio = DOMINANT if town.country == largest.country else 2.5 * DOMINANT
+    return town.population * ratio >= largest.population
+
+
+def _radius(reading: Reading, start: int, end: int) -> float:
+    match = _NEAR_BEFORE.search(reading.lowered[:start])
+    if match is not None and match["count"]:
+        kilometres = float(match["count"]) * (1.609 if match["unit"].startswith("mi") else 1.0)
+        return max(kilometres, place_filters.SMALLEST_KM)
+    if match is not None or _NEAR_AFTER.match(reading.lowered, end):
+        return place_filters.NEAR_KM
+    return place_filters.IN_KM

@@ -1,0 +1,54 @@
+"""What the rules on enums share: phrases that denote a symbol, and the filter of all that a query denotes.
+
+Several of one family in a query are alternatives ("full or part time"). Asking for one accepts its `accepts`; ruling
+one out excludes its `denotes` alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penstock.retrieval.understanding.reading import Found, Reading
+from penstock.schemas import filters
+from penstock.schemas.events import Missing, Symbol
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """`pattern` matches lower-case text."""
+
+    label: str
+    pattern: re.Pattern[str]
+    denotes: tuple[Symbol, ...]
+    accepts: tuple[Symbol, ...]
+
+
+def phrase(label: str, pattern: str, denotes: Sequence[Symbol], accepts: Sequence[Symbol]) -> Phrase:
+    return Phrase(label, re.compile(rf"(?<![\w-])(?:{pattern})(?![\w-])"), tuple(denotes), tuple(accepts))
+
+
+def read_symbols(reading: Reading, field: str, phrases: Sequence[Phrase]) -> list[Found]:
+    """At most one demand, made of every phrase that is asked for, and one exclusion for each that is ruled out."""
+    asked: list[tuple[int, int, Phrase]] = []
+    found: list[Found] = []
+    for one in phrases:
+        for match in one.pattern.finditer(reading.lowered):
+            start, end = match.span()
+            if reading.negated(start):
+                clause = filters.is_in(field, *_names(one.denotes), missing=Missing.INCLUDE)
+                found.append(Found(start, end, f"not {one.label}", filters.negate(clause)))
+            elif not reading.soft(start, end):
+                asked.append((start, end, one))
+    asked.sort(key=lambda hit: hit[:2])
+    if asked:
+        labels = " or ".join(dict.fromkeys(hit[2].label for hit in asked))
+        accepted = dict.fromkeys(symbol for hit in asked for symbol in hit[2].accepts)
+        clause = filters.is_in(field, *_names(accepted), missing=Missing.INCLUDE)
+        found.append(Found(asked[0][0], asked[-1][1], labels, clause))
+    return found
+
+
+def _names(symbols: Sequence[Symbol] | dict[Symbol, None]) -> tuple[str, ...]:
+    return tuple(str(symbol.value) for symbol in symbols)
