@@ -11,7 +11,7 @@ from penstock.schemas import build
 from penstock.schemas.records import avro_schema
 from penstock.schemas.wire import fingerprint, history
 
-RECORDS = build.EVENTS + build.CALLS
+RECORDS = build.EVENTS + build.STATES + build.CALLS
 
 
 def incompatibilities(versions: list[dict]) -> list[str]:

@@ -19,7 +19,7 @@ from penstock.schemas.records import avro_schema, to_plain
 POSTING = Posting(posting_id="p1", version=3, title="Nurse", description="Cares.", skills=("care",), posted_at=5)
 
 
-@pytest.mark.parametrize("record", build.EVENTS + build.CALLS, ids=lambda r: r.__name__)
+@pytest.mark.parametrize("record", build.EVENTS + build.STATES + build.CALLS, ids=lambda r: r.__name__)
 @given(data=st.data())
 def test_every_record_survives_its_bytes(record, data):
     value = data.draw(any_record(record))

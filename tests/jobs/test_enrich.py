@@ -1,0 +1,218 @@
+"""The fast lane against a real gRPC server: batches, memory, deadlines, and a dead server that costs nothing."""
+
+import asyncio
+import threading
+
+import pytest
+
+from penstock.infra.settings import ModelsSettings, PostingsSettings, Settings
+from penstock.jobs.operators.analyze import Analyze, request_of
+from penstock.jobs.operators.enrich import Batcher, Breaker, Enrich, Remembered, Unavailable
+from penstock.jobs.operators.posting_state import Arrival
+from penstock.schemas import grpc_avro, rpc, validate
+from penstock.schemas.events import Enrichment, Op, Posting, QueryVector, RankRequest, SearchQuery, Vector
+from penstock.schemas.wire import codec
+
+NOW = 1_000_000
+
+
+class Counted:
+    """A metrics group that counts in memory, as Flink's does behind its gateway."""
+
+    def __init__(self):
+        self.values = {}
+
+    def get_metrics_group(self):
+        return self
+
+    def counter(self, name):
+        self.values[name] = 0
+        group = self
+
+        class Counter:
+            def inc(self, n=1):
+                group.values[name] += n
+
+        return Counter()
+
+
+def arrival(posting_id: str = "p", **changes) -> Arrival:
+    posting = Posting(**{"posting_id": posting_id, "version": 1, "title": "Nurse", "description": "Cares."} | changes)
+    text = validate.text_of(posting) if posting.op is Op.UPSERT else None
+    return Arrival(
+        posting=posting,
+        raw=b"raw",
+        produced_at=NOW,
+        event_hash=validate.event_hash(posting),
+        text=text,
+        text_hash=validate.text_hash(text) if text else None,
+    )
+
+
+@pytest.fixture
+def models(free_port):
+    """A models role of our own: says which batches it saw; `hold` keeps its answers back."""
+    address = f"127.0.0.1:{free_port()}"
+    batches = []
+    hold = threading.Event()
+    hold.set()
+
+    def enrich(request, context):
+        batches.append([text.title for text in request.postings])
+        hold.wait(10)
+        return rpc.EnrichPostingsReply(
+            enrichments=tuple(
+                Enrichment(vector=None if text.title == "blank" else Vector(space_id="s", encoder_id="e", dense=b"ab"))
+                for text in request.postings
+            )
+        )
+
+    def analyze(request, context):
+        vector = QueryVector(space_id="s", encoder_id="e", dense=b"abcd")
+        return rpc.AnalyzeQueriesReply(analyses=tuple(rpc.QueryAnalysis(vector=vector) for _ in request.texts))
+
+    server = grpc_avro.serve(address, {rpc.Models.ENRICH: enrich, rpc.Models.ANALYZE: analyze})
+    yield address, batches, hold
+    hold.set()
+    server.stop(None).wait()
+
+
+def enricher(address: str, timeout_ms: int = 5_000) -> tuple[Enrich, Counted]:
+    settings = Settings(
+        models=ModelsSettings(listen=address), postings=PostingsSettings(enrich_timeout_ms=timeout_ms, enrich_batch=8)
+    )
+    operator, metrics = Enrich(settings), Counted()
+    operator.open(metrics)
+    return operator, metrics
+
+
+def test_concurrent_postings_share_calls_and_come_back_enriched(models):
+    address, batches, _ = models
+    operator, metrics = enricher(address)
+
+    async def all_at_once():
+        return await asyncio.gather(*[operator.enrich(arrival(f"p{n}", title=f"t{n}"), NOW) for n in range(20)])
+
+    done = asyncio.run(all_at_once())
+    assert [a.posting.posting_id for a in done] == [f"p{n}" for n in range(20)]
+    assert all(a.enrichment.vector is not None for a in done)
+    assert max(len(batch) for batch in batches) == 8
+    assert len(batches) < 20
+    assert metrics.values == {"enrichments_reused": 0, "enrichments_made": 20, "published_without_vector": 0}
+
+
+def test_the_same_text_is_asked_for_once(models):
+    address, batches, _ = models
+    operator, metrics = enricher(address)
+
+    async def one_after_the_other():
+        return [await operator.enrich(arrival(f"p{n}", version=n), NOW) for n in range(1, 4)]
+
+    assert all(a.enrichment is not None for a in asyncio.run(one_after_the_other()))
+    assert batches == [["Nurse"]]
+    assert metrics.values["enrichments_reused"] == 2
+
+
+def test_deletes_and_expired_postings_pass_without_a_call(models):
+    address, batches, _ = models
+    operator, _ = enricher(address)
+
+    async def both():
+        return [
+            await operator.enrich(arrival(op=Op.DELETE, title=None, description=None), NOW),
+            await operator.enrich(arrival(expires_at=NOW), NOW),
+        ]
+
+    assert [a.enrichment for a in asyncio.run(both())] == [None, None]
+    assert batches == []
+
+
+def test_a_text_that_cannot_be_encoded_is_not_remembered(models):
+    address, batches, _ = models
+    operator, metrics = enricher(address)
+
+    async def twice():
+        return [await operator.enrich(arrival(title="blank"), NOW) for _ in range(2)]
+
+    asyncio.run(twice())
+    assert len(batches) == 2
+    assert metrics.values["published_without_vector"] == 2
+
+
+def test_a_slow_server_lets_postings_go_on_without_a_vector(models):
+    address, _, hold = models
+    hold.clear()
+    operator, metrics = enricher(address, timeout_ms=50)
+
+    async def all_at_once():
+        return await asyncio.gather(*[operator.enrich(arrival(f"p{n}", title=f"t{n}"), NOW) for n in range(5)])
+
+    assert [a.enrichment for a in asyncio.run(all_at_once())] == [None] * 5
+    assert metrics.values["published_without_vector"] == 5
+
+
+def test_a_dead_server_stops_being_asked_and_is_found_again(free_port):
+    operator, metrics = enricher(f"127.0.0.1:{free_port()}", timeout_ms=2_000)
+
+    async def many():
+        return [await operator.enrich(arrival(f"p{n}", title=f"t{n}"), NOW) for n in range(50)]
+
+    assert all(a.enrichment is None for a in asyncio.run(many()))
+    assert metrics.values["published_without_vector"] == 50
+    assert not operator._batcher._breaker.allows(0.0)
+
+
+def test_a_query_without_analysis_goes_on_with_its_words(models, free_port):
+    query = SearchQuery(request_id="q", text="nurse", deadline_ms=500)
+    for address, has_vector in ((models[0], True), (f"127.0.0.1:{free_port()}", False)):
+        operator = Analyze(Settings(models=ModelsSettings(listen=address)))
+        operator.open(Counted())
+        [row] = asyncio.run(operator.async_invoke((query, NOW)))
+        request = codec(RankRequest).decode(row[1])
+        assert row[0] == b"default/q"
+        assert (request.query.text, request.deadline, request.produced_at) == ("nurse", NOW + 500, NOW)
+        assert (request.query.vector is not None) is has_vector
+    assert request_of(query, NOW, None).query.understood == ()
+
+
+# --- the breaker, in made-up time ----------------------------------------------------------------------------------
+
+
+def test_the_breaker_opens_tries_once_and_closes():
+    breaker = Breaker(threshold=2, pause_s=1.0, longest_s=3.0)
+    assert breaker.allows(0.0)
+    breaker.failed(0.0)
+    assert breaker.allows(0.0), "one failure is not a pattern"
+    breaker.failed(0.0)
+    assert not breaker.allows(0.9)
+    assert breaker.allows(1.0), "a trial"
+    assert not breaker.allows(1.0), "one trial at a time"
+    breaker.failed(1.0)
+    assert not breaker.allows(2.9), "the pause doubles"
+    assert breaker.allows(3.0)
+    breaker.failed(3.0)
+    assert breaker.allows(6.0), "but not past its longest"
+    breaker.succeeded()
+    assert breaker.allows(6.0)
+    assert breaker.allows(6.0)
+
+
+def test_a_batch_whose_answers_do_not_match_fails_whole():
+    async def short(questions):
+        return list(questions)[:-1]
+
+    async def ask_two():
+        batcher = Batcher(short, batch=2, concurrency=1, timeout_s=5, breaker=Breaker())
+        return await asyncio.gather(batcher.ask("a"), batcher.ask("b"), return_exceptions=True)
+
+    assert [type(outcome) for outcome in asyncio.run(ask_two())] == [Unavailable, Unavailable]
+
+
+def test_what_was_used_least_recently_is_forgotten_first():
+    remembered = Remembered(2)
+    first, second, third = (Enrichment(summary=name) for name in "abc")
+    remembered.put("a", first)
+    remembered.put("b", second)
+    assert remembered.get("a") is first
+    remembered.put("c", third)
+    assert (remembered.get("a"), remembered.get("b"), remembered.get("c")) == (first, None, third)

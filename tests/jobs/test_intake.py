@@ -1,0 +1,108 @@
+"""From raw bytes to a checked event or a dead letter with the same bytes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.infra.settings import KafkaSettings, Settings, SettingsError
+from penstock.jobs.operators.intake import check_enriched, check_posting, check_query, dead_letter_row, take
+from penstock.jobs.operators.kafka import java_properties
+from penstock.schemas.events import DeadLetter, EnrichedPosting, Enrichment, Op, Posting, SearchQuery
+from penstock.schemas.topics import ENRICHED, POSTINGS, QUERIES
+from penstock.schemas.wire import codec
+
+NOW = 1_763_718_000_000
+SETTINGS = Settings()
+GOOD = Posting(posting_id="p", version=1, title="Nurse", description="Cares.")
+
+
+def take_posting(raw: bytes, produced_at: int | None = NOW):
+    return take(POSTINGS, codec(Posting), check_posting, raw, produced_at, NOW, SETTINGS)
+
+
+def test_a_good_posting_goes_on_with_its_hashes():
+    arrival, letter = take_posting(codec(Posting).encode(GOOD))
+    assert letter is None
+    assert arrival.posting == GOOD
+    assert arrival.produced_at == NOW
+    assert arrival.text.title == "Nurse"
+    gone, _ = take_posting(codec(Posting).encode(Posting(posting_id="p", version=2, op=Op.DELETE)))
+    assert (gone.text, gone.text_hash) == (None, None)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_become_a_dead_letter_with_the_same_bytes(raw):
+    arrival, letter = take_posting(raw)
+    assert arrival is None
+    row = dead_letter_row(letter)
+    read = codec(DeadLetter).decode(row[1])
+    assert (read.raw, read.topic, read.stage) == (raw, POSTINGS.name, "decode")
+    assert read.message
+    assert (read.produced_at, read.failed_at, read.attempt) == (NOW, NOW, 1)
+
+
+@pytest.mark.parametrize(
+    ("posting", "stage", "field"),
+    [
+        (Posting(posting_id="p", version=1), "validate", "title"),
+        (Posting(posting_id="p", version=-1, op=Op.DELETE), "validate", "version"),
+    ],
+)
+def test_a_broken_rule_names_stage_field_and_key(posting, stage, field):
+    _, letter = take_posting(codec(Posting).encode(posting))
+    assert (letter.stage, letter.key) == (stage, b"p")
+    assert letter.message.startswith(field)
+    assert letter.error_class == "InvalidRecord"
+
+
+def test_an_event_from_before_the_tombstone_window_is_refused():
+    window = SETTINGS.postings.tombstone_window_ms
+    raw = codec(Posting).encode(GOOD)
+    assert take_posting(raw, NOW - window)[1] is None
+    _, letter = take_posting(raw, NOW - window - 1)
+    assert letter.stage == "order"
+    assert "tombstone_window" in letter.message
+
+
+def test_without_a_kafka_timestamp_the_moment_of_reading_counts():
+    arrival, _ = take_posting(codec(Posting).encode(GOOD), None)
+    assert arrival.produced_at == NOW
+
+
+def test_a_dead_letter_of_the_largest_record_still_fits():
+    raw = b"\xc3\x01" + b"x" * ((1 << 20) + 10)
+    _, letter = take_posting(raw)
+    assert letter.error_class == "OversizedRecord"
+    assert codec(DeadLetter).decode_unbounded(dead_letter_row(letter)[1]).raw == raw
+
+
+def test_queries_and_answers():
+    query = SearchQuery(request_id="q", text="nurse")
+    value, _ = take(QUERIES, codec(SearchQuery), check_query, codec(SearchQuery).encode(query), NOW, NOW, SETTINGS)
+    assert value == (query, NOW)
+    empty = EnrichedPosting(posting_id="p", version=1, text_hash="h", enrichment=Enrichment())
+    raw = codec(EnrichedPosting).encode(empty)
+    _, letter = take(ENRICHED, codec(EnrichedPosting), check_enriched, raw, NOW, NOW, SETTINGS)
+    assert letter.stage == "validate"
+
+
+def test_a_bug_of_ours_is_not_the_record_s_fault():
+    def broken(*_):
+        raise RuntimeError("ours")
+
+    with pytest.raises(RuntimeError):
+        take(POSTINGS, codec(Posting), broken, codec(Posting).encode(GOOD), NOW, NOW, SETTINGS)
+
+
+def test_client_properties_become_java_s():
+    given_properties = KafkaSettings(
+        client={"security.protocol": "SASL_SSL", "sasl.mechanisms": "SCRAM-SHA-512", "ssl.ca.location": "/ca.pem"},
+        secrets={"sasl.username": "me", "sasl.password": 'a"b'},
+    )
+    java = java_properties(given_properties)
+    assert java["sasl.mechanism"] == "SCRAM-SHA-512"
+    assert (java["ssl.truststore.location"], java["ssl.truststore.type"]) == ("/ca.pem", "PEM")
+    assert 'ScramLoginModule required username="me" password="a\\"b";' in java["sasl.jaas.config"]
+    assert not {"sasl.username", "bootstrap.servers"} & java.keys()
+    with pytest.raises(SettingsError, match=r"ssl\.key\.location"):
+        java_properties(KafkaSettings(client={"ssl.key.location": "/key.pem"}))
