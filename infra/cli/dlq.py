@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from penstock.infra.settings import Settings
     from penstock.schemas.events import DeadLetter
 
-OnTopic = Annotated[str | None, typer.Option("--topic", help="Only records refused on this topic.")]
+
+def complete_topic(incomplete: str) -> list[str]:
+    """The topics that may have dead letters."""
+    from penstock.schemas.topics import TOPICS
+
+    return [topic.name for topic in TOPICS if topic.name.startswith(incomplete)]
+
+
+OnTopic = Annotated[
+    str | None,
+    typer.Option("--topic", help="Only records refused on this topic.", autocompletion=complete_topic),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 BYTES_A_LINE = 16

@@ -26,9 +26,21 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL)(get)
 
 
+def complete_filter(incomplete: str) -> list[tuple[str, str]]:
+    """The fields that a filter may begin with, each with the operator it takes and what it is."""
+    from penstock.schemas.filters import FIELDS, FieldType
+
+    operators = {FieldType.NUMBER: ">=", FieldType.TIME: ">=", FieldType.PLACE: "~"}
+    offers = [(f"{name}{operators.get(spec.type, '=')}", spec.doc) for name, spec in FIELDS.items()]
+    return [(offer, doc) for offer, doc in offers if offer.startswith(incomplete)]
+
+
 def search(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for, in words.")],
-    filters: Annotated[list[str] | None, typer.Option("--filter", "-f", metavar="F", help=FILTER_HELP)] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", "-f", metavar="F", help=FILTER_HELP, autocompletion=complete_filter),
+    ] = None,
     size: Annotated[int, typer.Option("--size", "-n", min=1, max=1000, help="How many postings.")] = 10,
     cursor: Annotated[str | None, typer.Option("--cursor", help="next_cursor of the page before.")] = None,
     deadline_ms: Annotated[

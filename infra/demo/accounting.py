@@ -1,8 +1,9 @@
 """What must have become of every event, from the input alone, and whether it did.
 
 The oracle knows the rules and none of the pipeline's code: the highest version wins; repeats and older versions change
-nothing; of two contents under one version the first wins and the second is refused; what is past its expiry is
-expired. Every posting id ends in exactly one state. Pure: the caller passes the time.
+nothing; of two contents under one version the first wins and the second is refused; an id belongs to the tenant who
+published it first, and another's events are refused; what is past its expiry is expired. Every posting id ends in
+exactly one state. Pure: the caller passes the time.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Oracle:
         posting = event.posting
         known = self._accepted.setdefault(event.posting_id, None)
         if event.refused is not None or posting is None:
+            self._refused[event.value] += 1
+        elif known is not None and posting.tenant != known.tenant:
             self._refused[event.value] += 1
         elif known is None or posting.version > known.version:
             self._accepted[event.posting_id] = posting

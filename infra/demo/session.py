@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,9 @@ def system(*, keep: bool, tell: Callable[[str], None]) -> Iterator[Settings]:
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Ctrl-C pressed again must not leave half a stack behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread, which is somebody else's here
+        return
     held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

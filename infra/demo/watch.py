@@ -1,6 +1,6 @@
 """Follows a run from outside, as any consumer could: rows from the retrieval shards, letters and results from Kafka.
 
-`Watch` owns one thread, which is the only writer of what it has seen; `track` and `seen` may be called from others.
+`Watch` owns one thread; what it has seen is under one lock, so that every method may be called from any thread.
 A role that does not answer is waited for: the last trouble is kept for the view and counted for the report.
 """
 
@@ -11,6 +11,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+
+import grpc
 
 from penstock.infra.kafka_clients import Tail, timestamp_of
 from penstock.infra.settings import Settings
@@ -108,18 +110,20 @@ class Watch:
             try:
                 reply = self._retrieval.get(request, timeout=CALL_TIMEOUT_S)
             except CallError as error:
-                if not error.retryable:
+                if error.code is grpc.StatusCode.INVALID_ARGUMENT:
                     raise
-                self._interrupted(str(error))
+                self._interrupted(str(error))  # a role that is killed ends its calls in more ways than one
                 return None
             rows.update({row.posting_id: row for row in reply.rows})
-        self._trouble = None
+        with self._lock:
+            self._trouble = None
         return rows
 
     def _interrupted(self, why: str) -> None:
         DEGRADED.labels("demo", "retrieval does not answer").inc()
-        self._trouble = why
-        self.interruptions[why] = self.interruptions.get(why, 0) + 1
+        with self._lock:
+            self._trouble = why
+            self.interruptions[why] = self.interruptions.get(why, 0) + 1
 
     def _run(self) -> None:
         try:
@@ -161,9 +165,12 @@ class Watch:
 
 
 def freshness_ms(row: Row) -> float | None:
-    """From the posting event's Kafka timestamp until its version was searchable, for versions of the fast lane."""
+    """From the posting event's Kafka timestamp until its version was searchable, for versions of the fast lane.
+
+    Those have revision 0, or -1 where models were too late for a vector; the slow lane's have higher ones.
+    """
     update = row.update
-    if update is None or row.searchable_at is None or update.op is not IndexOp.UPSERT or update.revision != 0:
+    if update is None or row.searchable_at is None or update.op is not IndexOp.UPSERT or update.revision > 0:
         return None
     return float(row.searchable_at - update.produced_at)
 

@@ -313,3 +313,19 @@ def test_filters_are_records_of_the_wire():
 
     assert isinstance(parse_filters(["remote=REMOTE"]), Filter)
     assert parse_filters([]) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("penstock d", ["demo", "dlq", "doctor", "down"]),
+        ("penstock search x --filter salary.a", ["salary.annual_min>=", "salary.annual_max>="]),
+        ("penstock dlq list --topic jobs", ["jobs.posting.v1"]),
+    ],
+)
+def test_the_shell_completes_commands_filters_and_topics(alone, monkeypatch, words, offers):
+    monkeypatch.setenv("_PENSTOCK_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    result = CliRunner().invoke(app, [], prog_name="penstock")
+    assert sorted(result.stdout.split()) == sorted(offers)

@@ -59,6 +59,7 @@ postings = st.builds(
     posting_id=st.sampled_from("abc"),
     version=st.integers(0, 3),
     op=st.sampled_from([Op.UPSERT, Op.UPSERT, Op.DELETE]),
+    tenant=st.sampled_from(["default", "default", "other"]),
     title=st.sampled_from(["x", "y"]),
     description=st.just("d"),
     expires_at=st.sampled_from([None, NOW - 1, NOW, NOW + 1]),
@@ -68,8 +69,9 @@ runs = st.lists(events, max_size=14)
 
 
 def winner(run, posting_id):
-    """The rule said another way: of the usable events, the first with the highest version."""
+    """The rule said another way: of the owner's usable events, the first with the highest version."""
     usable = [event.posting for event in run if event.posting_id == posting_id and event.refused is None]
+    usable = [posting for posting in usable if posting.tenant == usable[0].tenant]
     return max(usable, key=lambda posting: posting.version, default=None)
 
 
@@ -100,7 +102,8 @@ def test_what_is_refused_is_what_breaks_a_rule_or_contradicts_its_version(run):
     for position, event in enumerate(run):
         first = winner(run[:position], event.posting_id)
         same_version = first is not None and first.version == event.posting.version
-        if event.refused is not None or (same_version and event.posting != first):
+        foreign = first is not None and first.tenant != event.posting.tenant
+        if event.refused is not None or foreign or (same_version and event.posting != first):
             by_hand[event.value] += 1
     assert oracle(run).refused() == by_hand
 

@@ -21,7 +21,14 @@ def test_nothing_has_no_percentile():
 
 
 @pytest.mark.parametrize(
-    ("op", "revision", "fresh"), [(IndexOp.UPSERT, 0, 250.0), (IndexOp.UPSERT, 1, None), (IndexOp.EXPIRE, 0, None)]
+    ("op", "revision", "fresh"),
+    [
+        (IndexOp.UPSERT, 0, 250.0),
+        (IndexOp.UPSERT, -1, 250.0),
+        (IndexOp.UPSERT, 1, None),
+        (IndexOp.EXPIRE, 0, None),
+        (IndexOp.DELETE, 0, None),
+    ],
 )
 def test_freshness_is_of_the_fast_lanes_upserts(op, revision, fresh):
     update = IndexUpdate(posting_id="p", version=1, revision=revision, op=op, produced_at=1_000)
