@@ -1,0 +1,133 @@
+"""Records of index.update.v1 into the store, and how far that has come. No Kafka, no clock of its own.
+
+    1. decode    what is no update goes to the dead letters, with its bytes
+    2. apply     the rest is one epoch; what the store refuses goes to the dead letters too
+    3. account   offsets move on, freshness is observed, and what was left out is counted
+
+Invariant: `offsets` covers exactly what has been applied or dead-lettered, so a snapshot taken between two calls of
+`take` may stand for the log below them. One thread calls everything here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from penstock.infra.telemetry import DEGRADED, FRESHNESS_SECONDS
+from penstock.retrieval.feed import Polled, Record
+from penstock.retrieval.store.records import Applied
+from penstock.retrieval.store.store import Store
+from penstock.schemas.errors import MalformedRecord, WireError
+from penstock.schemas.events import IndexOp, IndexUpdate
+from penstock.schemas.wire import Codec
+
+log = structlog.get_logger(role="retrieval")
+
+DeadLetter = Callable[[Record, Exception, int], None]  # record, what is wrong with it, failed at (epoch ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far the store is behind its log."""
+
+    offsets: int
+    seconds: float  # since the newest applied record was written, while behind; 0 when nothing is left to read
+
+
+@dataclass(slots=True)
+class Indexer:
+    store: Store
+    codec: Codec[IndexUpdate]
+    dead_letter: DeadLetter
+    offsets: dict[int, int] = field(default_factory=dict)  # partition -> next offset
+    targets: dict[int, int] = field(default_factory=dict)  # what was in the log when this process began to read it
+    caught_up: bool = False  # once true, it stays so
+    refused: int = 0
+    last_refusal: str = ""
+    _newest_ms: int | None = None
+
+    def begin(self, offsets: Mapping[int, int], targets: Mapping[int, int]) -> None:
+        """The store covers `offsets`; it has caught up when it covers `targets`."""
+        self.offsets, self.targets = dict(offsets), dict(targets)
+        self._check()
+
+    def take(self, polled: Polled, now_ms: int) -> None:
+        """Applies what was polled. An exception other than a record's own fault leaves everything as it was."""
+        updates, origins, wrong = self._decoded(polled.records)
+        if updates:
+            self._apply(updates, origins, wrong, now_ms)
+        for record, error in wrong:
+            self.refused += 1
+            self.last_refusal = str(error)
+            self.dead_letter(record, error, now_ms)
+        for record in polled.records:
+            self.offsets[record.partition] = record.offset + 1
+            if record.timestamp_ms is not None:
+                self._newest_ms = record.timestamp_ms
+        self.offsets |= polled.ends
+        self._check()
+
+    def lag(self, highs: Mapping[int, int], now_ms: int) -> Lag:
+        """`highs`: the next offset to be written, by partition."""
+        behind = sum(max(0, high - self.offsets.get(partition, 0)) for partition, high in highs.items())
+        if not behind or self._newest_ms is None:
+            return Lag(behind, 0.0)
+        return Lag(behind, max(0.0, (now_ms - self._newest_ms) / 1000))
+
+    def _decoded(self, records: list[Record]) -> tuple[list[IndexUpdate], list[Record], list[tuple[Record, Exception]]]:
+        updates, origins, wrong = [], [], []
+        for record in records:
+            try:
+                if record.value is None:
+                    raise MalformedRecord(
+                        "no value: a deletion here is an update with op DELETE, not a Kafka tombstone"
+                    )
+                updates.append(self.codec.decode(record.value))
+                origins.append(record)
+            except WireError as error:
+                wrong.append((record, error))
+        return updates, origins, wrong
+
+    def _apply(
+        self,
+        updates: list[IndexUpdate],
+        origins: list[Record],
+        wrong: list[tuple[Record, Exception]],
+        now_ms: int,
+    ) -> None:
+        try:
+            batches = [(updates, origins, self.store.apply(updates, now_ms=now_ms))]
+        except MemoryError:
+            raise  # nobody's fault in particular: the loop says so and tries again
+        except Exception as error:  # one record is worse than the rules knew: find it, keep its fellows
+            DEGRADED.labels("retrieval", "batch applied one by one").inc()
+            log.error("batch failed, applying one by one", error=f"{type(error).__name__}: {error}")
+            batches = []
+            for update, record in zip(updates, origins, strict=True):
+                try:
+                    batches.append(([update], [record], self.store.apply([update], now_ms=now_ms)))
+                except MemoryError:
+                    raise
+                except Exception as fault:
+                    wrong.append((record, fault))
+        for batch, records, applied in batches:
+            wrong.extend((records[refusal.position], refusal.error) for refusal in applied.refused)
+            self._account(batch, applied)
+
+    def _account(self, updates: list[IndexUpdate], applied: Applied) -> None:
+        for position, reason in applied.without_vector:
+            DEGRADED.labels("retrieval", "vector refused").inc()
+            log.warning("vector refused", posting_id=updates[position].posting_id, reason=reason)
+        if not self.caught_up:
+            return  # a replay says nothing about freshness
+        for position in applied.accepted:
+            update = updates[position]
+            if update.revision == 0 and update.op is not IndexOp.EXPIRE:
+                seconds = max(0, applied.published_at - update.produced_at) / 1000
+                FRESHNESS_SECONDS.labels("searchable").observe(seconds)
+
+    def _check(self) -> None:
+        if not self.caught_up:
+            self.caught_up = all(self.offsets.get(partition, 0) >= high for partition, high in self.targets.items())
