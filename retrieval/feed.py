@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicCollection, TopicPartition
@@ -61,7 +61,7 @@ class Feed(Protocol):
     """One reader of some partitions, used by one thread."""
 
     def poll(self, limit: int, timeout_s: float) -> Polled:
-        """At most `limit` records; waits up to `timeout_s` for the first. Raises LogUnavailable when it must be reopened."""
+        """At most `limit` records; waits up to `timeout_s` for the first. Raises LogUnavailable: open it again."""
 
     def highs(self) -> dict[int, int]:
         """The next offset to be written, by partition, as far as known without asking."""
@@ -92,10 +92,11 @@ class KafkaLog:
 
     def describe(self) -> LogInfo:
         # A client of its own for each asking: one that met a wrong address would keep it.
-        consumer = Consumer({**self._settings.properties(), "group.id": self._group, "error_cb": _count_error})
+        properties: dict[str, Any] = {**self._settings.properties(), "error_cb": _count_error}
+        consumer = Consumer({**properties, "group.id": self._group})
         try:
             found = (
-                AdminClient(self._settings.properties())
+                AdminClient(properties)
                 .describe_topics(TopicCollection([self._topic]), request_timeout=ASK_TIMEOUT_S)[self._topic]
                 .result(ASK_TIMEOUT_S + 1)
             )

@@ -42,16 +42,17 @@ class Indexer:
     codec: Codec[IndexUpdate]
     dead_letter: DeadLetter
     offsets: dict[int, int] = field(default_factory=dict)  # partition -> next offset
-    targets: dict[int, int] = field(default_factory=dict)  # what was in the log when this process began to read it
+    targets: dict[int, int] | None = None  # how long the log was when this process began to read it; None: not yet
     caught_up: bool = False  # once true, it stays so
     refused: int = 0
     last_refusal: str = ""
     _newest_ms: int | None = None
 
-    def begin(self, offsets: Mapping[int, int], targets: Mapping[int, int]) -> None:
-        """The store covers `offsets`; it has caught up when it covers `targets`."""
-        self.offsets, self.targets = dict(offsets), dict(targets)
-        self._check()
+    def begin(self, highs: Mapping[int, int]) -> None:
+        """How long the log is: the store has caught up when it covers that. Later calls change nothing."""
+        if self.targets is None:
+            self.targets = dict(highs)
+            self._check()
 
     def take(self, polled: Polled, now_ms: int) -> None:
         """Applies what was polled. An exception other than a record's own fault leaves everything as it was."""
@@ -62,11 +63,14 @@ class Indexer:
             self.refused += 1
             self.last_refusal = str(error)
             self.dead_letter(record, error, now_ms)
+        reached: dict[int, int] = {}
         for record in polled.records:
-            self.offsets[record.partition] = record.offset + 1
+            reached[record.partition] = record.offset + 1
             if record.timestamp_ms is not None:
                 self._newest_ms = record.timestamp_ms
-        self.offsets |= polled.ends
+        for partition, end in polled.ends.items():  # the end may have been met before the newest record was there
+            reached[partition] = max(end, reached.get(partition, end))
+        self.offsets |= reached
         self._check()
 
     def lag(self, highs: Mapping[int, int], now_ms: int) -> Lag:
@@ -77,7 +81,9 @@ class Indexer:
         return Lag(behind, max(0.0, (now_ms - self._newest_ms) / 1000))
 
     def _decoded(self, records: list[Record]) -> tuple[list[IndexUpdate], list[Record], list[tuple[Record, Exception]]]:
-        updates, origins, wrong = [], [], []
+        updates: list[IndexUpdate] = []
+        origins: list[Record] = []
+        wrong: list[tuple[Record, Exception]] = []
         for record in records:
             try:
                 if record.value is None:
@@ -129,5 +135,5 @@ class Indexer:
                 FRESHNESS_SECONDS.labels("searchable").observe(seconds)
 
     def _check(self) -> None:
-        if not self.caught_up:
+        if not self.caught_up and self.targets is not None:
             self.caught_up = all(self.offsets.get(partition, 0) >= high for partition, high in self.targets.items())

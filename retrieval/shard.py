@@ -6,7 +6,7 @@ How a shard starts and lives:
     2. describe  ask the log who it is; a snapshot of another log or of other partitions is not used
     3. replay    from the snapshot's offsets; ready once everything that was in the log at the start is applied
     4. follow    poll, apply, publish an epoch at most every `publish_interval_ms`
-    5. keep      a snapshot every `snapshot_interval_s` if anything changed, written on a thread of its own; one at the end
+    5. keep      a snapshot every `snapshot_interval_s` if anything changed, written beside the loop; one at the end
 
 No trouble with Kafka ends the process: the loop says why it waits and tries again. `run` is one thread, which owns
 everything but the store; `store`, `view` and `not_ready` may be read from any.
@@ -105,7 +105,7 @@ class Shard:
         return ""
 
     def may_answer(self) -> bool:
-        """Whether the store has been whole since the process began: stale answers are better than none, gaps are not."""
+        """Whether the store has once been whole: stale answers are better than none, gaps are not."""
         return self._indexer.caught_up
 
     def run(self, stop: threading.Event, became_ready: Callable[[], None] = lambda: None) -> None:
@@ -177,8 +177,7 @@ class Shard:
         if restored.covered is not None:
             self._covered = restored.covered
             self._snapshot = restored.path.name if restored.path is not None else ""
-            self._indexer.begin(restored.covered.offsets, {})
-            self._indexer.caught_up = False  # until the log has said how long it is
+            self._indexer.offsets = dict(restored.covered.offsets)
             self._kept = (self.store.epoch, dict(restored.covered.offsets))
             log.info("restored", snapshot=self._snapshot, rows=self.store.counts().live, seconds=self._clock() - began)
         self._waiting = "waiting for the log"
@@ -197,8 +196,7 @@ class Shard:
             self.store = self._fresh()
             self._indexer = Indexer(self.store, self._codec, self._dead_letters.send)
             self._covered = Covered({}, info.log_id)
-        if not self._indexer.targets:
-            self._indexer.begin(self._indexer.offsets, info.highs)
+        self._indexer.begin(info.highs)
         feed = self._source.open({partition: self._indexer.offsets.get(partition) for partition in info.highs})
         self._beat = self._clock()
         self._waiting = ""
@@ -267,7 +265,8 @@ class Shard:
 
     def _look(self, feed: Feed | None) -> View:
         highs = feed.highs() if feed is not None else {}
-        known = {p: max(highs.get(p, 0), self._indexer.targets.get(p, 0)) for p in {*highs, *self._indexer.targets}}
+        targets = self._indexer.targets or {}
+        known = {partition: max(highs.get(partition, 0), targets.get(partition, 0)) for partition in {*highs, *targets}}
         return View(
             counts=self.store.counts(),
             lag=self._indexer.lag(known, self._now_ms()),
