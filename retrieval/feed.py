@@ -95,11 +95,9 @@ class KafkaLog:
         properties: dict[str, Any] = {**self._settings.properties(), "error_cb": _count_error}
         consumer = Consumer({**properties, "group.id": self._group})
         try:
-            found = (
-                AdminClient(properties)
-                .describe_topics(TopicCollection([self._topic]), request_timeout=ASK_TIMEOUT_S)[self._topic]
-                .result(ASK_TIMEOUT_S + 1)
-            )
+            admin = AdminClient(properties)  # held until the answer: its futures do not keep it alive
+            asked = admin.describe_topics(TopicCollection([self._topic]), request_timeout=ASK_TIMEOUT_S)
+            found = asked[self._topic].result(ASK_TIMEOUT_S + 1)
             cluster = consumer.list_topics(self._topic, timeout=ASK_TIMEOUT_S).cluster_id
             there = {partition.id for partition in found.partitions}
             wanted = self._partitions or tuple(sorted(there))
