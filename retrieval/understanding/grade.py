@@ -14,15 +14,17 @@ from penstock.retrieval.understanding.reading import Found, Reading
 from penstock.schemas import filters
 from penstock.schemas.events import Missing
 
-TOLERANCE = 1  # grades
-_ABOUT = 2  # grades, when the query says so itself
+_ABOUT = 1  # grades more, when the query says "about"
+_TWO_STEPS = ("gs", 11)  # up to this grade careers of the plan climb two grades at a time: 5, 7, 9, 11
 
 _HIGHEST = {"gs": 15, "gg": 15, "wg": 15, "wl": 15, "ws": 19, "nf": 6, "nt": 6, "nh": 4}
 _PLAN_ALIASES = {"gs": ("GS", "GG"), "gg": ("GS", "GG")}
+_PLAN = "gs|gg|wg|wl|ws|nf|nt|nh"
 _GRADE = re.compile(
-    r"\b(?P<plan>gs|gg|wg|wl|ws|nf|nt|nh)[\s-]?(?P<low>\d{1,2})"
-    r"(?:\s*(?:-|/|to|through|or|and)\s*(?:(?:gs|gg|wg|wl|ws|nf|nt|nh)[\s-]?)?(?P<high>\d{1,2}))?(?!\d|,\d|\+?\s*(?:hours|years|hrs))\b"
+    rf"\b(?P<plan>{_PLAN})[\s-]?(?P<first>\d{{1,2}})"
+    rf"(?P<more>(?:\s*(?:-|/|to|through|or|and)\s*(?:(?:{_PLAN})[\s-]?)?\d{{1,2}}\b)*)(?![\d,]\d|\s*(?:hours|years|hrs))\b"
 )
+_NUMBER = re.compile(r"\d+")
 _UP = re.compile(r"\s*(?:level\s*)?(?:\+|(?:or|and|&)\s*(?:up|above|higher|over|better)|(?:at )?minimum|at least)")
 _DOWN = re.compile(r"\s*(?:level\s*)?(?:or|and)\s*(?:below|lower|under|less)")
 _AT_LEAST = re.compile(r"(?:at least|minimum|above|over|from|starting at)\s*(?:a\s+)?$")
@@ -53,29 +55,32 @@ def read_grade(reading: Reading) -> list[Found]:
         return []  # two plans in one query are alternatives that cannot be compared
     (one,) = wanted.values()
     start, end = spans[one.plan]
-    return [_found(start, end, one)]
+    found = _found(start, end, one)
+    return [] if found is None else [found]
 
 
 def _wanted(reading: Reading, match: re.Match[str]) -> _Wanted | None:
     plan = {"gg": "gs"}.get(match["plan"], match["plan"])
     top = _HIGHEST[plan]
-    low = int(match["low"])
-    high = int(match["high"] or low)
-    if not 1 <= low <= top or not 1 <= high <= top or reading.negated(match.start()):
+    named = [int(match["first"]), *(int(digits) for digits in _NUMBER.findall(match["more"]))]
+    low, high = min(named), max(named)
+    if low < 1 or high > top or reading.negated(match.start()):
         return None
-    low, high = min(low, high), max(low, high)
     before = reading.lowered[max(0, match.start() - 20) : match.start()]
     if _UP.match(reading.lowered, match.end()) or _AT_LEAST.search(before):
         high = top
     elif _DOWN.match(reading.lowered, match.end()):
         low = 1
     elif _LOOSE.search(before) or _TO_START.match(reading.lowered, match.end()):
-        low, high = low - _ABOUT + TOLERANCE, high + _ABOUT - TOLERANCE
+        low, high = low - _ABOUT, high + _ABOUT
     return _Wanted(plan, max(low, 1), min(high, top))
 
 
-def _found(start: int, end: int, one: _Wanted) -> Found:
-    low, high, top = one.low - TOLERANCE, one.high + TOLERANCE, _HIGHEST[one.plan]
+def _found(start: int, end: int, one: _Wanted) -> Found | None:
+    top = _HIGHEST[one.plan]
+    plan, last_pair = _TWO_STEPS
+    low = one.low - (2 if one.plan == plan and one.low <= last_pair else 1)
+    high = one.high + (2 if one.plan == plan and one.high < last_pair else 1)
     out = [(first, last) for first in range(1, top + 1) for last in range(first, top + 1) if last < low or first > high]
     values = tuple(
         value
@@ -93,7 +98,7 @@ def _found(start: int, end: int, one: _Wanted) -> Found:
     else:
         label = f"{name}-{one.low} to {name}-{one.high}"
     if not values:
-        return Found(start, end, label, filters.negate(filters.is_in("grade", f"{name}-0", missing=Missing.INCLUDE)))
+        return None  # a step to either side covers the plan
     return Found(start, end, label, filters.negate(filters.is_in("grade", *values, missing=Missing.INCLUDE)))
 
 

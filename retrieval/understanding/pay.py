@@ -13,12 +13,18 @@ from penstock.retrieval.understanding.reading import Found, Reading
 from penstock.schemas import filters
 from penstock.schemas.events import Filter, Missing, PayPeriod
 
-_AMOUNT = r"(?P<{0}sign>[$£€]\s?)?(?P<{0}>\d{{1,3}}(?:,\d{{3}})+|\d{{1,6}}(?:\.\d{{1,2}})?)(?P<{0}k>\s?k\b)?(?P<{0}plus>\s?\+)?"
-_PERIOD = (
-    r"(?:\s*(?:/|per |an? |each |every )?(?P<period>hour|hr|hourly|annum|annually|yearly|year|yr|month|monthly|week|weekly|"
-    r"day|daily)\b)?"
+_AMOUNT = (
+    r"(?P<{0}sign>[$£€]\s?)?(?P<{0}>\d{{1,3}}(?:,\d{{3}})+|\d{{1,6}}(?:\.\d{{1,2}})?)"
+    r"(?P<{0}k>\s?k\b)?(?P<{0}plus>\s?\+)?"
 )
-_FLOOR = r"(?:at least|minimum(?: of)?|min|over|above|more than|greater than|north of|starting at|from|no less than|not less than|upwards of)"
+_PERIOD = (
+    r"(?:\s*(?:/|per |an? |each |every )?"
+    r"(?P<period>hour|hr|hourly|annum|annually|yearly|year|yr|month|monthly|week|weekly|day|daily)\b)?"
+)
+_FLOOR = (
+    r"(?:at least|minimum(?: of)?|min|over|above|more than|greater than|north of|starting at|from|no less than|"
+    r"not less than|upwards of)"
+)
 _CEILING = r"(?:under|below|less than|up to|at most|no more than|not more than|max(?:imum)?(?: of)?)"
 _RANGE = re.compile(
     r"(?<![\w.-])" + _AMOUNT.format("low") + r"\s*(?:-|–|to|and)\s*" + _AMOUNT.format("high") + _PERIOD + r"(?![\w%-])"

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from penstock.retrieval.understanding import gazetteer
 from penstock.retrieval.understanding.gazetteer import Town
 from penstock.retrieval.understanding.place_names import REGIONS, TERRITORIES
 from penstock.schemas import filters
@@ -27,6 +28,7 @@ class Place:
     town: Town | None = None
     radius_km: float = IN_KM
     doubtful: bool = False  # only meant if nothing else in the query says otherwise
+    said: str | None = None  # the larger area that was named, for the label
 
     @staticmethod
     def of(town: Town, doubtful: bool = False) -> Place:
@@ -87,8 +89,10 @@ def label(places: Sequence[Place]) -> str:
 
 
 def _name(place: Place) -> str:
+    if place.said is not None:
+        return place.said
     if place.town is not None:
         return f"{place.town.name}, {place.region or place.country}"
     if place.region is not None:
         return REGIONS.get(place.country, {}).get(place.region, place.region)
-    return place.country
+    return gazetteer.country_names().get(place.country, place.country)

@@ -152,6 +152,10 @@ AREAS: dict[str, tuple[str, ...]] = {
     "pacific northwest": ("AK", "CA", "ID", "MT", "OR", "WA"),
     "socal": ("CA",),
     "southwest": ("AZ", "CA", "CO", "NM", "NV", "OK", "TX", "UT"),
+    "north or south carolina": ("NC", "SC"),
+    "north and south carolina": ("NC", "SC"),
+    "north or south dakota": ("ND", "SD"),
+    "north and south dakota": ("ND", "SD"),
     "west coast": ("CA", "OR", "WA"),
 }
 
@@ -168,6 +172,7 @@ CITY_NICKNAMES = {
     "dc": ("washington", "DC"),
     "washington dc": ("washington", "DC"),
     "washington d c": ("washington", "DC"),
+    "hampton roads": ("norfolk", "VA"),
     "nyc": ("new york city", "NY"),
     "new york metro": ("new york city", "NY"),
     "manhattan": ("new york city", "NY"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from penstock.retrieval.understanding import gazetteer, place_filters
 from penstock.retrieval.understanding.gazetteer import LONGEST_NAME, Town, fold
@@ -20,12 +21,14 @@ from penstock.retrieval.understanding.reading import Found, Reading
 from penstock.schemas import filters
 
 # Codes that are no word, degree, employer or pay plan, and so may stand alone in upper case.
+# fmt: off
 _CLEAR_CODES = frozenset(
     ["AZ", "TX", "FL", "NC", "NM", "NJ", "NV", "NY", "TN", "KY", "WI", "MN", "KS", "UT", "WY", "WV"]
 )
-_NEVER_LOWER = frozenset(
-    ["al", "de", "hi", "id", "il", "in", "la", "ma", "me", "oh", "ok", "or", "pa", "va", "no", "as"]
-)
+# fmt: on
+_NEVER_LOWER = frozenset(["as", "de", "hi", "id", "in", "la", "me", "no", "oh", "ok", "or"])
+_DOUBTFUL_LOWER = frozenset(["al", "il", "ma", "mi", "pa", "va"])  # only behind a town of some size there
+_DIRECTIONS = frozenset(["central", "east", "eastern", "north", "northern", "south", "southern", "west", "western"])
 # Towns whose name is a word that queries use otherwise.
 _WORDS = frozenset(
     [
@@ -63,7 +66,7 @@ _WORDS = frozenset(
 )
 _NOT_AFTER = re.compile(
     r"\s*(?:'s)?\s*(?:rivers?|university|tech|instruments|post|avenue|ave|street|st\b|state university|state college|"
-    r"wings|steel|time|history|bank|casualty)\b(?! (?:office|basin))"
+    r"wings|steel|roads|time|history|bank|casualty)\b(?! (?:office|basin))"
 )
 _NOT_BEFORE = re.compile(
     r"\b(?:university of|bank of|port authority of|uss|i'm from|am from|came from|moved from|left)\s*$"
@@ -76,7 +79,9 @@ _NEAR_BEFORE = re.compile(
     r"within (?:(?P<count>\d{1,3}) ?(?P<unit>miles?|mi|km|kilometers?|kilometres?) )?of)\s+(?:the\s+)?$"
 )
 _NEAR_AFTER = re.compile(r"\s*(?:'s)?\s*(?:metro(?:politan)?|area|region|suburbs|surroundings|vicinity)\b")
-_WORD = re.compile(r"[^\W\d_](?:[\w'’]|\.(?=\w))*\.?")
+_REGION_OF = re.compile(r"\s+(?:new|north|south|west|rhode|district)\b")  # the first word of longer region names
+_ARTICLE = re.compile(r"\bthe\s+$")
+_WORD = re.compile(r"[^\W\d_](?:[\w'’]|\.(?=\w))*")
 _SMALLEST = 15_000  # people, of a town that only a preposition marks
 _KNOWN = 300_000  # people, of a town that nothing marks
 _HOME = ("US", "AU", "CA", "GB")  # where such a town must lie
@@ -111,7 +116,7 @@ def read_places(reading: Reading) -> list[Found]:
     places = tuple(dict.fromkeys(place for mention in asked for place in mention.places))
     if any(place.country == "US" and (place.region or place.town) for place in places):
         places = tuple(place for place in places if place != Place("US"))  # "a US base in Ohio"
-    if len({place.region for place in places if place.region}) > 1:
+    if any(place.region and not place.doubtful and place.region != "WA" for place in places):
         # "Oregon or Washington": among states it is the state.
         places = tuple(place for place in places if not place.doubtful) or places
     if places:
@@ -135,7 +140,7 @@ def _longest(reading: Reading, words: list[_Word], at: int) -> tuple[_Mention | 
     """The longest place that starts at this word, and how many words it takes (at least one)."""
     for length in range(min(LONGEST_NAME, len(words) - at), 0, -1):
         run = words[at : at + length]
-        if any("," in reading.text[a.end : b.start] for a, b in zip(run, run[1:], strict=False)):
+        if any("," in reading.text[a.end : b.start] for a, b in pairwise(run)):
             continue
         name = " ".join(word.folded for word in run)
         places, extra = _read(reading, words, at, length, name)
@@ -151,6 +156,9 @@ def _longest(reading: Reading, words: list[_Word], at: int) -> tuple[_Mention | 
 
 def _read(reading: Reading, words: list[_Word], at: int, length: int, name: str) -> tuple[tuple[Place, ...], int]:
     """What the run means, and how many words behind it belong to it."""
+    if name in EXTRA:
+        place = Place(*EXTRA[name])
+        return (place,), _repeated(words, at + length, place)
     qualified = _qualified(reading, words, at, length, name)
     if qualified is not None:
         return qualified
@@ -158,9 +166,12 @@ def _read(reading: Reading, words: list[_Word], at: int, length: int, name: str)
         city, region = CITY_NICKNAMES[name]
         return tuple(Place.of(town) for town in gazetteer.towns(city) if town.region == region)[:1], 0
     if name in AREAS:
-        return tuple(Place("US", region) for region in AREAS[name]), 0
-    if name in EXTRA:
-        return (Place(*EXTRA[name]),), 0
+        if _following(words, at + length) in gazetteer.regions() or _REGION_OF.match(
+            reading.lowered, words[at + length - 1].end
+        ):
+            return (), 0  # southwest Virginia
+        said = _said(reading, words[at].start, words[at + length - 1].end)
+        return tuple(Place("US", region, said=said) for region in AREAS[name]), 0
     if name in gazetteer.regions():
         return _region_named(reading, words, at, length, name)
     start = words[at].start
@@ -171,6 +182,17 @@ def _read(reading: Reading, words: list[_Word], at: int, length: int, name: str)
     if length == 1 and words[at].raw in _CLEAR_CODES and not re.match(r"[\s-]?\d", reading.text[words[at].end :]):
         return (Place("US", words[at].raw),), 0
     return _bare_towns(reading, words[at], name, marked), 0
+
+
+def _repeated(words: list[_Word], at: int, place: Place) -> int:
+    """How many words behind a place only say where it lies: "Okinawa, Japan"."""
+    for more in range(min(2, len(words) - at), 0, -1):
+        name = " ".join(word.folded for word in words[at : at + more])
+        if (place.country, place.region) in gazetteer.regions().get(name, ()):
+            return more
+        if gazetteer.countries().get(name) == place.country:
+            return more
+    return 0
 
 
 def _region_named(
@@ -185,6 +207,12 @@ def _region_named(
     return (Place(country, region),), 0
 
 
+def _said(reading: Reading, start: int, end: int) -> str:
+    """An area as it was written, with its article."""
+    name = " ".join(word if word in ("or", "and") else word.capitalize() for word in reading.lowered[start:end].split())
+    return f"the {name}" if _ARTICLE.search(reading.lowered[:start]) else name
+
+
 def _following(words: list[_Word], at: int) -> str:
     return words[at].folded if at < len(words) else ""
 
@@ -193,8 +221,10 @@ def _qualified(
     reading: Reading, words: list[_Word], at: int, length: int, name: str
 ) -> tuple[tuple[Place, ...], int] | None:
     """A town with its region or country right behind it; None when that is not what stands there."""
-    towns = gazetteer.towns(name) or gazetteer.towns(f"{name} city")
-    if not towns or name in gazetteer.regions() and name not in ("new york", "washington"):
+    towns = gazetteer.towns("new york city" if name == "new york" else name)
+    if not towns or name in _DIRECTIONS or (name in _WORDS and not words[at].raw[0].isupper()):
+        return None
+    if name in gazetteer.regions() and name not in ("new york", "washington"):
         return None
     for more in range(min(LONGEST_NAME, len(words) - at - length), 0, -1):
         tail = words[at + length : at + length + more]
@@ -203,10 +233,14 @@ def _qualified(
             return None
         qualifier = " ".join(word.folded for word in tail)
         where = set(gazetteer.regions().get(qualifier, ()))
+        least = 0
         if not where and more == 1 and (tail[0].raw.isupper() or tail[0].folded not in _NEVER_LOWER):
             where = set(gazetteer.region_codes().get(tail[0].raw.upper(), ()))
+            least = 0 if tail[0].raw.isupper() or tail[0].folded not in _DOUBTFUL_LOWER else _SMALLEST
         country = gazetteer.countries().get(qualifier)
         for town in towns:
+            if town.population < least:
+                continue
             if (town.country, town.region) in where or town.country == country:
                 return (Place.of(town),), more
     return None

@@ -24,7 +24,7 @@ _NEGATED = re.compile(
     + r"\s+){0,3}$"
 )
 # "not nursing home or nights": an alternative of something negated is negated too.
-_NEGATED_ALTERNATIVE = re.compile(r"\b(?:not|no|without|except)\s+[\w'/-]+(?:\s[\w'/-]+)?\s*(?:,|/|\bor\b|\band\b)\s*$")
+_NEGATED_ALTERNATIVE = re.compile(r"\b(?:not|no|without|except)\s+[\w'/-]+(?:\s[\w'/-]+)?\s*(?:/|\bor\b|\bnor\b)\s*$")
 _SOFT_BEFORE = re.compile(
     r"\b(?:ideally|preferably|prefer|preferring|maybe|possibly|perhaps|even|open to|willing to|okay with|ok with|"
     r"fine with|don't mind|do not mind|bonus if|could be|used to|was|were|been|experience in|background in|"

@@ -26,7 +26,8 @@ _PHRASES = (
     ),
     phrase(
         "on site",
-        r"on[\s-]?site(?= ?(?:$|,|or|and|/|work|job|role|position|only|in\b))|in[\s-]office|in[\s-]person (?:job|work|role|only)",
+        r"on[\s-]?site(?= ?(?:$|,|or|and|/|work|job|role|position|only|in\b))|in[\s-]office|"
+        r"in[\s-]person (?:job|work|role|only)",
         [Remote.ONSITE],
         [Remote.ONSITE, Remote.HYBRID],
     ),

@@ -1,4 +1,4 @@
-"""Level words. "Senior living", "lead paint" and "executive assistant" are not levels, and none is inferred from a title.
+"""Level words. "Senior living", "lead paint" and "executive assistant" are no levels; none is inferred from a title.
 
 An occupation's own word ("lead", "assistant manager", "chief") is left to the ranking: only words that state a level.
 """
@@ -9,12 +9,17 @@ from penstock.retrieval.understanding.reading import Found, Reading
 from penstock.retrieval.understanding.symbols import phrase, read_symbols
 from penstock.schemas.events import Seniority as Level
 
-_PEOPLE = r"living|care|citizen|center|centre|home|housing|services|companion|communit|apartment|residen|high|school|chief|airman"
+_PEOPLE = (
+    r"living|care|citizen|center|centre|home|housing|services|companion|communit|apartment|residen|high|school|chief|"
+    r"airman"
+)
 _PHRASES = (
     phrase(
         "entry level",
-        r"entry[\s-](?:le?ve?l|grades?)|no[\s-](?:prior )?experience(?: (?:needed|required|necessary))?|new grad(?:uate)?s?|"
-        r"recent grad(?:uate)?s?|trainee|graduate (?:program|role|position|job)",
+        r"entry[\s-](?:le?ve?l|grades?)|no[\s-](?:prior )?experience(?: (?:needed|required|necessary))?|"
+        r"new grad(?:uate)?s?|"
+        r"recent grad(?:uate)?s?|(?:paid|as an?) trainee|trainee (?:job|role|position|grade|level)|"
+        r"graduate (?:program|role|position|job)",
         [Level.ENTRY, Level.INTERN],
         [Level.INTERN, Level.ENTRY, Level.MID],
     ),

@@ -1,7 +1,7 @@
 """What the rules on enums share: phrases that denote a symbol, and the filter of all that a query denotes.
 
-Several of one family in a query are alternatives ("full or part time"). Asking for one accepts its `accepts`; ruling
-one out excludes its `denotes` alone.
+Several of one family in a query hold together ("permanent full-time") unless an "or" stands between them. Asking for
+one accepts its `accepts`; ruling one out excludes its `denotes` alone.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from penstock.retrieval.understanding.reading import Found, Reading
 from penstock.schemas import filters
 from penstock.schemas.events import Missing, Symbol
+
+_ALTERNATIVE = re.compile(r"\bor\b|/|\bto\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,17 @@ def read_symbols(reading: Reading, field: str, phrases: Sequence[Phrase]) -> lis
                 asked.append((start, end, one))
     asked.sort(key=lambda hit: hit[:2])
     if asked:
-        labels = " or ".join(dict.fromkeys(hit[2].label for hit in asked))
-        accepted = dict.fromkeys(symbol for hit in asked for symbol in hit[2].accepts)
+        labels = ", ".join(dict.fromkeys(hit[2].label for hit in asked))
+        accepted = asked[0][2].accepts
+        for last, another in pairwise(asked):
+            more = another[2].accepts
+            both = tuple(symbol for symbol in accepted if symbol in more)
+            either = _ALTERNATIVE.search(reading.lowered, last[0], another[1]) or not both
+            accepted = tuple(dict.fromkeys((*accepted, *more))) if either else both
         clause = filters.is_in(field, *_names(accepted), missing=Missing.INCLUDE)
         found.append(Found(asked[0][0], asked[-1][1], labels, clause))
     return found
 
 
-def _names(symbols: Sequence[Symbol] | dict[Symbol, None]) -> tuple[str, ...]:
+def _names(symbols: Sequence[Symbol]) -> tuple[str, ...]:
     return tuple(str(symbol.value) for symbol in symbols)
