@@ -22,8 +22,8 @@ from penstock.infra.settings import Settings
 from penstock.infra.telemetry import DEGRADED, STAGE_SECONDS
 from penstock.retrieval.client import MIN_VERSION_TIMED_OUT
 from penstock.retrieval.dead_letters import DeadLetters
-from penstock.retrieval.feed import KafkaLog
-from penstock.retrieval.shard import Shard
+from penstock.retrieval.feed import KafkaLog, Source
+from penstock.retrieval.shard import Letters, Shard
 from penstock.retrieval.store.store import Store
 from penstock.schemas import grpc_avro, topics
 from penstock.schemas.errors import InvalidRecord
@@ -169,6 +169,13 @@ def _counted(what: str, why: str = "") -> str:
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Blocks until `stop` is set, then writes a last snapshot. Raises PortInUse."""
     own = settings.retrieval
+    source = KafkaLog(settings.kafka, topics.INDEX.name, own.partitions, f"retrieval-{own.shard}")
+    serve_from(source, DeadLetters(settings.kafka), settings, stop)
+
+
+def serve_from(source: Source, letters: Letters, settings: Settings, stop: threading.Event) -> None:
+    """The same over any log."""
+    own = settings.retrieval
     torch.set_num_threads(own.threads)
 
     def make_store(first_epoch: int) -> Store:
@@ -181,8 +188,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     shard = Shard(
         own,
         settings.data_dir / "retrieval" / own.shard,
-        KafkaLog(settings.kafka, topics.INDEX.name, own.partitions, f"retrieval-{own.shard}"),
-        DeadLetters(settings.kafka),
+        source,
+        letters,
         topic_codec(topics.INDEX, settings.kafka.schema_registry),
         make_store,
         now_ms,

@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
 from penstock.infra.settings import RetrievalSettings
 from penstock.infra.telemetry import DEGRADED
-from penstock.retrieval.dead_letters import DeadLetters
-from penstock.retrieval.feed import Feed, LogInfo, LogUnavailable, Polled, Source
+from penstock.retrieval.feed import Feed, LogInfo, LogUnavailable, Polled, Record, Source
 from penstock.retrieval.indexer import Indexer, Lag
 from penstock.retrieval.store.records import StoreCounts
 from penstock.retrieval.store.snapshot import Covered, Snapshots
@@ -56,6 +56,19 @@ class View:
     problems: tuple[str, ...]
 
 
+class Letters(Protocol):
+    """Where refused records go (`dead_letters.py`); used by the loop's thread alone."""
+
+    @property
+    def outstanding(self) -> int: ...
+
+    def send(self, record: Record, error: Exception, failed_at: int) -> None: ...
+
+    def serve(self) -> None: ...
+
+    def close(self, timeout_s: float) -> int: ...
+
+
 class Shard:
     """`make_store(first_epoch)` gives an empty store; `now_ms` epoch milliseconds, `clock` monotonic seconds."""
 
@@ -64,7 +77,7 @@ class Shard:
         settings: RetrievalSettings,
         folder: Path,
         source: Source,
-        dead_letters: DeadLetters,
+        dead_letters: Letters,
         codec: Codec[IndexUpdate],
         make_store: Callable[[int], Store],
         now_ms: Callable[[], int],

@@ -1,0 +1,281 @@
+"""The clients against real servers: shards merged exactly, missing ones named, waiting for a version on any of them."""
+
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+
+import grpc
+import pytest
+from store_inputs import gone, query, upsert, vector
+from store_oracle import Oracle, shown
+
+from penstock.infra.settings import RetrievalSettings
+from penstock.retrieval.client import (
+    MIN_VERSION_TIMED_OUT,
+    AsyncModelsClient,
+    ModelsClient,
+    RetrievalClient,
+    shard_addresses,
+)
+from penstock.retrieval.server import RetrievalService
+from penstock.retrieval.store.store import Store
+from penstock.schemas import grpc_avro
+from penstock.schemas.errors import InvalidRecord
+from penstock.schemas.events import Enrichment, MinVersion, PostingText
+from penstock.schemas.filters import is_in
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import (
+    AnalyzeQueriesReply,
+    AnalyzeQueriesRequest,
+    EnrichPostingsReply,
+    EnrichPostingsRequest,
+    GetRequest,
+    HoldsRequest,
+    Models,
+    QueryAnalysis,
+    Retrieval,
+    RoleStatus,
+    SearchRequest,
+)
+
+CALL_S = 10.0
+ASKED = query([1.0, 0.5, 0.0, 0.0, 0.0, 0.0])
+
+
+class Standing:
+    """A shard that only answers: what RetrievalService asks of one."""
+
+    def __init__(self):
+        self.store = Store(capacity=4)
+        self.reason = ""
+
+    @property
+    def view(self):
+        return SimpleNamespace(
+            counts=self.store.counts(),
+            lag=SimpleNamespace(offsets=0, seconds=0.0),
+            refused=0,
+            last_refusal="",
+            snapshot="",
+            snapshot_at_ms=0,
+            problems=(),
+        )
+
+    def not_ready(self):
+        return self.reason
+
+    def may_answer(self):
+        return not self.reason
+
+
+class Cluster:
+    """Shards with the postings dealt out between them."""
+
+    def __init__(self, free_port, count):
+        self.shards = [Standing() for _ in range(count)]
+        self.listeners, self.addresses = [], []
+        for number, shard in enumerate(self.shards):
+            service = RetrievalService(shard, f"shard-{number}", 1)
+            address = f"127.0.0.1:{free_port()}"
+            handlers = {
+                Retrieval.SEARCH: service.search,
+                Retrieval.GET: service.get,
+                Retrieval.HOLDS: service.holds,
+                Retrieval.STATUS: service.status,
+            }
+            self.listeners.append(grpc_avro.serve(address, handlers))
+            self.addresses.append(address)
+        self.client = RetrievalClient(self.addresses)
+
+    def publish(self, *updates):
+        for update in updates:
+            self.shards[sum(update.posting_id.encode()) % len(self.shards)].store.apply([update], now_ms=0)
+
+    def end(self, number):
+        self.listeners[number].stop(0).wait()
+
+    def close(self):
+        self.client.close()
+        for number in range(len(self.listeners)):
+            self.end(number)
+
+
+@pytest.fixture
+def cluster(free_port):
+    made = []
+
+    def make(count=3):
+        made.append(Cluster(free_port, count))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def postings(count=30):
+    return [
+        upsert(f"p{i}", vector=vector([float(i % 4), 1.0, 0.0, 0.0, 0.0, 0.0]), company=f"c{i % 2}", posted_at=i % 5)
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_shards_answer_as_one(cluster, count):
+    some = cluster(count)
+    some.publish(*postings())
+    oracle = Oracle(postings())
+    for asked in (ASKED, None):
+        for k in (1, 7, 100):
+            reply = some.client.search(SearchRequest(vector=asked, filters=is_in("company", "c1"), k=k), CALL_S)
+            assert shown(reply) == oracle.search(asked, is_in("company", "c1"), k, now_ms=0)
+            assert reply.degraded == ()
+    rows = some.client.get(GetRequest(posting_ids=("p3", "p29", "nobody")), CALL_S).rows
+    assert [(row.posting_id, row.state) for row in rows] == [("p3", "LIVE"), ("p29", "LIVE"), ("nobody", "ABSENT")]
+
+
+def test_several_shards_name_their_epochs_and_refuse_one_for_all(cluster):
+    some = cluster(2)
+    some.publish(*postings(4))
+    reply = some.client.search(SearchRequest(), CALL_S)
+    epochs = [shard.store.epoch for shard in some.shards]
+    assert reply.shard == f"shard-0@{epochs[0]},shard-1@{epochs[1]}"
+    assert reply.epoch == min(epochs)
+    with pytest.raises(InvalidRecord, match="at_epoch"):
+        some.client.search(SearchRequest(at_epoch=1), CALL_S)
+
+
+def test_a_missing_shard_is_named_and_the_rest_answer(cluster):
+    some = cluster(3)
+    some.publish(*postings())
+    some.end(1)
+    reply = some.client.search(SearchRequest(k=50), CALL_S)
+    assert 0 < reply.total < 30
+    assert len(reply.degraded) == 1 and some.addresses[1] in reply.degraded[0]
+    assert some.addresses[1] in some.client.get(GetRequest(posting_ids=("p1",)), CALL_S).degraded[0]
+    states = some.client.status(CALL_S)
+    assert [status.ready for status in states] == [True, False, True]
+    assert some.addresses[1] in states[1].reason
+
+
+def test_a_shard_that_is_not_ready_is_missing_too(cluster):
+    some = cluster(2)
+    some.shards[0].reason = "replaying the log"
+    assert "replaying the log" in some.client.search(SearchRequest(), CALL_S).degraded[0]
+    assert some.client.status(CALL_S)[0].reason == "replaying the log"
+
+
+def test_no_shard_at_all_is_an_error(cluster):
+    some = cluster(2)
+    some.end(0), some.end(1)
+    with pytest.raises(CallError) as error:
+        some.client.search(SearchRequest(), CALL_S)
+    assert error.value.retryable
+    with pytest.raises(CallError):
+        some.client.get(GetRequest(posting_ids=("p",)), CALL_S)
+    with pytest.raises(CallError):
+        some.client.get(
+            GetRequest(posting_ids=("p",), min_version=MinVersion(posting_id="p", version=1), timeout_ms=10), CALL_S
+        )
+
+
+def test_a_wrong_request_is_an_error_whoever_else_answers(cluster):
+    with pytest.raises(CallError, match="k: got 0") as error:
+        cluster(2).client.search(SearchRequest(k=0), CALL_S)
+    assert error.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_no_needs_every_shard(cluster):
+    some = cluster(2)
+    some.publish(*postings(10))
+    held, absent = is_in("company", "c0"), is_in("company", "nobody")
+    assert some.client.holds(HoldsRequest(clauses=(held, absent)), CALL_S).held == (True, False)
+    some.end(1)
+    assert some.client.holds(HoldsRequest(clauses=(held,)), CALL_S).held == (True,)
+    with pytest.raises(CallError, match="did not answer"):
+        some.client.holds(HoldsRequest(clauses=(held, absent)), CALL_S)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_waiting_for_a_version_that_only_one_shard_will_have(cluster, count):
+    some = cluster(count)
+    some.publish(*postings(4))
+    wanted = MinVersion(posting_id="p1", version=7)
+    late = some.client.search(SearchRequest(min_version=wanted, timeout_ms=30), CALL_S)
+    assert (late.total, late.degraded) == (4, (MIN_VERSION_TIMED_OUT,))
+    answers = []
+
+    def ask():
+        answers.append(some.client.search(SearchRequest(min_version=wanted, timeout_ms=9_000), CALL_S))
+        answers.append(some.client.get(GetRequest(posting_ids=("p1", "p2"), min_version=wanted, timeout_ms=9_000), 9))
+        answers.append(some.client.get(GetRequest(posting_ids=("p1",), min_version=wanted, timeout_ms=9_000), 9))
+
+    thread = threading.Thread(target=ask)
+    began = time.monotonic()
+    thread.start()
+    some.publish(gone("p1", 7))
+    thread.join(30)
+    assert time.monotonic() - began < 8  # the shards that will never have it were not waited for
+    assert [answer.degraded for answer in answers] == [(), (), ()]
+    assert answers[0].total == 3
+    assert [row.state for row in answers[1].rows] == ["DELETED", "LIVE"]
+    assert answers[2].rows[0].state == "DELETED"
+
+
+def test_a_client_needs_an_address():
+    with pytest.raises(ValueError, match="at least one"):
+        RetrievalClient([])
+    assert shard_addresses(RetrievalSettings(listen="h:1")) == ("h:1",)
+    assert shard_addresses(RetrievalSettings(shards=("a:1", "b:2"))) == ("a:1", "b:2")
+
+
+@pytest.fixture
+def models(free_port):
+    address = f"127.0.0.1:{free_port()}"
+    listener = grpc_avro.serve(
+        address,
+        {
+            Models.ENRICH: lambda r, _: EnrichPostingsReply(
+                enrichments=tuple(Enrichment(summary=posting.title) for posting in r.postings)
+            ),
+            Models.ANALYZE: lambda r, _: AnalyzeQueriesReply(analyses=(QueryAnalysis(vector=ASKED),) * len(r.texts)),
+            Models.STATUS: lambda r, _: RoleStatus(role="models", ready=True, numbers={}, texts={}),
+        },
+    )
+    yield address
+    listener.stop(0).wait()
+
+
+ENRICH = EnrichPostingsRequest(postings=(PostingText(title="Nurse", description="Cares."),))
+
+
+def test_models_client(models):
+    client = ModelsClient(models)
+    assert client.enrich(ENRICH, CALL_S).enrichments[0].summary == "Nurse"
+    assert client.analyze(AnalyzeQueriesRequest(texts=("a", "b")), CALL_S).analyses[1].vector == ASKED
+    assert client.status(CALL_S).ready
+    client.close()
+
+
+def test_async_models_client(models):
+    async def calls():
+        client = AsyncModelsClient(models)
+        enriched, analyzed = await asyncio.gather(
+            client.enrich(ENRICH, CALL_S), client.analyze(AnalyzeQueriesRequest(texts=("a",)), CALL_S)
+        )
+        status = await client.status(CALL_S)
+        await client.close()
+        return enriched, analyzed, status
+
+    enriched, analyzed, status = asyncio.run(calls())
+    assert enriched.enrichments[0].summary == "Nurse"
+    assert len(analyzed.analyses) == 1 and status.ready
+
+
+def test_models_that_are_not_there_are_a_retryable_error(free_port):
+    client = ModelsClient(f"127.0.0.1:{free_port()}")
+    with pytest.raises(CallError) as error:
+        client.status(1.0)
+    assert error.value.retryable
+    client.close()
