@@ -61,9 +61,8 @@ class Oracle:
     def apply(self, event: Published) -> None:
         posting = event.posting
         known = self._accepted.setdefault(event.posting_id, None)
-        if event.refused is not None or posting is None:
-            self._refused[event.value] += 1
-        elif known is not None and posting.tenant != known.tenant:
+        foreign = posting is not None and known is not None and posting.tenant != known.tenant
+        if posting is None or event.refused is not None or foreign:
             self._refused[event.value] += 1
         elif known is None or posting.version > known.version:
             self._accepted[event.posting_id] = posting
