@@ -47,14 +47,13 @@ class Progress:
 class FeatureFeed:
     """Owns the source and its state; `run` on one thread, `progress` from any.
 
-    `open_source` gives a source and the name of its topic's log (<cluster id>/<topic>); `now_ms` epoch milliseconds,
-    `clock` monotonic seconds.
+    `now_ms` gives epoch milliseconds, `clock` monotonic seconds.
     """
 
     def __init__(
         self,
         store: FeatureStore,
-        open_source: Callable[[Rebalance], tuple[Source, str]],
+        open_source: Callable[[Rebalance], Source],
         now_ms: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
@@ -86,17 +85,21 @@ class FeatureFeed:
                 stop.wait(REOPEN_AFTER_S)
 
     def _feed(self, stop: threading.Event) -> None:
-        source, topic_log = self._open_source(Rebalance(self._on_assigned, self._on_revoked))
+        source = self._open_source(Rebalance(self._on_assigned, self._on_revoked))
         self._assigned, self._placed, self._held = {}, False, []
         source.pause()
         try:
             while not stop.is_set():
-                self.step(source, topic_log)
+                self.step(source)
         finally:
             source.close()
 
-    def step(self, source: Source, topic_log: str) -> None:
+    def step(self, source: Source) -> None:
         """One turn of the loop."""
+        topic_log = source.log_name()
+        if topic_log is None:
+            self._tell("waiting for Kafka", None)
+            return
         records = source.poll(BATCH, POLL_S)
         if self._placed:  # otherwise they come again once placed
             self._held += records

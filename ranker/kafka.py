@@ -7,6 +7,7 @@ server a broker. A broker that goes away and comes back is librdkafka's affair: 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +28,7 @@ from penstock.infra.settings import KafkaSettings
 log = structlog.get_logger(role="ranker")
 
 METADATA_TIMEOUT_S = 2.0
+SAY_AGAIN_S = 30.0  # how often a lasting outage is logged
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,9 @@ class Source(Protocol):
 
     def commit(self, positions: Mapping[int, int], *, wait: bool = False) -> None: ...
 
+    def log_name(self) -> str | None:
+        """<cluster id>/<topic>, within which offsets mean something; None while the broker does not say."""
+
     def ends(self) -> dict[int, int]:
         """The next offset to be written, by partition, as far as known without asking."""
 
@@ -90,6 +95,7 @@ class KafkaSource:
                 "allow.auto.create.topics": False,
                 "topic.metadata.refresh.interval.ms": 10_000,
                 "reconnect.backoff.max.ms": 1_000,
+                "log_level": 2,  # librdkafka's own lines, many a second while a broker is away: `Outage` says it once
                 "session.timeout.ms": 10_000,  # a killed replica's partitions are free again after this
                 "heartbeat.interval.ms": 2_000,
                 **settings.properties(),
@@ -97,15 +103,24 @@ class KafkaSource:
                 "partition.assignment.strategy": "range,roundrobin",  # assign() below is the eager protocol's
                 "enable.auto.commit": False,
                 "on_commit": _log_commit,
+                "error_cb": Outage(topic),
             }
         )
         self._rebalance = rebalance
         self._paused = False
+        self._log_name: str | None = None
         self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
 
-    def cluster_id(self) -> str:
-        """Which cluster this is: offsets mean something within one only. Raises KafkaException when away."""
-        return self._consumer.list_topics(timeout=METADATA_TIMEOUT_S).cluster_id or ""
+    def log_name(self) -> str | None:
+        """<cluster id>/<topic>; asks the broker the first time, for METADATA_TIMEOUT_S at most."""
+        if self._log_name is None:
+            try:
+                cluster = self._consumer.list_topics(self.topic, METADATA_TIMEOUT_S).cluster_id
+            except KafkaException as error:
+                log.warning("kafka does not say which cluster it is", topic=self.topic, error=str(error))
+                return None
+            self._log_name = f"{cluster}/{self.topic}"
+        return self._log_name
 
     def poll(self, limit: int, timeout_s: float) -> list[Record]:
         """What is there, at most `limit`; waits up to `timeout_s` for the first.
@@ -188,8 +203,10 @@ class KafkaSink:
                 "message.max.bytes": 4 << 20,  # the broker's own bound decides
                 "compression.type": "lz4",
                 "reconnect.backoff.max.ms": 1_000,
+                "log_level": 2,
                 **settings.properties(),
                 "enable.idempotence": True,
+                "error_cb": Outage("results"),
             }
         )
         self._room = threading.Lock()
@@ -216,6 +233,20 @@ class KafkaSink:
         """How many are still undelivered after `timeout_s`."""
         left: int = self._producer.flush(timeout_s)
         return left
+
+
+class Outage:
+    """librdkafka's error callback: says what is wrong now and then. Called on one client's thread."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._said_at = float("-inf")
+
+    def __call__(self, error: KafkaError) -> None:
+        now = time.monotonic()
+        if error.fatal() or now - self._said_at >= SAY_AGAIN_S:
+            self._said_at = now
+            log.warning("kafka", of=self._what, error=str(error))
 
 
 def _record(message: Message) -> Record:

@@ -25,7 +25,7 @@ from penstock.ranker.cache import ScoreCache
 from penstock.ranker.errors import CallerLeft, QueueClosed, QueueFull, RankFailed
 from penstock.ranker.feature_feed import FeatureFeed
 from penstock.ranker.feature_store import FeatureStore
-from penstock.ranker.kafka import KafkaSink, KafkaSource, Rebalance
+from penstock.ranker.kafka import KafkaSink, KafkaSource
 from penstock.ranker.known_answer import KnownAnswer
 from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.policy import DepthLimits
@@ -90,7 +90,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     service = RankService(DeadlineQueue(ranker.max_queue), pipeline.rank, ranker.workers, now_ms)
     features = FeatureFeed(
         FeatureStore(background_link, prefix, window_ms),
-        lambda rebalance: _open_features(settings, rebalance),
+        lambda rebalance: KafkaSource(settings.kafka, topics.INDEX.name, f"{ranker.group}-features", rebalance),
         now_ms,
         time.monotonic,
     )
@@ -129,16 +129,6 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         for closable in (models, retrieval, link, background_link):
             closable.close()
         log.info("ranker stopped", **service.counts())
-
-
-def _open_features(settings: Settings, rebalance: Rebalance) -> tuple[KafkaSource, str]:
-    topic = topics.INDEX.name
-    source = KafkaSource(settings.kafka, topic, f"{settings.ranker.group}-features", rebalance)
-    try:
-        return source, f"{source.cluster_id()}/{topic}"
-    except Exception:
-        source.close()
-        raise
 
 
 def _rank_handler(

@@ -115,7 +115,7 @@ class Running:
 
     def _open(self, rebalance):
         self.source = LogSource(self.log, rebalance)
-        return self.source, "cluster/index.update.v1"
+        return self.source
 
     def __enter__(self):
         self.thread.start()
@@ -152,7 +152,7 @@ def test_a_restart_goes_on_where_redis_stands_whatever_kafka_has_committed(redis
     store, log = store_on(redis_url), Log()
     publish(log, update("a"), update("b"))
     with Running(store, log):
-        until(lambda: store.positions() == {"cluster/index.update.v1/0": 2})
+        until(lambda: store.positions() == {"cluster/topic/0": 2})
     log.committed[0] = 99
     publish(log, update("c"))
     with Running(store, log) as running:

@@ -72,6 +72,9 @@ class LogSource:
     def commit(self, positions, *, wait=False):
         self.log.committed.update(positions)
 
+    def log_name(self):
+        return "cluster/topic"
+
     def ends(self):
         return {partition: len(records) for partition, records in self.log.partitions.items()}
 
