@@ -57,6 +57,10 @@ def kafka_properties(layout: Layout, ports: Mapping[str, int]) -> str:
             "share.coordinator.state.topic.min.isr": "1",
             "transaction.max.timeout.ms": "7200000",
             "group.initial.rebalance.delay.ms": "0",
+            # A killed broker may register again only when its predecessor's lease has run out (9 s by default).
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
+            "num.recovery.threads.per.data.dir": "2",
             # One machine, small topics: few threads, small buffers.
             "num.network.threads": "2",
             "num.io.threads": "4",
@@ -73,7 +77,7 @@ def kafka_properties(layout: Layout, ports: Mapping[str, int]) -> str:
 def kafka_log4j() -> str:
     """Kafka's log, on stdout, which supervisord keeps and rotates."""
     return _log4j(
-        {"org.apache.kafka": "WARN", "kafka": "WARN", "kafka.server": "INFO", "org.apache.kafka.server": "INFO"}
+        {"org.apache.kafka": "WARN", "kafka": "WARN", "kafka.server.KafkaRaftServer": "INFO", "state": "WARN"}
     )
 
 
@@ -174,27 +178,27 @@ def flink_log4j() -> str:
 def supervisord_conf(layout: Layout, processes: Sequence[Part], commands: Mapping[str, Sequence[str]]) -> str:
     """supervisord.conf: nothing starts by itself; `up` starts parts in order and checks their health.
 
+    Paths are relative to the data directory, supervisord's working directory: it expands % in some values twice.
     A part that dies is started again after 1, 2, 3 seconds. One that does not live for five seconds four times in a
     row is given up, which `status` shows and `up` heals.
     """
     parser = configparser.RawConfigParser()
     parser["supervisord"] = {
         "nodaemon": "true",
-        "logfile": str(layout.log("supervisord")),
+        "logfile": _inside(layout, layout.log("supervisord")),
         "logfile_maxbytes": "5MB",
         "logfile_backups": "1",
-        "pidfile": str(layout.run / "supervisord.pid"),
-        "childlogdir": str(layout.logs),
-        "directory": str(layout.root),
+        "pidfile": _inside(layout, layout.run / "supervisord.pid"),
+        "childlogdir": _inside(layout, layout.logs),
         "umask": "077",
     }
-    parser["unix_http_server"] = {"file": str(layout.supervisor_socket()), "chmod": "0600"}
+    parser["unix_http_server"] = {"file": _inside(layout, layout.supervisor_socket()), "chmod": "0600"}
     parser["rpcinterface:supervisor"] = {
         "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
     }
     for part in processes:
         parser[f"program:{part.name}"] = {
-            "command": " ".join(_quoted(word) for word in commands[part.name]),
+            "command": shlex.join(commands[part.name]).replace("%", "%%"),
             "autostart": "false",
             "autorestart": "unexpected",
             "startsecs": "5",
@@ -203,14 +207,11 @@ def supervisord_conf(layout: Layout, processes: Sequence[Part], commands: Mappin
             "stopasgroup": "false",  # each part ends its own children in its own order
             "killasgroup": "true",
             "redirect_stderr": "true",
-            "stdout_logfile": str(layout.log(part.name)),
+            "stdout_logfile": _inside(layout, layout.log(part.name)),
             "stdout_logfile_maxbytes": "20MB",
             "stdout_logfile_backups": "1",
         }
     out = io.StringIO()
-    for section in parser.sections():  # every value may hold a path, and supervisord expands % in all of them
-        for key, value in parser[section].items():
-            parser.set(section, key, value.replace("%", "%%"))
     parser.write(out)
     return out.getvalue()
 
@@ -239,9 +240,8 @@ def _toml_key(key: str) -> str:
     return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
 
 
-def _quoted(word: str) -> str:
-    """For supervisord, which splits commands as a POSIX shell does."""
-    return shlex.quote(word)
+def _inside(layout: Layout, path: Path) -> str:
+    return str(path.relative_to(layout.root)) if path.is_relative_to(layout.root) else str(path)
 
 
 def _properties(values: Mapping[str, str]) -> str:

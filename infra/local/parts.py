@@ -40,8 +40,6 @@ PARTS: tuple[Part, ...] = (
     Part("queries", "Flink job", Kind.JOB, after=("topics", "jobmanager", "taskmanager", "models"), deadline=180),
 )
 
-JOBS: tuple[str, ...] = tuple(part.name for part in PARTS if part.kind is Kind.JOB)
-
 
 def in_order(parts: Sequence[Part]) -> list[list[Part]]:
     """The parts in waves: each waits only for earlier waves. Raises ValueError on a cycle or an unknown name."""
@@ -69,9 +67,9 @@ def stop_order(parts: Sequence[Part]) -> list[list[Part]]:
     return [wave for wave in (*waves, [part for part in processes if part.outlives]) if wave]
 
 
-def named(name: str) -> Part:
+def find(parts: Sequence[Part], name: str) -> Part:
     """The part of that name; KeyError lists what there is."""
-    for part in PARTS:
+    for part in parts:
         if part.name == name:
             return part
-    raise KeyError(f"no part {name!r}; there are: {', '.join(part.name for part in PARTS)}")
+    raise KeyError(f"no part {name!r}; there are: {', '.join(part.name for part in parts)}")

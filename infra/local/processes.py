@@ -38,7 +38,7 @@ def part_of(process: psutil.Process, root: Path) -> str | None:
 
     Raises psutil.Error or OSError for processes that may not be looked at.
     """
-    environment = process.environ()
+    environment: dict[str, str] = process.environ()
     if environment.get(MARK) == str(root):
         return environment.get(PART, "supervisord")
     if process.name() == "redis-server" and process.cwd() == str(root / "redis"):

@@ -150,7 +150,8 @@ def job_script(name: str) -> Path:
 def launcher(layout: Layout, part: str) -> list[str]:
     """What supervisord runs for a part: the wrapper that binds its life to supervisord's."""
     script = Path(__file__).with_name("launch.py")
-    return [sys.executable, "-I", "-S", str(script), str(layout.launch / f"{part}.json")]
+    plan = layout.launch / f"{part}.json"
+    return [sys.executable, "-I", "-S", str(script), str(plan.relative_to(layout.root))]
 
 
 def variables(part: str, flink: Mapping[str, str]) -> dict[str, str]:

@@ -33,7 +33,7 @@ from penstock.infra.local.bringup import LOG_LINES, Actions, BringUp, Progress
 from penstock.infra.local.errors import StackError
 from penstock.infra.local.health import Probe
 from penstock.infra.local.layout import Layout
-from penstock.infra.local.parts import JOBS, PARTS, Kind, Part, named, stop_order
+from penstock.infra.local.parts import PARTS, Kind, Part, find, stop_order
 from penstock.infra.local.supervise import Supervisor
 from penstock.infra.settings import Settings
 
@@ -66,6 +66,8 @@ class PartStatus:
 class Stack:
     """The stack whose state is in `data_dir`. Owns that directory; holds no process itself."""
 
+    parts: tuple[Part, ...] = PARTS
+
     def __init__(self, data_dir: Path) -> None:
         self.layout = Layout.at(data_dir)
         self._record = flink.JobRecord(self.layout.jobs)
@@ -87,7 +89,7 @@ class Stack:
     def status(self) -> list[PartStatus]:
         """Every part, from real work done now (a second or two when something does not answer)."""
         if not self.running():
-            return [PartStatus(part.name, part.what, "stopped") for part in PARTS]
+            return [PartStatus(part.name, part.what, "stopped") for part in self.parts]
         supervisor, chosen = self._supervisor(), self.ports()
         probe = Probe(self.settings(), chosen, self._record, supervisor.started)
         infos = supervisor.processes()
@@ -107,8 +109,8 @@ class Stack:
             state = {"BACKOFF": "restarting", "STOPPED": "stopped", "STOPPING": "stopping"}.get(info.state, "given up")
             return replace(out, state=state, detail=info.error or health.detail)
 
-        with ThreadPoolExecutor(len(PARTS)) as pool:
-            return list(pool.map(look, PARTS))
+        with ThreadPoolExecutor(len(self.parts)) as pool:
+            return list(pool.map(look, self.parts))
 
     def memory_bytes(self) -> int:
         """Resident memory of every process of this stack (pages that processes share count for each)."""
@@ -125,7 +127,7 @@ class Stack:
 
     def log_path(self, part: str) -> Path:
         """Where a part's log is; KeyError lists the parts."""
-        return self.layout.log(part if part == "supervisord" else named(part).name)
+        return self.layout.log(part if part == "supervisord" else find(self.parts, part).name)
 
     # --- up ------------------------------------------------------------------------------------------------------
 
@@ -151,7 +153,7 @@ class Stack:
                     with _undisturbed():
                         self._undo(run, fresh, say)
                     raise
-                for name in JOBS:
+                for name in self._jobs():
                     flink.prune(self.layout.checkpoints, self._record, name)
 
     def _prepare(self, fresh: bool, say: Progress) -> BringUp:
@@ -174,7 +176,7 @@ class Stack:
             chosen = provision.unchanged_ports(self.layout, settings)
             java_path = programs.java()
         return BringUp(
-            PARTS,
+            self.parts,
             self._supervisor(),
             Probe(settings, chosen, self._record, self._supervisor().started),
             self._record,
@@ -209,7 +211,13 @@ class Stack:
             **programs.flink_environment(self.layout, java_path),
             processes.PART: job,
         }
-        flink.submit(programs.flink_command(arguments), environment, self.log_path(job), cancelled, named(job).deadline)
+        flink.submit(
+            programs.flink_command(arguments),
+            environment,
+            self.log_path(job),
+            cancelled,
+            find(self.parts, job).deadline,
+        )
 
     def _undo(self, run: BringUp, fresh: bool, say: Progress) -> None:
         """Stop what a failed `up` started."""
@@ -217,8 +225,9 @@ class Stack:
             say("stopping what was started")
             self._stop_everything()
             return
+        kinds = {part.name: part.kind for part in self.parts}
         for name in reversed(run.started):
-            if named(name).kind is Kind.PROCESS:
+            if kinds[name] is Kind.PROCESS:
                 run.supervisor.stop_process(name)
             elif ids := self._record.ids(name):
                 with contextlib.suppress(flink.FlinkUnreachable):  # no JobManager: no job either
@@ -243,6 +252,9 @@ class Stack:
                 say(f"erased {self.layout.root}")
 
     def _last_checkpoints(self, say: Progress) -> None:
+        jobs = self._jobs()
+        if not jobs:
+            return
         rest = flink.Rest(f"127.0.0.1:{self.ports()['flink_rest']}")
 
         def take(job: str) -> None:
@@ -257,14 +269,14 @@ class Stack:
             outcome = "last checkpoint taken" if done else "no last checkpoint in time: the next start replays a little"
             say(f"{job:<12} {outcome}")
 
-        with ThreadPoolExecutor(len(JOBS)) as pool:
-            list(pool.map(take, JOBS))
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            list(pool.map(take, jobs))
 
     def _stop_everything(self, say: Progress = lambda line: None) -> None:
         """Whatever state it is in: afterwards no process of this stack is left."""
         supervisor = self._supervisor() if self.layout.supervisor_conf.is_file() else None
         if supervisor is not None and supervisor.pid() is not None:
-            for wave in stop_order(PARTS):
+            for wave in stop_order(self.parts):
 
                 def stop(part: Part) -> None:
                     began = time.monotonic()
@@ -293,6 +305,9 @@ class Stack:
                 child.unlink()
 
     # --- small things --------------------------------------------------------------------------------------------
+
+    def _jobs(self) -> list[str]:
+        return [part.name for part in self.parts if part.kind is Kind.JOB]
 
     def _supervisor(self) -> Supervisor:
         layout = self.layout

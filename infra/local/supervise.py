@@ -116,12 +116,14 @@ class Supervisor:
     def stop_process(self, name: str) -> None:
         """Ask it to end, wait until it has (killed after its stop_wait). Harmless when it does not run."""
         try:
-            self._call("stopProcess", name, True)
+            self._call("stopProcess", name, False)
         except xmlrpc.client.Fault as fault:
             if fault.faultCode not in (Faults.NOT_RUNNING, Faults.BAD_NAME):
                 raise StackError(f"supervisord cannot stop {name}: {fault.faultString}") from fault
         except _UNREACHABLE:
             return  # gone, and its children with it
+        while self.process(name).going:  # ends: supervisord kills what does not go
+            time.sleep(0.05)
 
     def shutdown(self, timeout: float = 15.0) -> None:
         """End it and whatever it still runs. Harmless when it is not there."""
