@@ -1,6 +1,9 @@
 """Fixtures that every folder may use."""
 
+import os
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,3 +26,25 @@ def free_port():
             return port
 
     return choose
+
+
+@pytest.fixture(scope="session")
+def machinery(tmp_path_factory):
+    """A whole Penstock on this machine, for the scenarios of a session; PENSTOCK_TEST_STACK names one already up."""
+    from embedded import EmbeddedStack
+
+    given = os.environ.get("PENSTOCK_TEST_STACK")
+    machinery = EmbeddedStack(Path(given) if given else tmp_path_factory.mktemp("stack"))
+    machinery.stack.up(lambda line: print(line, file=sys.stderr))
+    yield machinery
+    if not given:
+        machinery.stack.down()
+
+
+@pytest.fixture(scope="session")
+def system(machinery):
+    from system import System
+
+    running = System(machinery)
+    yield running
+    running.close()

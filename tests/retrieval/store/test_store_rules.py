@@ -244,12 +244,14 @@ def test_a_failure_half_way_leaves_nothing_behind(monkeypatch):
     broken = upsert("c")
     object.__setattr__(broken.attributes, "skills", (object(),))  # what no decoder lets through
     with pytest.raises(AttributeError):
-        store.apply([upsert("b", company="Initech"), broken], now_ms=0)
+        store.apply([upsert("b", company="Initech", vector=vector(ROW)), broken], now_ms=0)
     assert found(store) == ["a"]
     assert store.counts().epoch == before.epoch
     assert not store.holds(is_in("company", "Initech"), now_ms=0)
-    store.apply([upsert("b"), upsert("c")], now_ms=0)
-    assert sorted(found(store)) == ["a", "b", "c"]
+    other = [0.25, *ROW[1:]]
+    store.apply([upsert("c", vector=vector(other)), upsert("b")], now_ms=0)  # into the slots that were given back
+    hits = store.search(query(ROW), None, 9, now_ms=0).hits
+    assert {hit.posting_id: hit.score for hit in hits} == {"a": 0.0, "b": 0.0, "c": 0.5}
     assert store.counts().capacity == before.capacity
 
 

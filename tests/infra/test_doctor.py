@@ -1,0 +1,160 @@
+"""The doctor on made-up machines: fake launchers, empty PATHs, taken ports."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from penstock.infra import doctor
+
+VERSIONS = {
+    8: 'openjdk version "1.8.0_412"',
+    11: 'openjdk version "11.0.22" 2024-01-16',
+    17: 'openjdk version "17.0.15" 2025-04-15',
+    21: 'java version "21.0.3" 2024-04-16 LTS',
+    25: 'openjdk version "25" 2025-09-16',
+}
+
+
+def script(path, text, status=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{text}\nEND\nexit {status}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(("major", "text"), VERSIONS.items())
+def test_java_by_version(tmp_path, major, text):
+    path = script(tmp_path / "java", text)
+    check = doctor.check_java({"PATH": f"{tmp_path}:/bin:/usr/bin"})
+    assert check.ok == (major >= 17)
+    assert check.found == f"Java {major} ({path})"
+    assert ("openjdk-17" in check.remedy) == (not check.ok)
+
+
+def test_no_java():
+    check = doctor.check_java({"PATH": "/nowhere"})
+    assert not check.ok
+    assert "no java on PATH" in check.found
+    assert "apt-get install openjdk-17-jre-headless" in check.remedy
+
+
+def test_java_home_wins_over_path_and_a_wrong_one_is_named(tmp_path):
+    script(tmp_path / "on-path" / "java", VERSIONS[17])
+    script(tmp_path / "home" / "bin" / "java", VERSIONS[11])
+    path = f"{tmp_path / 'on-path'}:/bin:/usr/bin"
+    assert "Java 11" in doctor.check_java({"PATH": path, "JAVA_HOME": str(tmp_path / "home")}).found
+    wrong = doctor.check_java({"PATH": path, "JAVA_HOME": str(tmp_path / "gone")})
+    assert not wrong.ok
+    assert str(tmp_path / "gone") in wrong.found
+    assert "unset JAVA_HOME" in wrong.remedy
+
+
+@pytest.mark.parametrize(("text", "status"), [("Segmentation fault", 139), ("a tea kettle", 0)])
+def test_a_java_that_does_not_say_its_version(tmp_path, text, status):
+    script(tmp_path / "java", text, status)
+    check = doctor.check_java({"PATH": f"{tmp_path}:/bin:/usr/bin"})
+    assert not check.ok
+    assert text in check.found
+
+
+def test_maven_is_needed_only_until_the_jars_are_here(tmp_path):
+    nothing = {"PATH": str(tmp_path)}
+    assert not doctor.check_maven(nothing, jars_present=False).ok
+    assert doctor.check_maven(nothing, jars_present=True).ok
+    script(tmp_path / "mvn", "")
+    assert doctor.check_maven(nothing, jars_present=False).found == str(tmp_path / "mvn")
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "libc", "ok"),
+    [
+        ("Linux", "x86_64", "glibc", True),
+        ("Linux", "aarch64", "glibc", False),
+        ("Linux", "x86_64", "musl", False),
+        ("Darwin", "arm64", "", False),
+    ],
+)
+def test_platform(system, machine, libc, ok):
+    assert doctor.check_platform(system, machine, libc).ok is ok
+
+
+def test_an_old_python_finds_a_newer_one_beside_it(tmp_path):
+    environment = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
+    assert not doctor.check_python(environment, (3, 9)).ok
+    (tmp_path / "python3.11").symlink_to(sys.executable)
+    found = doctor.check_python(environment, (3, 9))
+    assert found.ok == (sys.version_info[:2] in doctor.PYTHONS)
+    assert str(tmp_path / "python3.11") in found.found
+
+
+def test_a_pyenv_shim_without_a_version_is_not_a_python(tmp_path):
+    script(tmp_path / "python3.11", "pyenv: python3.11: command not found", 127)
+    assert doctor.python_version(str(tmp_path / "python3.11")) is None
+
+
+def test_disk_says_how_much_to_free(tmp_path, monkeypatch):
+    free = 3 * doctor.GB
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    check = doctor.check_disk(tmp_path / "not" / "there" / "yet", installed=False)
+    assert not check.ok
+    assert f"free 5.0 GB on the disk that holds {tmp_path}" in check.remedy
+    assert doctor.check_disk(tmp_path, installed=True).ok
+
+
+@pytest.mark.parametrize(("available", "held", "ok"), [(9, 0, True), (4, 0, False), (4, 5, True), (None, 0, True)])
+def test_memory_of_a_running_stack_counts_as_free(available, held, ok):
+    size = None if available is None else available * doctor.GB
+    assert doctor.check_memory(size, held * doctor.GB).ok is ok
+
+
+def test_a_configured_port_in_use_is_named(tmp_path):
+    (tmp_path / "penstock.toml").write_text(
+        '[redis]\nurl = "redis://127.0.0.1:5/0"\n[flink]\nrest = "elsewhere:8081"\n'
+    )
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        environment = {"PENSTOCK_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{port}"}
+        named = doctor.configured_ports(environment, tmp_path)
+        assert named == [("PENSTOCK_KAFKA__BOOTSTRAP_SERVERS", port), ("redis.url", 5)]
+        check = doctor.check_ports(named[:1], doctor.port_taken)
+        assert not check.ok
+        assert f"PENSTOCK_KAFKA__BOOTSTRAP_SERVERS = {port}" in check.found
+    assert doctor.check_ports(named[:1], doctor.port_taken).ok
+
+
+def test_ports_that_up_chose_are_not_configured(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "ports.json").write_text('{"chosen": {"redis": 5}, "configured": {}}')
+    (tmp_path / "penstock.toml").write_text('[redis]\nurl = "redis://127.0.0.1:5/0"\n')
+    assert doctor.configured_ports({}, tmp_path) == []
+
+
+def test_it_runs_alone_and_its_exit_code_is_its_verdict(tmp_path):
+    """Before anything is installed: a bare interpreter, no site-packages."""
+    source = Path(doctor.__file__)
+    command = [sys.executable, "-I", "-S", str(source)]
+    environment = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    verdict = json.loads(done.stdout)
+    checks = {check["name"]: check for check in verdict["checks"]}
+    assert not checks["java"]["ok"]
+    assert checks["java"]["remedy"]
+    assert verdict["ok"] is False
+    assert done.returncode == 1
+    table = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert table.returncode == 1
+    assert "MISSING  java" in table.stdout
+    assert "java" in table.stdout.splitlines()[-1]
+    assert subprocess.run([*command, "--jason"], env=environment, capture_output=True).returncode == 2
+
+
+def test_nothing_missing_is_exit_code_0(capsys):
+    assert doctor.report([doctor.Check("java", True, "Java 17", "Java 17 or newer")], as_json_text=False) == 0
+    assert "Everything Penstock needs is here." in capsys.readouterr().out
