@@ -95,7 +95,7 @@ def test_candidates_are_out_of_the_way_of_outgoing_connections():
 
 
 def test_a_broker_elsewhere_is_not_ours_to_start():
-    with pytest.raises(StackError, match="kafka.bootstrap_servers is 'broker.example:9092'"):
+    with pytest.raises(StackError, match=r"kafka\.bootstrap_servers is 'broker.example:9092'"):
         ports.port_of("kafka.bootstrap_servers", "broker.example:9092")
 
 
