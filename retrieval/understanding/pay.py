@@ -36,7 +36,7 @@ _IS_CEILING = re.compile(_CEILING)
 _PAY_WORD = re.compile(r"\b(?:pay(?:s|ing)?|salar(?:y|ies)|wages?|earn(?:s|ing)?|make|making|compensation|income)\b")
 _NO_PAY = re.compile(
     r"\s*(?:hours?|hrs?|days?|weeks?|months?|years?|yrs?|employees|people|miles?|beds?|patients?|students?|users|staff|"
-    r"shifts?|percent|lbs?|pounds|person|customers|clients|budget|sq)\b"
+    r"shifts?|percent|lbs?|person|customers|clients|budget|sq)\b"
 )
 _PERIODS = {
     "hour": PayPeriod.HOUR,

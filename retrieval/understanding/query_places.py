@@ -80,6 +80,8 @@ _NEAR_BEFORE = re.compile(
 )
 _NEAR_AFTER = re.compile(r"\s*(?:'s)?\s*(?:metro(?:politan)?|area|region|suburbs|surroundings|vicinity)\b")
 _REGION_OF = re.compile(r"\s+(?:new|north|south|west|rhode|district)\b")  # the first word of longer region names
+_JOINED = re.compile(r"\s*(?:,?\s*(?:or|and)\s+(?:in\s+|near\s+)?|/\s*)")
+_OR_ANYWHERE = re.compile(r"\bor (?:anywhere|elsewhere|wherever)\b")
 _ARTICLE = re.compile(r"\bthe\s+$")
 _WORD = re.compile(r"[^\W\d_](?:[\w'’]|\.(?=\w))*")
 _SMALLEST = 15_000  # people, of a town that only a preposition marks
@@ -106,44 +108,52 @@ def read_places(reading: Reading) -> list[Found]:
     """One demand made of all places asked for, and one exclusion for each that is ruled out."""
     found: list[Found] = []
     asked: list[_Mention] = []
+    wished: list[_Mention] = []
     for mention in _mentions(reading):
         if reading.negated(mention.start):
             tree = filters.negate(place_filters.any_of(mention.places, radius_km=place_filters.OUT_KM))
             label = f"not {place_filters.label(mention.places)}"
             found.append(Found(mention.start, mention.end, label, tree, needs_values=True))
-        elif not reading.soft(mention.start, mention.end):
-            asked.append(mention)
-    places = tuple(dict.fromkeys(place for mention in asked for place in mention.places))
+        else:
+            (wished if reading.soft(mention.start, mention.end) else asked).append(mention)
+    if not asked or _OR_ANYWHERE.search(reading.lowered):
+        return found
+    # What is merely welcome rules nothing out, but it is not to be ruled out either: "in Ohio, Kentucky ok".
+    places = tuple(dict.fromkeys(place for mention in (*asked, *wished) for place in mention.places))
     if any(place.country == "US" and (place.region or place.town) for place in places):
         places = tuple(place for place in places if place != Place("US"))  # "a US base in Ohio"
     if any(place.region and not place.doubtful and place.region != "WA" for place in places):
         # "Oregon or Washington": among states it is the state.
         places = tuple(place for place in places if not place.doubtful) or places
-    if places:
-        tree = place_filters.any_of(places)
-        found.append(Found(asked[0].start, asked[-1].end, place_filters.label(places), tree, needs_values=True))
+    tree = place_filters.any_of(places)
+    found.append(Found(asked[0].start, asked[-1].end, place_filters.label(places), tree, needs_values=True))
     return found
 
 
 def _mentions(reading: Reading) -> Iterator[_Mention]:
     words = [_Word(match.start(), match.end(), match[0], fold(match[0])) for match in _WORD.finditer(reading.lowered)]
     words = [_Word(word.start, word.end, reading.text[word.start : word.end], word.folded) for word in words]
-    at = 0
+    at = last = 0
     while at < len(words):
-        mention, used = _longest(reading, words, at)
+        joined = last > 0 and _JOINED.fullmatch(reading.lowered[last : words[at].start]) is not None
+        mention, used = _longest(reading, words, at, joined)
         if mention is not None:
+            last = mention.end
             yield mention
         at += used
 
 
-def _longest(reading: Reading, words: list[_Word], at: int) -> tuple[_Mention | None, int]:
-    """The longest place that starts at this word, and how many words it takes (at least one)."""
+def _longest(reading: Reading, words: list[_Word], at: int, joined: bool) -> tuple[_Mention | None, int]:
+    """The longest place that starts at this word, and how many words it takes (at least one).
+
+    `joined`: an "or" ties it to the place before it.
+    """
     for length in range(min(LONGEST_NAME, len(words) - at), 0, -1):
         run = words[at : at + length]
         if any("," in reading.text[a.end : b.start] for a, b in pairwise(run)):
             continue
         name = " ".join(word.folded for word in run)
-        places, extra = _read(reading, words, at, length, name)
+        places, extra = _read(reading, words, at, length, name, joined)
         if not places:
             continue
         start, end = run[0].start, words[at + length + extra - 1].end
@@ -154,7 +164,9 @@ def _longest(reading: Reading, words: list[_Word], at: int) -> tuple[_Mention | 
     return None, 1
 
 
-def _read(reading: Reading, words: list[_Word], at: int, length: int, name: str) -> tuple[tuple[Place, ...], int]:
+def _read(
+    reading: Reading, words: list[_Word], at: int, length: int, name: str, joined: bool
+) -> tuple[tuple[Place, ...], int]:
     """What the run means, and how many words behind it belong to it."""
     if name in EXTRA:
         place = Place(*EXTRA[name])
@@ -175,7 +187,7 @@ def _read(reading: Reading, words: list[_Word], at: int, length: int, name: str)
     if name in gazetteer.regions():
         return _region_named(reading, words, at, length, name)
     start = words[at].start
-    marked = _PREPOSITION.search(reading.lowered[:start]) is not None
+    marked = joined or _PREPOSITION.search(reading.lowered[:start]) is not None
     if name in gazetteer.countries():
         beside = marked or name in ("guam", "puerto rico") or reading.lowered[:start].rstrip().endswith((",", " or"))
         return ((Place(gazetteer.countries()[name]),), 0) if beside and words[at].raw[0].isupper() else ((), 0)

@@ -6,6 +6,9 @@ ranking. What the rules cost and gain on graded queries: training/understanding_
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
+
 from penstock.retrieval.understanding import gazetteer
 from penstock.retrieval.understanding.employment import read_employment
 from penstock.retrieval.understanding.exclusions import read_exclusions
@@ -18,6 +21,7 @@ from penstock.retrieval.understanding.remote import read_remote
 from penstock.retrieval.understanding.seniority import read_seniority
 from penstock.schemas.events import Understood
 
+_OR = re.compile(r"(?:\s+(?:jobs?|work|roles?|positions?))?\s*,?\s*(?:or|/)\s*(?:in|near|at|a|an|around)?\s*")
 MOST_CHARACTERS = 1_000  # of a query that are read; past it is a pasted text and no query
 
 RULES: dict[str, Rule] = {
@@ -54,4 +58,14 @@ class RuleUnderstander:
         found = [(name, one) for name, rule in RULES.items() for one in rule(reading)]
         taken = [(one.start, one.end) for _, one in found]
         found += [("exclusions", one) for one in read_exclusions(reading, taken)]
-        return sorted(found, key=lambda pair: (pair[1].start, pair[1].end, pair[0]))
+        found.sort(key=lambda pair: (pair[1].start, pair[1].end, pair[0]))
+        return _without_alternatives(reading, found)
+
+
+def _without_alternatives(reading: Reading, found: list[tuple[str, Found]]) -> list[tuple[str, Found]]:
+    """Leaves out both sides of an "or" between two rules ("remote or in Denver"): neither alone is demanded."""
+    dropped: set[int] = set()
+    for at, ((name, one), (other_name, other)) in enumerate(pairwise(found)):
+        if name != other_name and _OR.fullmatch(reading.lowered[one.end : other.start]):
+            dropped |= {at, at + 1}
+    return [pair for at, pair in enumerate(found) if at not in dropped]

@@ -35,6 +35,7 @@ def phrase(label: str, pattern: str, denotes: Sequence[Symbol], accepts: Sequenc
 def read_symbols(reading: Reading, field: str, phrases: Sequence[Phrase]) -> list[Found]:
     """At most one demand, made of every phrase that is asked for, and one exclusion for each that is ruled out."""
     asked: list[tuple[int, int, Phrase]] = []
+    welcome: list[Symbol] = []
     found: list[Found] = []
     for one in phrases:
         for match in one.pattern.finditer(reading.lowered):
@@ -42,7 +43,9 @@ def read_symbols(reading: Reading, field: str, phrases: Sequence[Phrase]) -> lis
             if reading.negated(start):
                 clause = filters.is_in(field, *_names(one.denotes), missing=Missing.INCLUDE)
                 found.append(Found(start, end, f"not {one.label}", filters.negate(clause)))
-            elif not reading.soft(start, end):
+            elif reading.soft(start, end):
+                welcome += one.accepts
+            else:
                 asked.append((start, end, one))
     asked.sort(key=lambda hit: hit[:2])
     if asked:
@@ -53,6 +56,8 @@ def read_symbols(reading: Reading, field: str, phrases: Sequence[Phrase]) -> lis
             both = tuple(symbol for symbol in accepted if symbol in more)
             either = _ALTERNATIVE.search(reading.lowered, last[0], another[1]) or not both
             accepted = tuple(dict.fromkeys((*accepted, *more))) if either else both
+        # What is merely welcome is not to be ruled out: "full time, part time ok".
+        accepted = tuple(dict.fromkeys((*accepted, *welcome)))
         clause = filters.is_in(field, *_names(accepted), missing=Missing.INCLUDE)
         found.append(Found(asked[0][0], asked[-1][1], labels, clause))
     return found
