@@ -104,6 +104,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         now_ms,
     )
     report = StatusReport(service, cache, link, features, known_answer, scorers.model_id, models, retrieval, now_ms)
+    report.export()
     handlers: dict[Method, Handler] = {
         Ranker.RANK: _rank_handler(service, pipeline.check),
         Ranker.STATUS: _status_handler(report),

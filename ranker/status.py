@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from prometheus_client import Gauge
+
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.errors import RedisAway
 from penstock.ranker.feature_feed import FeatureFeed
@@ -17,6 +19,11 @@ from penstock.ranker.redis_link import RedisLink
 from penstock.ranker.service import RankService
 from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import RoleStatus
+
+QUEUE_DEPTH = Gauge("penstock_rank_queue_depth", "Rank requests that wait for a worker")
+CACHE_HIT_RATE = Gauge("penstock_score_cache_hit_rate", "Pairs found over pairs asked, since the start")
+FEATURES_LAG_SECONDS = Gauge("penstock_features_lag_seconds", "How far the feature store is behind index.update.v1")
+FEATURES_LAG_OFFSETS = Gauge("penstock_features_lag_offsets", "Index updates not yet in the feature store")
 
 ASK_S = 1.0  # seconds another role has to say how it is
 
@@ -60,6 +67,13 @@ class StatusReport:
         }
         texts = {"model_id": self.model_id, "features": progress.state}
         return RoleStatus(role="ranker", ready=not troubles, reason="; ".join(troubles), numbers=numbers, texts=texts)
+
+    def export(self) -> None:
+        """Let Prometheus read the same numbers, where they are, at every scrape."""
+        QUEUE_DEPTH.set_function(lambda: self.service.depth)
+        CACHE_HIT_RATE.set_function(lambda: self.cache.hit_rate)
+        FEATURES_LAG_SECONDS.set_function(lambda: self.features.progress.lag_seconds)
+        FEATURES_LAG_OFFSETS.set_function(lambda: self.features.progress.lag_offsets)
 
     def _models(self) -> str:
         try:
