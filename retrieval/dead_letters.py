@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from penstock.infra.settings import KafkaSettings
 from penstock.infra.telemetry import DEAD_LETTERS, DEGRADED
-from penstock.retrieval.feed import Record
+from penstock.retrieval.feed import QUIET, Errors, Record
 from penstock.schemas import topics
 from penstock.schemas.dead_letters import dead_letter
 from penstock.schemas.framing import topic_codec
@@ -28,11 +28,13 @@ class DeadLetters:
         self._codec = topic_codec(self._topic, settings.schema_registry)
         self._producer = Producer(
             {
+                **QUIET,
                 "linger.ms": 5,
                 "message.max.bytes": 4 << 20,  # a letter is a little longer than its record; the broker decides
                 "reconnect.backoff.max.ms": 1_000,
                 **settings.properties(),
                 "enable.idempotence": True,
+                "error_cb": Errors().count,
             }
         )
         self._again: deque[tuple[bytes | None, bytes]] = deque()

@@ -22,12 +22,28 @@ from penstock.infra.telemetry import DEGRADED
 log = structlog.get_logger(role="retrieval")
 
 ASK_TIMEOUT_S = 3.0
+SAY_AGAIN_S = 30.0
+QUIET = {"log_level": 2}  # what goes wrong comes through error_cb; librdkafka's own log would say it many times
 AWAY_AFTER_S = 10.0  # without any broker for so long is worth saying
 _TOPIC_GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 
 
 class LogUnavailable(Exception):
     """The topic cannot be read now: no broker, no such topic, no such partition. Says which."""
+
+
+class Errors:
+    """Counts every error of the client and says each kind once in a while: an absent broker makes many a second."""
+
+    def __init__(self) -> None:
+        self._said_at: dict[int, float] = {}
+
+    def count(self, error: KafkaError) -> None:
+        DEGRADED.labels("retrieval", "kafka").inc()
+        now = time.monotonic()
+        if now - self._said_at.get(error.code(), -SAY_AGAIN_S) >= SAY_AGAIN_S:
+            self._said_at[error.code()] = now
+            log.warning("kafka", error=_said(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +105,11 @@ class KafkaLog:
         self._topic = topic
         self._partitions = tuple(partitions)
         self._group = f"{settings.group_prefix}-{group}"
+        self._errors = Errors()
 
     def describe(self) -> LogInfo:
         # A client of its own for each asking: one that met a wrong address would keep it.
-        properties: dict[str, Any] = {**self._settings.properties(), "error_cb": _count_error}
+        properties: dict[str, Any] = {**QUIET, **self._settings.properties(), "error_cb": self._errors.count}
         consumer = Consumer({**properties, "group.id": self._group})
         try:
             admin = AdminClient(properties)  # held until the answer: its futures do not keep it alive
@@ -118,14 +135,18 @@ class KafkaLog:
         return LogInfo(f"{cluster}/{found.topic_id}", highs)
 
     def open(self, offsets: Mapping[int, int | None]) -> Feed:
-        return _KafkaFeed(self._settings, self._topic, self._group, offsets)
+        return _KafkaFeed(self._settings, self._topic, self._group, offsets, self._errors)
 
 
 class _KafkaFeed:
-    def __init__(self, settings: KafkaSettings, topic: str, group: str, offsets: Mapping[int, int | None]) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topic: str, group: str, offsets: Mapping[int, int | None], errors: Errors
+    ) -> None:
         self._away_since: float | None = None
+        self._errors = errors
         self._consumer = Consumer(
             {
+                **QUIET,
                 "fetch.wait.max.ms": 50,  # how long an idle fetch rests at the broker; a new record ends it at once
                 "fetch.error.backoff.ms": 100,
                 "fetch.queue.backoff.ms": 50,
@@ -139,7 +160,7 @@ class _KafkaFeed:
                 "auto.offset.reset": "earliest",  # a log that lost our offset is read anew: applying is idempotent
                 "statistics.interval.ms": 1_000,
                 "stats_cb": self._on_statistics,
-                "error_cb": _count_error,
+                "error_cb": errors.count,
             }
         )
         self._places = [
@@ -162,7 +183,7 @@ class _KafkaFeed:
             elif error.fatal() or error.code() in _TOPIC_GONE:
                 raise LogUnavailable(_said(error))
             else:
-                _count_error(error)
+                self._errors.count(error)
             message = self._consumer.poll(0) if len(out.records) < limit else None
         return out
 
@@ -196,10 +217,6 @@ def _record(message: Message) -> Record:
     return Record(partition, offset, timestamp if kind else None, message.key(), message.value())
 
 
-def _count_error(error: KafkaError) -> None:
-    DEGRADED.labels("retrieval", "kafka").inc()
-    log.warning("kafka", error=_said(error))
-
-
 def _said(error: object) -> str:
-    return str(error) or type(error).__name__
+    said = error.str() if isinstance(error, KafkaError) else str(error)
+    return said or type(error).__name__

@@ -21,6 +21,9 @@ from penstock.schemas.events import QueryVector, Vector
 DENSE, SKETCH = 1, 2  # bits of `held`: which planes a row has
 REFUSED = 4  # … and that its update came with a vector that could not be stored
 
+STAGE = 2_048  # rows gathered before they are written
+_EXPONENT = 0x7F80  # of a bfloat16: all ones in infinities and NaN
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -79,6 +82,7 @@ class Planes:
             np.zeros((capacity, 2)),
         )
         self.held = np.zeros(capacity, np.uint8)
+        self._staged: tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]] = ([], [])  # dense, sketch: (slot, row)
         self.rows = 0  # slots that hold a vector, dead ones that are not retired included
 
     @property
@@ -87,24 +91,41 @@ class Planes:
         return layout.dense.nbytes + layout.sketch.nbytes + layout.norms.nbytes + self.held.nbytes
 
     def write(self, slot: int, vector: Vector) -> str | None:
-        """The vector into its empty slot, or why it cannot be stored."""
+        """Takes a vector for its empty slot, or says why it cannot be stored. `flush` before anybody may see it."""
         reason = self._refusal(vector)
         if reason is not None:
             self.held[slot] = REFUSED
             return reason
-        layout = self._admit(vector)
+        self._admit(vector)
         if vector.dense:
-            floats = _floats(vector.dense)
-            layout.dense[slot] = torch.from_numpy(floats)  # exact: these are bfloat16 values
-            layout.norms[slot, 0] = np.linalg.norm(floats.astype(np.float64)) * (1 + 1e-12)
+            self._staged[0].append((slot, vector.dense))
             self.held[slot] |= DENSE
         if vector.sketch:
-            sketch = np.frombuffer(vector.sketch, np.int8)
-            layout.sketch[slot] = torch.from_numpy(sketch.copy())
-            layout.norms[slot, 1] = np.linalg.norm(sketch.astype(np.float64)) * (1 + 1e-12)
+            self._staged[1].append((slot, vector.sketch))
             self.held[slot] |= SKETCH
         self.rows += 1
+        if len(self._staged[0]) + len(self._staged[1]) >= STAGE:
+            self.flush()
         return None
+
+    def flush(self) -> None:
+        """Puts what was taken since the last flush into the planes: many rows at once is several times faster."""
+        layout = self.layout
+        for part, (plane, stored) in enumerate(((layout.dense, np.int16), (layout.sketch, np.int8))):
+            staged = self._staged[part]
+            if not staged:
+                continue
+            slots = np.asarray([slot for slot, _ in staged])
+            raw = np.frombuffer(bytearray().join(row for _, row in staged), np.dtype(stored).newbyteorder("<"))
+            rows = torch.from_numpy(raw.astype(stored, copy=False).reshape(len(staged), -1)).view(plane.dtype)
+            plane[torch.from_numpy(slots)] = rows
+            layout.norms[slots, part] = np.linalg.norm(rows.double().numpy(), axis=1) * (1 + 1e-12)
+            staged.clear()
+
+    def forget(self) -> None:
+        """Drops what was taken since the last flush: its batch has failed."""
+        for staged in self._staged:
+            staged.clear()
 
     def read(self, slot: int) -> tuple[bytes, bytes | None] | None:
         """(dense, sketch) as a Vector carries them; None for a row without."""
@@ -152,12 +173,12 @@ class Planes:
                 return f"dense: {dense} values, the store's rows have {space.dense}"
             if sketch and space.sketch and sketch != space.sketch:
                 return f"sketch: {sketch} values, the store's rows have {space.sketch}"
-        if dense and not np.isfinite(_floats(vector.dense)).all():
+        if (np.frombuffer(vector.dense, "<u2") & _EXPONENT == _EXPONENT).any():
             return "dense: a value that is not finite"
         return None
 
-    def _admit(self, vector: Vector) -> Layout:
-        """The layout, made as wide as this vector needs it; each width is decided once a space."""
+    def _admit(self, vector: Vector) -> None:
+        """Makes the planes as wide as this vector needs them; each width is decided once a space."""
         layout = self.layout
         space = layout.space or Space(vector.space_id, 0, 0)
         wanted = Space(space.space_id, space.dense or len(vector.dense) // 2, space.sketch or len(vector.sketch or b""))
@@ -167,8 +188,7 @@ class Planes:
                 dense = _resized(dense, capacity, wanted.dense)
             if sketch.shape[1] != wanted.sketch:
                 sketch = _resized(sketch, capacity, wanted.sketch)
-            layout = self.layout = Layout(wanted, dense, sketch, layout.norms)
-        return layout
+            self.layout = Layout(wanted, dense, sketch, layout.norms)
 
 
 def _resized(plane: torch.Tensor, capacity: int, width: int) -> torch.Tensor:
@@ -177,11 +197,6 @@ def _resized(plane: torch.Tensor, capacity: int, width: int) -> torch.Tensor:
     if width == plane.shape[1]:
         out[: len(plane)] = plane
     return out
-
-
-def _floats(raw: bytes) -> Floats:
-    """bfloat16 little endian to float32, exactly: it is the upper half of one."""
-    return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 def _query_floats(name: str, raw: bytes | None) -> Floats:

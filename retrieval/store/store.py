@@ -137,7 +137,9 @@ class Store:
                     drafts.append((draft, updates[position]))
                     if reason is not None:
                         without_vector.append((position, reason))
+                self._planes.flush()
             except BaseException:
+                self._planes.forget()
                 for draft, _ in drafts:
                     self._empty(draft.slot)
                 raise
@@ -433,6 +435,7 @@ class Store:
                 if one.refused_vector:
                     self._planes.held[entry.slot] |= REFUSED
                 entries.append(replace(entry, searchable_at=one.searchable_at))
+            self._planes.flush()
             entries.sort(key=lambda entry: entry.died_at)  # tombstones end in the order in which they began
             self._publish(entries, (), 0)
             self._oldest = self._epoch
