@@ -172,7 +172,13 @@ def flink_config(
 
 def flink_log4j() -> str:
     """Flink's log, on stdout, which supervisord keeps and rotates."""
-    return _log4j({"org.apache.kafka": "WARN", "org.apache.pekko": "WARN", "org.apache.flink.kafka.shaded": "WARN"})
+    quiet = (
+        "org.apache.kafka",
+        "org.apache.pekko",
+        "org.apache.flink.kafka.shaded",
+        "org.apache.flink.api.java.typeutils.TypeExtractor",  # tells of every Row that it is no POJO
+    )
+    return _log4j(dict.fromkeys(quiet, "WARN"))
 
 
 def supervisord_conf(layout: Layout, processes: Sequence[Part], commands: Mapping[str, Sequence[str]]) -> str:

@@ -18,6 +18,12 @@ from penstock.schemas.grpc_avro import CallError, Client
 from penstock.schemas.rpc import Method, Models, Ranker, Retrieval, StatusRequest
 
 STATUS: dict[str, Method] = {"models": Models.STATUS, "retrieval": Retrieval.STATUS, "ranker": Ranker.STATUS}
+# Of a role's numbers, those that a person looks at first; its own Status has all of them.
+NOTABLE: dict[str, tuple[str, ...]] = {
+    "models": ("postings_done", "queries_done"),
+    "retrieval": ("rows", "lag_seconds"),
+    "ranker": ("served_total", "queue_depth"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,8 @@ class Probe:
             return Health(False, str(error))
         finally:
             client.close()
-        numbers = ", ".join(f"{key} {value:g}" for key, value in sorted(status.numbers.items()))
+        shown = [key for key in NOTABLE[name] if key in status.numbers]
+        numbers = ", ".join(f"{key} {status.numbers[key]:g}" for key in shown)
         return Health(True, numbers) if status.ready else Health(False, status.reason or "not ready")
 
     def _job(self, name: str) -> Health:
