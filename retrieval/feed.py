@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicCollection, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 
 from penstock.infra.settings import KafkaSettings
@@ -218,5 +226,7 @@ def _record(message: Message) -> Record:
 
 
 def _said(error: object) -> str:
+    if isinstance(error, KafkaException) and error.args:
+        error = error.args[0]
     said = error.str() if isinstance(error, KafkaError) else str(error)
     return said or type(error).__name__
