@@ -6,6 +6,17 @@ For every query of the train and dev splits of relevance_judgements, the filters
 evaluated on its judged postings, whose attributes are their grade, title and place as the demo fills them. Hidden:
 the share of judged postings of grade 3 or 4 that a filter excludes; removed: the same of grades 0 to 2. A place counts
 only if some posting of the corpus has it, as the ranker decides. `--show` prints every query with what was read.
+
+Measured on 2026-11-21 (780 queries, 12,480 judged pairs; the rules were written while looking at both splits, so this
+says what they do and not how they generalise; no posting here states remote, hours, level or pay):
+
+    rule         queries hidden of seen  of good removed  of seen  of poor
+    exclusions        30      0   0.00%    0.00%      91   23.58%    0.93%
+    grade            142      0   0.00%    0.00%     329   16.70%    3.35%
+    places           239      1   0.20%    0.04%    1572   47.41%   16.01%
+    all              345      1   0.12%    0.04%    1829   39.22%   18.63%
+
+The one hidden posting lies across a state line from the state asked for.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from penstock.schemas.rpc import (
     AnalyzeQueriesRequest,
     EnrichPostingsReply,
     EnrichPostingsRequest,
+    Method,
     Models,
     QueryAnalysis,
     RoleStatus,
@@ -316,7 +317,11 @@ def serve(
     sys.setswitchinterval(0.001)
     log = structlog.get_logger(role=ROLE)
     service = ModelsService(settings, encoder=encoder, understander=understander, summarizer=summarizer)
-    handlers = {Models.ENRICH: service.enrich, Models.ANALYZE: service.analyze, Models.STATUS: service.status}
+    handlers: dict[Method, grpc_avro.Handler] = {
+        Models.ENRICH: service.enrich,
+        Models.ANALYZE: service.analyze,
+        Models.STATUS: service.status,
+    }
     server = grpc_avro.serve(settings.models.listen, handlers, workers=WORKERS)
     try:
         service.warm_up()

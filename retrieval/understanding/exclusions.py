@@ -22,6 +22,7 @@ _CUE = re.compile(
     r"less|more|later|if|because|having|been|being|able|to\b))|no|without|except(?: for)?|excluding|anything but)\s+"
     r"(?:(?:a|an|any|the|in|interested in|looking for|doing|for)\s+)*"
 )
+_GRADE = re.compile(r"\b[a-z]{2}[\s-]?\d")  # another rule's business
 _DENIAL = re.compile(r"\b(?:am|'m|have|has|is|does|do|are|was)\s+$")  # "I am not a nurse" tells of the person
 _PHRASE = re.compile(r"[\w+#.'-]+(?:[ /&-][\w+#.'-]+){0,5}")
 _PART = re.compile(r"\s+or\s+|\s*/\s*|\s+and\s+|\s+nor\s+")
@@ -80,6 +81,7 @@ def _clause(reading: Reading, part: str, start: int, end: int) -> Filter | None:
     if (
         not 0 < len(counted) <= MOST_WORDS
         or _CONDITION.search(part)
+        or _GRADE.search(part)
         or not all(stem.strip("0123456789-") for stem in stems)
     ):
         return None

@@ -22,7 +22,7 @@ _PLAN_ALIASES = {"gs": ("GS", "GG"), "gg": ("GS", "GG")}
 _PLAN = "gs|gg|wg|wl|ws|nf|nt|nh"
 _GRADE = re.compile(
     rf"\b(?P<plan>{_PLAN})[\s-]?(?P<first>\d{{1,2}})"
-    rf"(?P<more>(?:\s*(?:-|/|to|through|or|and)\s*(?:(?:{_PLAN})[\s-]?)?\d{{1,2}}\b)*)(?![\d,]\d|\s*(?:hours|years|hrs))\b"
+    rf"(?P<more>(?:\s*(?:-|/|to|through|or|and)\s*(?:(?P=plan)[\s-]?)?\d{{1,2}}\b)*)(?![\d,]\d|\s*(?:hours|years|hrs))\b"
 )
 _NUMBER = re.compile(r"\d+")
 _UP = re.compile(r"\s*(?:level\s*)?(?:\+|(?:or|and|&)\s*(?:up|above|higher|over|better)|(?:at )?minimum|at least)")

@@ -133,13 +133,15 @@ def _bare(part: str) -> Location | None:
     if name in CITY_NICKNAMES:
         city, region = CITY_NICKNAMES[name]
         return next(_located(town, town.name) for town in gazetteer.towns(city) if town.region == region)
-    if (regions := gazetteer.regions().get(name)) and name not in ("new york", "washington"):
+    if name == "washington":
+        return Location(country="US")  # the state or the capital
+    if regions := gazetteer.regions().get(name):
         return Location(country=regions[0][0], region=regions[0][1])
     if name in gazetteer.countries():
         return Location(country=gazetteer.countries()[name])
     if name in EXTRA:
-        country, region = EXTRA[name]
-        return Location(country=country, region=region)
+        country, code = EXTRA[name]
+        return Location(country=country, region=code)
     towns = gazetteer.towns(name)
     if not towns or towns[0].population < SMALLEST_BARE:
         return None

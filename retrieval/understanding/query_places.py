@@ -270,7 +270,8 @@ def _bare_towns(reading: Reading, first: _Word, name: str, marked: bool) -> tupl
     towns = tuple(town for town in towns if town.population >= least and (marked or town.country in _HOME))
     if not towns:
         return ()
-    return tuple(Place.of(town) for town in towns if _may_be_meant(town, towns[0]))
+    others = (town for town in towns[1:] if town.country in _HOME and _may_be_meant(town, towns[0]))
+    return (Place.of(towns[0]), *(Place.of(town) for town in others))
 
 
 def _may_be_meant(town: Town, largest: Town) -> bool:

@@ -13,7 +13,8 @@ from itertools import pairwise
 
 from penstock.retrieval.understanding.reading import Found, Reading
 from penstock.schemas import filters
-from penstock.schemas.events import Missing, Symbol
+from penstock.schemas.events import Missing
+from penstock.schemas.records import Symbol
 
 _ALTERNATIVE = re.compile(r"\bor\b|/|\bto\b")
 
