@@ -14,10 +14,10 @@ from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
 PIECES = st.sampled_from(
     re.split(
         r"\s+",
-        "nurse in Ohio or not remote no part-time $60k over under 25 an hour per GS-12 gs 7-9 and up below senior entry "
-        "level near Denver Washington DC Springfield , / - ( ) ! new york Guam posted this week last 3 days java without "
-        "except 100k permanent seasonal internship ideally ok AZ tx west Texas the Midwest 50 miles of 9/11 £40,000 "
-        "İstanbul ß",
+        "nurse in Ohio or not remote no part-time $60k over under 25 an hour per GS-12 gs 7-9 and up below senior "
+        "entry level near Denver Washington DC Springfield , / - ( ) ! new york Guam posted this week last 3 days "
+        "java without except 100k permanent seasonal internship ideally ok AZ tx west Texas the Midwest 50 miles of "
+        "9/11 £40,000 İstanbul ß",
     )
 )
 QUERIES = st.text(max_size=120) | st.lists(PIECES, max_size=14).map(" ".join)
