@@ -101,7 +101,7 @@ class ModelsService:
         self._proven = 0.0  # monotonic seconds of the newest good forward
         batch, pending = settings.models.max_batch, settings.models.max_queue
         order = Precedence()
-        self._queries: Lane[str, QueryVector | None] = Lane(
+        self._queries: Lane[str, QueryVector | Exception] = Lane(
             "queries", 0, LaneLimits(batch, pending, 0.001, batch, 0.0), order, self._encode_queries
         )
         # Eight postings are some 15 ms of Python, which a query's forward would otherwise compete with.
@@ -134,8 +134,8 @@ class ModelsService:
             understood = [self._understand(text) for text in request.texts]
         analyses = []
         for text, vector, read in zip(request.texts, _wait(coming, context), understood, strict=True):
-            if vector is None:
-                raise NotReady(f"the query {text[:80]!r} could not be encoded; the models role's log says why")
+            if isinstance(vector, Exception):
+                raise NotReady(f"the query {text[:80]!r} could not be encoded: {type(vector).__name__}: {vector}")
             analyses.append(QueryAnalysis(vector=vector, understood=read))
         return AnalyzeQueriesReply(analyses=tuple(analyses))
 
@@ -175,8 +175,8 @@ class ModelsService:
         text = f"{_PROBE_QUERY} {next(self._probes)}"  # never the same: a cached vector proves nothing
         try:
             vector = self._queries.submit([text]).result(PROBE_TIMEOUT_S)[0]
-            if vector is None:
-                raise BadForward("the probe query could not be encoded")
+            if isinstance(vector, Exception):
+                raise vector
             _check_unit(np.frombuffer(vector.dense, "<f4"), "a query")
         except Refused:
             return  # as many wait as may: that is load, and the work itself proves health
@@ -204,9 +204,9 @@ class ModelsService:
 
     # --- work of the lanes ---------------------------------------------------------------------------------------
 
-    def _encode_queries(self, texts: list[str]) -> list[QueryVector | None]:
+    def _encode_queries(self, texts: list[str]) -> list[QueryVector | Exception]:
         out = _each(self._encoder.encode_queries, texts, "encode_query")
-        if any(vector is not None for vector in out):
+        if any(not isinstance(vector, Exception) for vector in out):
             self._proven = time.monotonic()
         return out
 
@@ -225,10 +225,12 @@ class ModelsService:
             texts = _each(lambda some: [self._texts(posting) for posting in some], postings, "summarize")
         out = []
         for vector, text in zip(vectors, texts, strict=True):
-            if vector is not None and not np.any(dense_floats(vector.dense)):
+            if isinstance(vector, Exception):
+                vector = None
+            elif not np.any(dense_floats(vector.dense)):
                 DEGRADED.labels(ROLE, "posting_without_words").inc()
                 vector = None
-            summary, item = text or (None, None)
+            summary, item = (None, None) if isinstance(text, Exception) else text
             out.append(Enrichment(vector=vector, summary=summary, item_text=item))
         return out
 
@@ -278,7 +280,7 @@ def _wait(coming: Future[list[Any]], context: grpc.ServicerContext) -> list[Any]
 
 
 def _each(work: Callable[[list[Any]], list[Any]], items: list[Any], what: str) -> list[Any]:
-    """`work` on all items at once; if that fails, one by one, so that only those at fault are None."""
+    """`work` on all items at once; if that fails, one by one, an exception for each at fault."""
     try:
         return work(items)
     except Exception:  # counted below, item by item
@@ -291,7 +293,7 @@ def _each(work: Callable[[list[Any]], list[Any]], items: list[Any], what: str) -
                 structlog.get_logger(role=ROLE).warning(
                     "item failed", what=what, error=repr(error), item=repr(item)[:200]
                 )
-                out.append(None)
+                out.append(error)
         return out
 
 
