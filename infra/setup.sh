@@ -78,23 +78,27 @@ step() { # say what, run it quietly, show the end of its output when it fails
   fi
 }
 
-doctor() {
+doctor() { # 0: nothing is missing; 1: something is, and it has been said
   local python
   for python in "${1:-}" python3 python; do
     if [ -n "$python" ] && command -v "$python" >/dev/null 2>&1 && "$python" -c '' 2>/dev/null; then
       say "What this machine has:"
-      "$python" infra/doctor.py || true
-      return 0
+      "$python" infra/doctor.py
+      return
     fi
   done
   say "There is no Python here at all: install Python 3.11 (Debian 12: apt-get install python3.11 python3.11-venv)."
+  return 1
 }
 
 failed() {
   say
-  doctor "${PYTHON:-}"
-  say "Set-up did not finish. When the doctor finds nothing missing, the log above says why: package index or Maven"
-  say "repository out of reach (set pip's, uv's and Maven's proxy or mirror settings), or the disk is full."
+  if doctor "${PYTHON:-}"; then
+    say "Set-up did not finish though nothing is missing: a package index or a Maven repository is out of reach (set"
+    say "pip's, uv's and Maven's proxy or mirror settings); the log above says which: $log"
+  else
+    say "Set-up did not finish: get what is missing, then run it again."
+  fi
   exit 1
 }
 
