@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import fastavro
 
 from penstock.schemas.errors import InvalidRecord, MalformedRecord, OversizedRecord, UnknownSchema
+from penstock.schemas.nesting import MAX_NESTING, bounded, too_deep
 from penstock.schemas.records import avro_schema, from_plain, per_class, to_plain
 
 R = TypeVar("R")
@@ -96,6 +97,11 @@ class Codec(Generic[R]):
             )
             value = from_plain(self.record, plain)  # type: ignore[arg-type]
         except Exception as error:  # fastavro raises whatever the garbage leads it to
+            if too_deep(error):
+                raise MalformedRecord(
+                    f"a {self.record.__name__} with something inside itself more than {MAX_NESTING} levels deep: "
+                    "flatten it"
+                ) from error
             raise MalformedRecord(
                 f"not a {self.record.__name__} although framed as one: {type(error).__name__}: {error}"
             ) from error
@@ -176,7 +182,7 @@ def history(record_name: str) -> dict[bytes, Schema]:
 
 
 def _parsed(schema: Schema) -> Schema:
-    return cast(Schema, fastavro.parse_schema(schema))
+    return cast(Schema, fastavro.parse_schema(bounded(schema)))
 
 
 def _plain_timestamps(schema: Any) -> Any:
