@@ -6,7 +6,7 @@ One weight a feature (ranker/backends/features.py) and four thresholds: a propor
 (McCullagh 1980) with a listwise term on the same score, so that one line both orders a pool and, at the third
 threshold, gives P(grade >= 3). Fitted on the train split alone; strength of the penalty and of the listwise term
 chosen by 5-fold cross-validation over its queries. Each pair is seen twice, with the fast lane's vector and with the
-transformer's, because an index holds both. dev and private are measured once, at the end.
+transformer's, because an index holds both. dev and private are measured at the end and choose nothing.
 
 Remote and hours cannot be fitted (no graded posting says them): their weights are set by hand, PRIORS below.
 """

@@ -20,7 +20,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ import torch
 from corpus import DEFAULT_CACHE, DEFAULT_DATA, Judged, load_judged, load_postings, occupation_texts
 from measures import Measured, measure
 from safetensors.numpy import save_file
-from student import Bags, FitSettings, Student, fit, held_out_cosine
+from student import Bags, FitSettings, Student, fit, mean_cosine
 from teacher import TOKENS, teacher_vectors
 
 from penstock.retrieval.encoder.minilm import MiniLM, model_directory, tokenizer_file
@@ -63,6 +63,7 @@ class Texts:
     heads: list[str]
     bodies: list[str]
     teacher: Floats
+    owners: list[str]  # the posting's id, empty for O*NET
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,19 +71,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     started = time.monotonic()
     postings, judged = load_postings(args.data), load_judged(args.data)
-    fitted = {
-        key: posting for key, posting in postings.items() if not args.leave_out_skillspan or key.startswith("usa")
-    }
+    fitted = {key: p for key, p in postings.items() if not (args.leave_out_skillspan and _skillspan(key))}
     pieces = WordPieces(tokenizer_file())
-    texts = _texts(fitted, args.data, args.cache)
+    texts = _texts(postings, args.data, args.cache)
     bags = _bags(pieces, texts)
-    held_out = np.random.default_rng(args.seed).choice(len(fitted) - 300, HELD_OUT, replace=False)
-    print(f"{len(fitted):,} postings, {len(bags):,} texts, {len(bags.tokens):,} tokens", flush=True)
+    usajobs = np.array([index for index, key in enumerate(postings) if not _skillspan(key)])
+    held_out = np.random.default_rng(args.seed).choice(len(usajobs), HELD_OUT, replace=False)
+    left_out = np.flatnonzero([args.leave_out_skillspan and _skillspan(owner) for owner in texts.owners])
+    unread = np.union1d(held_out, left_out).astype(np.int64)
+    print(f"{len(fitted):,} postings, {len(bags) - len(unread):,} texts to fit, {len(unread):,} kept back", flush=True)
 
-    student = Student(_token_vectors(pieces, args.cache), _starting_weight(bags, pieces.vocabulary), True)
-    settings = FitSettings(**{**asdict(FIT), "epochs": args.epochs, "seed": args.seed})
-    cosine = fit(student, bags, texts.teacher, held_out, settings)
-    seen = held_out_cosine(student, bags, texts.teacher, np.setdiff1d(np.arange(len(fitted)), held_out))
+    student = Student(
+        _token_vectors(pieces, args.cache), _starting_weight(bags, pieces.vocabulary), args.vector_rate > 0
+    )
+    settings = replace(FIT, epochs=args.epochs, vector_rate=args.vector_rate, seed=args.seed)
+    fit(student, bags, texts.teacher, unread, settings)
+    whole = np.arange(len(postings))
+    cosines = {
+        "fitted": np.setdiff1d(whole, unread),
+        "held_out_usajobs": held_out,
+        "skillspan": np.setdiff1d(whole, usajobs),
+    }
     rows, scale, position_weight = student.table()
 
     table = TokenTable(pieces, rows, scale, position_weight)
@@ -107,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, scores in stages.items()
     }
     metrics = {
-        "cosine_to_teacher": {"fitted": round(seen, 4), "held_out_postings": round(cosine, 4)},
+        "cosine_to_teacher": {
+            name: round(mean_cosine(student, bags, texts.teacher, chosen), 4) for name, chosen in cosines.items()
+        },
         "hybrid_weight": weight,
         "first_stage": measured,
     }
@@ -132,28 +143,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=TABLES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=FIT.epochs)
+    parser.add_argument("--vector-rate", type=float, default=FIT.vector_rate, help="0 freezes the token vectors")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--leave-out-skillspan", action="store_true", help="fit without them; writes nothing")
     return parser
 
 
 def _texts(postings: dict[str, PostingText], data: Path, cache: Path) -> Texts:
-    whole = list(postings.values())
-    later = [p.description[1200:2400] for p in whole if len(p.description) > 1600]
+    whole, ids = list(postings.values()), list(postings)
+    long = [key for key, posting in postings.items() if len(posting.description) > 1600]
+    later = [postings[key].description[1200:2400] for key in long]
     heads = [attribute_text(posting) for posting in whole]
     occupations = occupation_texts(data)
     titles, tasks = zip(*(text.split("\n", 1) for text in occupations), strict=True)
     groups = [
-        (heads, [p.description for p in whole], [posting_text(posting) for posting in whole]),
-        (list(titles), list(tasks), occupations),
-        (heads, [""] * len(heads), heads),
-        ([""] * len(later), later, later),
+        (heads, [p.description for p in whole], [posting_text(posting) for posting in whole], ids),
+        (list(titles), list(tasks), occupations, [""] * len(occupations)),
+        (heads, [""] * len(heads), heads, ids),
+        ([""] * len(later), later, later, long),
     ]
     return Texts(
         [head for group in groups for head in group[0]],
         [body for group in groups for body in group[1]],
         np.concatenate([teacher_vectors(group[2], cache) for group in groups]),
+        [owner for group in groups for owner in group[3]],
     )
+
+
+def _skillspan(posting_id: str) -> bool:
+    return posting_id.startswith(("tech-", "house-"))
 
 
 def _bags(pieces: WordPieces, texts: Texts) -> Bags:
@@ -237,6 +255,7 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     for name, tensors in tables.items():
         save_file({key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}, out / name)
+        (out / name).chmod(0o644)  # safetensors writes for the owner alone; a wheel is read by others
     manifest = {
         "made_by": f"python training/posting_encoder.py --seed {seed}",
         "files": {

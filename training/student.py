@@ -77,11 +77,11 @@ class Student(nn.Module):
         return np.rint(rows / step[:, None]).astype(np.int8), scale, torch.exp(self.position).numpy()
 
 
-def fit(student: Student, bags: Bags, teacher: Floats, held_out: npt.NDArray[np.int64], settings: FitSettings) -> float:
-    """Fits in place on every text but `held_out`; returns the mean cosine to the teacher there."""
+def fit(student: Student, bags: Bags, teacher: Floats, unread: npt.NDArray[np.int64], settings: FitSettings) -> None:
+    """Fits in place on every text but the rows `unread`."""
     torch.manual_seed(settings.seed)
     order = np.random.default_rng(settings.seed)
-    kept = np.setdiff1d(np.flatnonzero(np.diff(bags.starts) > 0), held_out)
+    kept = np.setdiff1d(np.flatnonzero(np.diff(bags.starts) > 0), unread)
     groups = [{"params": [student.token, student.position], "lr": settings.learning_rate}]
     groups.append({"params": [student.linear], "lr": settings.learning_rate / 5})
     if settings.vector_rate > 0:
@@ -110,10 +110,9 @@ def fit(student: Student, bags: Bags, teacher: Floats, held_out: npt.NDArray[np.
             total += float(cosine.detach()) * len(rows)
         took = time.monotonic() - started
         print(f"epoch {epoch + 1}: cosine {total / len(kept):.4f}, {took:.0f} s", flush=True)
-    return held_out_cosine(student, bags, teacher, held_out)
 
 
 @torch.no_grad()
-def held_out_cosine(student: Student, bags: Bags, teacher: Floats, rows: npt.NDArray[np.int64]) -> float:
+def mean_cosine(student: Student, bags: Bags, teacher: Floats, rows: npt.NDArray[np.int64]) -> float:
     """Mean cosine between the student and the teacher on some texts."""
     return float((student(*bags.take(rows)) * torch.from_numpy(teacher[rows])).sum(-1).mean())

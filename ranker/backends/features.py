@@ -78,15 +78,14 @@ class Rarity:
 class QueryFeatures:
     """The query's side, made once a query by `query_features`."""
 
-    wanted: tuple[str, ...]  # distinct terms in order, without what is excluded
+    weights: Mapping[str, float]  # rarity of each distinct term, in order, without what is excluded
     pairs: frozenset[tuple[str, str]]  # neighbours among them
     excluded: frozenset[str]
     short: frozenset[str]  # words of 2 to 5 letters, lower case, unstemmed
     regions: frozenset[str]
     grades: tuple[tuple[str, int, int], ...]  # pay plan, lowest, highest
     hints: Hints
-    weight: npt.NDArray[np.float64]  # rarity of `wanted`
-    total: float  # its sum
+    total: float  # sum of `weights`
     rarity: Rarity
 
 
@@ -108,17 +107,16 @@ class ItemFeatures:
 def query_features(text: str, rarity: Rarity) -> QueryFeatures:
     """Reads a query's words once, for any number of postings."""
     wanted, excluded = _split(text)
-    weight = np.array([rarity(term) for term in wanted], dtype=np.float64)
+    weights = {each: rarity(each) for each in wanted}
     return QueryFeatures(
-        wanted=wanted,
+        weights=weights,
         pairs=frozenset(itertools.pairwise(wanted)),
         excluded=excluded,
         short=frozenset(word for word in words(text) if 2 <= len(word) <= 5 and word.isalpha() and term(word)),
         regions=regions_in(text),
         grades=grades_in(text),
         hints=query_hints(text),
-        weight=weight,
-        total=float(weight.sum()),
+        total=sum(weights.values()),
         rarity=rarity,
     )
 
@@ -133,34 +131,42 @@ def compute(query: QueryFeatures, items: Sequence[ItemFeatures]) -> npt.NDArray[
 
 def _pair(query: QueryFeatures, item: ItemFeatures) -> list[float]:
     title = _title(item.title)
-    rest = _terms(item.company), _terms(item.location), _terms(item.grade)
-    in_title = np.array([term in title.terms for term in query.wanted], dtype=bool)
-    in_head = in_title | np.array([any(term in part for part in rest) for term in query.wanted], dtype=bool)
-    summary = frozenset(terms(item.summary)) if item.summary else frozenset()
-    in_text = in_head | np.array([term in summary for term in query.wanted], dtype=bool)
-    total = query.total or 1.0
-    missing = query.weight[~in_text]
-    title_total = sum(query.rarity(term) for term in title.terms)
-    shared = sum(query.rarity(term) for term in title.terms if term in set(query.wanted))
-    length = float(np.log1p(len(query.wanted)))
-    head_hit = sum(query.rarity(t) for t in query.excluded if t in title.terms or any(t in part for part in rest))
-    excluded_total = sum(query.rarity(t) for t in query.excluded)
-    whole = bool(len(query.wanted)) and (bool(in_title.all()) or title.terms <= frozenset(query.wanted))
+    head = title.terms | _terms(item.company) | _terms(item.location) | _terms(item.grade)
+    text = head | _summary_terms(item.summary) if item.summary else head
+    rarity, total = query.rarity, query.total or 1.0
+    in_title = in_head = in_text = rarest = 0.0
+    for wanted_term, weight in query.weights.items():
+        if wanted_term in title.terms:
+            in_title += weight
+        if wanted_term in head:
+            in_head += weight
+        if wanted_term in text:
+            in_text += weight
+        else:
+            rarest = max(rarest, weight)
+    wanted = query.weights.keys()
+    shared = wanted & title.terms
+    shared_weight = sum(query.weights[each] for each in sorted(shared))
+    title_total = shared_weight + sum(rarity(each) for each in sorted(title.terms - shared))
+    excluded_total = sum(rarity(each) for each in sorted(query.excluded))
+    excluded = sum(rarity(each) for each in sorted(query.excluded & head))
+    length = float(np.log1p(len(wanted)))
+    whole = bool(shared) and (len(shared) == len(wanted) or len(shared) == len(title.terms))
     return [
         item.dense,
         item.lexical,
         length,
         item.dense * length,
         item.lexical * length,
-        float(query.weight[in_title].sum()) / total,
-        float(query.weight[in_head].sum()) / total,
-        float(query.weight[in_text].sum()) / total,
-        float(missing.max()) / total if len(missing) else 0.0,
-        shared / title_total if title_total else 0.0,
+        in_title / total,
+        in_head / total,
+        in_text / total,
+        rarest / total,
+        shared_weight / title_total if title_total else 0.0,
         len(query.pairs & title.pairs) / len(query.pairs) if query.pairs else 0.0,
         float(whole),
         len(query.short & title.initials) / len(query.short) if query.short else 0.0,
-        head_hit / excluded_total if excluded_total else 0.0,
+        excluded / excluded_total if excluded_total else 0.0,
         *_place(query, item.location),
         *_grade(query, item.grade),
         *_hints(query.hints, posting_hints(item.title, item.remote, item.employment_type)),
@@ -172,7 +178,7 @@ def _place(query: QueryFeatures, location: str | None) -> list[float]:
     if not location:
         return [0.0, 0.0, 0.0, float(bool(query.regions))]
     place = _terms(location)
-    named = len(place & set(query.wanted)) / len(place) if place else 0.0
+    named = len(place & query.weights.keys()) / len(place) if place else 0.0
     regions = regions_in(location)
     if not query.regions or not regions:
         return [named, 0.0, 0.0, 0.0]
@@ -247,3 +253,8 @@ def _title(title: str) -> _Title:
 @functools.lru_cache(maxsize=32_768)
 def _terms(text: str | None) -> frozenset[str]:
     return frozenset(terms(text)) if text else frozenset()
+
+
+@functools.lru_cache(maxsize=4_096)  # longer texts, fewer of them: about 20 MB when full
+def _summary_terms(text: str) -> frozenset[str]:
+    return frozenset(terms(text))

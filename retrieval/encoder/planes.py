@@ -47,4 +47,5 @@ def to_int8(values: Floats) -> npt.NDArray[np.int8]:
 def normalised(rows: Floats) -> Floats:
     """Rows of unit length, float32 [n, D]. A zero row stays zero."""
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return (rows / np.maximum(norms, 1e-12)).astype(np.float32)
+    unit: Floats = (rows / np.maximum(norms, 1e-12)).astype(np.float32)
+    return unit

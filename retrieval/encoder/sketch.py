@@ -61,11 +61,11 @@ class LexicalSketch:
             counts[word] += HEAD_COUNT
         merged: dict[int, int] = {}
         total = 0
-        for word, count in counts.items():
+        for word, times in counts.items():
             key = self._entry(word)
             if key is not None:
-                merged[key] = merged.get(key, 0) + count
-                total += count
+                merged[key] = merged.get(key, 0) + times
+                total += times
         if not merged:
             return np.zeros(WIDTH, dtype=np.int8)
         hashes = np.fromiter(merged.keys(), dtype=np.uint64, count=len(merged))
@@ -85,7 +85,8 @@ class LexicalSketch:
         hashes = np.asarray(distinct, dtype=np.uint64)
         idf = self._idf(hashes)
         norm = max(float(np.linalg.norm(idf)), 1e-6)
-        return (_scatter(hashes, np.sqrt(idf)) * (self.parameters.weight / (SCALE * norm**0.5))).astype(np.float32)
+        plane: Floats = _scatter(hashes, np.sqrt(idf)) * np.float32(self.parameters.weight / (SCALE * norm**0.5))
+        return plane
 
     def _idf(self, hashes: npt.NDArray[np.uint64]) -> Floats:
         return self.parameters.idf[idf_bucket(hashes)].astype(np.float32) * np.float32(IDF_STEP)
