@@ -64,7 +64,7 @@ class PostingsSettings(_Section):
     tombstone_window_ms: int = Field(
         8 * 86_400_000, description="how long a deleted or expired id keeps its version; older events are refused"
     )
-    enrich_timeout_ms: int = Field(400, description="after this the posting is published without a vector")
+    enrich_timeout_ms: int = Field(800, description="after this the posting is published without a vector")
     enrich_batch: int = 64
     enrich_concurrency: int = 4
 

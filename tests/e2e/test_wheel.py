@@ -1,4 +1,4 @@
-"""The wheel as a cluster gets it: built from this tree, installed with [jobs] alone, in an environment without torch."""
+"""The wheel as a cluster gets it: built from this tree, installed with [jobs] alone, with no torch anywhere."""
 
 import shutil
 import subprocess
