@@ -26,6 +26,9 @@ MAX_PAGE = 1_000
 MAX_DEADLINE_MS = 3_600_000
 MAX_CLOCK_AHEAD_MS = 10 * 60_000
 MAX_URL_BYTES = 4096
+MAX_TRACE_BYTES = 512  # a W3C traceparent has 55
+MAX_MODEL_TEXT_BYTES = 64 * 1024  # a summary, or what a ranking model reads
+MAX_PLANE_BYTES = 64 * 1024
 
 
 def check_id(field: str, value: str) -> None:
@@ -46,6 +49,7 @@ def check_posting(event: Posting, *, now_ms: int, max_life_ms: int) -> None:
     """A posting event as its producer must write it. `now_ms` is the moment of processing."""
     check_id("posting_id", event.posting_id)
     check_id("tenant", event.tenant)
+    check_text("trace", event.trace, MAX_TRACE_BYTES)
     if event.version < 0:
         raise InvalidRecord("version", event.version, "at least 0, growing with every change of the posting")
     if event.op is Op.UNKNOWN:
@@ -121,6 +125,7 @@ def check_query(event: SearchQuery) -> None:
     check_id("tenant", event.tenant)
     if event.person_id is not None:
         check_id("person_id", event.person_id)
+    check_text("trace", event.trace, MAX_TRACE_BYTES)
     check_text("text", event.text, MAX_QUERY_BYTES)
     if not event.text.strip() and event.filters is None:
         raise InvalidRecord("text", event.text, "words, filters or both")
@@ -137,13 +142,25 @@ def check_query(event: SearchQuery) -> None:
 
 
 def check_enriched(event: EnrichedPosting) -> None:
-    """A slow-lane answer: it must carry something, and whole planes."""
+    """A slow-lane answer: it must carry something, whole planes, and no more than an index update can hold."""
     check_id("posting_id", event.posting_id)
+    check_id("tenant", event.tenant)
+    check_text("trace", event.trace, MAX_TRACE_BYTES)
+    check_text("enrichment.summary", event.enrichment.summary, MAX_MODEL_TEXT_BYTES)
+    check_text("enrichment.item_text", event.enrichment.item_text, MAX_MODEL_TEXT_BYTES)
     vector = event.enrichment.vector
-    if vector is None and event.enrichment.summary is None:
-        raise InvalidRecord("enrichment", None, "a vector, a summary or both")
-    if vector is not None and (not vector.dense or len(vector.dense) % 2):
+    if vector is None:
+        if event.enrichment.summary is None:
+            raise InvalidRecord("enrichment", None, "a vector, a summary or both")
+        return
+    check_id("enrichment.vector.space_id", vector.space_id)
+    check_text("enrichment.vector.encoder_id", vector.encoder_id)
+    if not vector.dense or len(vector.dense) % 2:
         raise InvalidRecord("enrichment.vector.dense", f"{len(vector.dense)} bytes", "bfloat16 values, two bytes each")
+    for plane in ("dense", "sketch"):
+        size = len(getattr(vector, plane) or b"")
+        if size > MAX_PLANE_BYTES:
+            raise InvalidRecord(f"enrichment.vector.{plane}", f"{size} bytes", f"at most {MAX_PLANE_BYTES} bytes")
 
 
 # --- identity of content -----------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Records arrive one by one and concurrently; calls go out in batches. Three things keep a posting from waiting: answers
 are remembered by text, a call has a deadline, and a breaker stops calling a server that does not answer.
-Runs before the keyed operator, because an async operator may hand records on in another order.
+Runs before the keyed operator: behind it nothing may hand records on in another order.
 """
 
 from __future__ import annotations
@@ -125,6 +125,9 @@ class Batcher(Generic[Q, A]):
     async def _run(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
         try:
             async with self._slots:
+                batch = [(question, answer) for question, answer in batch if not answer.done()]  # the rest gave up
+                if not batch:
+                    raise TimeoutError(f"no free call within {self._timeout_s * 1000:.0f} ms")
                 answers = await asyncio.wait_for(self._call([question for question, _ in batch]), self._timeout_s)
             if len(answers) != len(batch):
                 raise Unavailable(f"{len(answers)} answers to {len(batch)} questions")
@@ -146,11 +149,12 @@ def _fail(answer: asyncio.Future[A], error: Unavailable) -> None:
 
 
 class Remembered:
-    """Enrichments by text hash, the least recently used forgotten first."""
+    """Enrichments by text hash, the least recently used forgotten first; all of them when the encoder changes."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._held: OrderedDict[str, Enrichment] = OrderedDict()
+        self._encoder_id: str | None = None
 
     def get(self, text_hash: str) -> Enrichment | None:
         found = self._held.get(text_hash)
@@ -159,6 +163,10 @@ class Remembered:
         return found
 
     def put(self, text_hash: str, enrichment: Enrichment) -> None:
+        encoder_id = enrichment.vector.encoder_id if enrichment.vector is not None else None
+        if encoder_id != self._encoder_id:
+            self._held.clear()
+            self._encoder_id = encoder_id
         self._held[text_hash] = enrichment
         self._held.move_to_end(text_hash)
         while len(self._held) > self._most:

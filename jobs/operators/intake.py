@@ -19,13 +19,15 @@ from penstock.schemas.errors import InvalidRecord, MalformedRecord, OversizedRec
 from penstock.schemas.events import DeadLetter, EnrichedPosting, Op, Posting, SearchQuery
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.topics import Topic, topic_named
-from penstock.schemas.wire import Codec, codec
+from penstock.schemas.wire import MAX_RECORD_BYTES, Codec, codec
 
 E = TypeVar("E")
 
 # What may be wrong with a record. Anything else (a registry that is away) is not the record's fault: the job fails
 # over and reads the record again.
 REFUSED = (MalformedRecord, UnknownSchema, OversizedRecord, InvalidRecord)
+# A rank request is its query and what understanding adds, and must fit a record too.
+MAX_QUERY_RECORD_BYTES = MAX_RECORD_BYTES // 2
 DEAD_LETTERS = OutputTag("dead-letters", KEY_AND_VALUE)
 
 Check = Callable[[Any, bytes, int, int, Settings], Any]  # (event, raw, produced_at, now, settings) -> what goes on
@@ -65,6 +67,10 @@ def check_enriched(event: EnrichedPosting, raw: bytes, produced_at: int, now_ms:
 def check_query(
     event: SearchQuery, raw: bytes, produced_at: int, now_ms: int, settings: Settings
 ) -> tuple[SearchQuery, int]:
+    if len(raw) > MAX_QUERY_RECORD_BYTES:
+        raise OversizedRecord(
+            f"{len(raw)} bytes, at most {MAX_QUERY_RECORD_BYTES} in a query: fewer values in its filters"
+        )
     validate.check_query(event)
     return event, produced_at
 

@@ -24,6 +24,7 @@ from penstock.schemas.events import (
     Op,
     Posting,
     PostingText,
+    Vector,
 )
 from penstock.schemas.states import PostingState
 
@@ -103,6 +104,8 @@ def on_enriched(state: PostingState | None, answer: EnrichedPosting) -> Transiti
     ):
         return Transition(state, counted=("void_answer",))
     merged = _merge(_enrichment_of(held), answer.enrichment)
+    if merged.vector is None:  # a refinement has a vector: only BARE, before all of them, has none
+        return Transition(state, counted=("void_answer",))
     if state.refined and merged == _enrichment_of(held):
         return Transition(state, counted=("repeated_answer",))
     update = _with(replace(held, revision=max(held.revision, FAST) + 1, trace=answer.trace or held.trace), merged)
@@ -153,7 +156,12 @@ def _same_version(state: PostingState, arrival: Arrival) -> Transition:
 
 def _publish(state: PostingState | None, arrival: Arrival) -> Transition:
     posting = arrival.posting
-    same_text = state is not None and state.text_hash is not None and state.text_hash == arrival.text_hash
+    same_text = (
+        state is not None
+        and state.text_hash is not None
+        and state.text_hash == arrival.text_hash
+        and _comparable(state.update.vector, arrival.enrichment)
+    )
     refined = same_text and state is not None and state.refined
     enrichment = arrival.enrichment or Enrichment()
     if same_text and state is not None:
@@ -219,6 +227,12 @@ def _refused(state: PostingState, arrival: Arrival, error: InvalidRecord) -> Tra
 
 def _enrichment_of(update: IndexUpdate) -> Enrichment:
     return Enrichment(vector=update.vector, summary=update.summary, item_text=update.item_text)
+
+
+def _comparable(held: Vector | None, made: Enrichment | None) -> bool:
+    """Whether the encoder has not moved to another space since: then what is held cannot be used again."""
+    vector = made.vector if made is not None else None
+    return held is None or vector is None or held.space_id == vector.space_id
 
 
 def _merge(base: Enrichment, over: Enrichment) -> Enrichment:

@@ -216,3 +216,33 @@ def test_what_was_used_least_recently_is_forgotten_first():
     assert remembered.get("a") is first
     remembered.put("c", third)
     assert (remembered.get("a"), remembered.get("b"), remembered.get("c")) == (first, None, third)
+
+
+def test_another_encoder_s_vectors_are_forgotten():
+    remembered = Remembered(8)
+    old, new = (Enrichment(vector=Vector(space_id=s, encoder_id=s, dense=b"ab")) for s in ("old", "new"))
+    remembered.put("a", old)
+    remembered.put("b", new)
+    assert (remembered.get("a"), remembered.get("b")) == (None, new)
+
+
+def test_who_gave_up_is_not_asked_about():
+    """Two batches, one slot: the second waits longer than its postings may, so its call is never made."""
+    calls = []
+    release = asyncio.Event()
+
+    async def slow(questions):
+        calls.append(list(questions))
+        await release.wait()
+        return list(questions)
+
+    async def ask_two():
+        batcher = Batcher(slow, batch=1, concurrency=1, timeout_s=0.05, breaker=Breaker(threshold=9))
+        outcomes = await asyncio.gather(batcher.ask("a"), batcher.ask("b"), return_exceptions=True)
+        release.set()
+        while batcher._running:
+            await asyncio.sleep(0)
+        return outcomes
+
+    assert [type(outcome) for outcome in asyncio.run(ask_two())] == [Unavailable, Unavailable]
+    assert calls == [["a"]]

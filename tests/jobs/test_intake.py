@@ -1,5 +1,7 @@
 """From raw bytes to a checked event or a dead letter with the same bytes."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,18 @@ from hypothesis import strategies as st
 from penstock.infra.settings import KafkaSettings, Settings, SettingsError
 from penstock.jobs.operators.intake import check_enriched, check_posting, check_query, dead_letter_row, take
 from penstock.jobs.operators.kafka import java_properties
-from penstock.schemas.events import DeadLetter, EnrichedPosting, Enrichment, Op, Posting, SearchQuery
+from penstock.schemas.events import (
+    DeadLetter,
+    EnrichedPosting,
+    Enrichment,
+    Filter,
+    FilterKind,
+    Op,
+    Posting,
+    SearchQuery,
+    Vector,
+)
+from penstock.schemas.filters import is_in
 from penstock.schemas.topics import ENRICHED, POSTINGS, QUERIES
 from penstock.schemas.wire import codec
 
@@ -84,6 +97,43 @@ def test_queries_and_answers():
     raw = codec(EnrichedPosting).encode(empty)
     _, letter = take(ENRICHED, codec(EnrichedPosting), check_enriched, raw, NOW, NOW, SETTINGS)
     assert letter.stage == "validate"
+
+
+@pytest.mark.parametrize(
+    "enrichment",
+    [
+        Enrichment(summary="x" * 70_000),
+        Enrichment(summary="x", item_text="y" * 70_000),
+        Enrichment(vector=Vector(space_id="s", encoder_id="e", dense=b"ab" * 40_000)),
+        Enrichment(vector=Vector(space_id="s", encoder_id="e", dense=b"ab", sketch=b"a" * 70_000)),
+    ],
+)
+def test_an_answer_that_no_index_update_could_hold_is_refused(enrichment):
+    event = EnrichedPosting(posting_id="p", version=1, text_hash="h", enrichment=enrichment)
+    raw = codec(EnrichedPosting).encode(event)
+    _, letter = take(ENRICHED, codec(EnrichedPosting), check_enriched, raw, NOW, NOW, SETTINGS)
+    assert (letter.stage, letter.raw) == ("validate", raw)
+
+
+def test_what_becomes_part_of_a_larger_record_is_small_enough_for_it():
+    _, letter = take_posting(codec(Posting).encode(replace(GOOD, trace="0" * 900_000)))
+    assert letter.message.startswith("trace")
+    wide = SearchQuery(request_id="q", text="nurse", filters=is_in("company", *["x" * 1000] * 900))
+    _, letter = take(QUERIES, codec(SearchQuery), check_query, codec(SearchQuery).encode(wide), NOW, NOW, SETTINGS)
+    assert letter.error_class == "OversizedRecord"
+
+
+def test_a_filter_nested_without_end_is_a_dead_letter():
+    leaf = Filter(kind=FilterKind.IN, field="remote", values=("REMOTE",))
+    before, inner, after = (
+        codec(SearchQuery)
+        .encode(SearchQuery(request_id="q", text="x", filters=leaf))
+        .partition(codec(Filter).encode(leaf)[10:])
+    )
+    opened, closed = bytes([6, 2]), bytes([0] * 8 + [2])
+    raw = before + opened * 50_000 + inner + closed * 50_000 + after
+    _, letter = take(QUERIES, codec(SearchQuery), check_query, raw, NOW, NOW, SETTINGS)
+    assert (letter.stage, letter.error_class, letter.raw) == ("decode", "MalformedRecord", raw)
 
 
 def test_a_bug_of_ours_is_not_the_record_s_fault():

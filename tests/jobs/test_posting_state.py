@@ -139,6 +139,26 @@ def test_an_answer_refines_once_and_a_void_one_does_nothing():
     assert on_enriched(deleted, answer(state)).update is None
 
 
+def test_an_answer_without_a_vector_refines_only_what_has_one():
+    summary = Enrichment(summary="better")
+    for enrichment, accepted in ((None, False), (fast(), True)):
+        state = on_posting(None, arrival(BASE, enrichment), NOW, WINDOW).state
+        t = on_enriched(state, replace(answer(state), enrichment=summary))
+        assert (t.update is not None) is accepted
+        if accepted:
+            assert (t.update.vector, t.update.summary) == (vector("fast"), "better")
+
+
+def test_a_vector_of_another_space_is_not_used_again():
+    state = published().state
+    state = on_enriched(state, answer(state)).state
+    moved = Enrichment(vector=Vector(space_id="another", encoder_id="new", dense=b"\x00\x00"))
+    t = on_posting(state, arrival(replace(BASE, version=2, url="u"), moved), NOW, WINDOW)
+    assert t.update.vector == moved.vector
+    assert t.request is not None, "the slow lane has to do it again as well"
+    assert not t.state.refined
+
+
 def test_an_answer_to_an_earlier_version_with_the_same_text_counts():
     first = published().state
     second = published(replace(BASE, version=2, url="u"), state=first).state
@@ -205,7 +225,7 @@ def histories(draw) -> list:
     for event in events:
         steps.append(("posting", event, draw(st.booleans())))
         if draw(st.booleans()):
-            steps.append(("answer", draw(versions), draw(st.sampled_from(["slow", "slower"]))))
+            steps.append(("answer", draw(versions), draw(st.sampled_from(["slow", "slower", None]))))
         if draw(st.booleans()):
             steps.append(("timer",))
     return steps
@@ -221,7 +241,10 @@ def run(steps: list, state: PostingState | None = None) -> tuple[PostingState | 
             t = on_enriched(
                 state,
                 EnrichedPosting(
-                    posting_id="p", version=step[1], text_hash=hash_now, enrichment=Enrichment(vector=vector(step[2]))
+                    posting_id="p",
+                    version=step[1],
+                    text_hash=hash_now,
+                    enrichment=Enrichment(vector=vector(step[2]) if step[2] else None, summary="better"),
                 ),
             )
         else:
