@@ -34,6 +34,7 @@ e2e: setup ## end to end alone
 	@$(PYTHON) -m pytest $(wildcard tests/e2e tests/faults) $(ARGS) || $(verdict)
 
 # Type checkers cannot follow an editable mapping: links give them the folders under the name they are imported by.
+# mypy cannot follow an editable install's mapping of folders to penstock.*, so it reads an installed copy.
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
