@@ -394,7 +394,7 @@ class Store:
                 oldest_epoch=self._oldest,
                 epoch=self._epoch,
                 bytes_planes=self._planes.nbytes,
-                bytes_columns=self._columns.nbytes,
+                bytes_columns=self._columns.nbytes + self._tenants.nbytes,
                 bytes_rows=self._slots.nbytes,
                 bytes_records=self._record_bytes,
             )

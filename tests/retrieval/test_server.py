@@ -336,6 +336,6 @@ def test_a_snapshot_waits_for_dead_letters(log, start, tmp_path):
     role.ready()
     log.append(b"garbage")
     log.publish(upsert("p"))
-    role.has("p", 1)
+    eventually(lambda: role.status().numbers["rows"] == 1, "the chores have been done")
     role.stop()
     assert list((tmp_path / "retrieval" / "shard-0").glob("*.penstock")) == []

@@ -163,6 +163,21 @@ def test_values_beyond_float32_s_range_are_still_ordered():
             assert shown(store.search(asked, None, k, now_ms=0)) == Oracle(huge + tiny).search(asked, None, k, now_ms=0)
 
 
+def test_a_product_beyond_float32_does_not_outrank_a_larger_sum():
+    big = 2.0**64
+    near = big * (1 - 2.0**-8)
+    batch = [
+        upsert("overflows", vector=vector([big, -near, 0.0, 0.0, 0.0, 0.0])),  # +inf in float32, 2^120 in truth
+        upsert("cancels", vector=vector([2 * big, -2 * big, 0.0, 0.0, 0.0, 0.0])),  # not a number there, 0 in truth
+        upsert("largest", vector=vector([2.0**60, 0.0, 0.0, 0.0, 0.0, 0.0])),  # 2^124
+    ]
+    store = Store(capacity=4)
+    store.apply(batch, now_ms=0)
+    asked = query([big] * 6)
+    for k in (1, 2):
+        assert shown(store.search(asked, None, k, now_ms=0)) == Oracle(batch).search(asked, None, k, now_ms=0)
+
+
 def test_few_rows_and_dense_lexical_queries_take_the_other_paths():
     """Gathered rows (a selective filter) and a query with more terms than columns are gathered for."""
     rng = np.random.default_rng(6)
