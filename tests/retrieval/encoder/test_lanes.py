@@ -141,22 +141,25 @@ def test_a_closed_lane_answers_all_that_waits(lane_of):
 
 
 def test_a_lower_lane_gives_way_between_chunks(lane_of):
-    precedence, order = Precedence(), []
-    gate = Gate()
+    precedence, second = Precedence(), threading.Event()
+    low_gate, high_gate = Gate(), Gate()
 
     def low_work(items):
-        order.append("low")
-        return gate(items) if len(order) == 1 else items
+        if low_gate.entered.is_set():
+            second.set()
+        return low_gate(items)
 
     low = lane_of(low_work, level=1, precedence=precedence, chunk=1, patience_s=SOON)
-    high = lane_of(lambda items: [order.append("high") or item for item in items], level=0, precedence=precedence)
-    slow = low.submit([1, 2, 3])
-    assert gate.entered.wait(SOON)
+    high = lane_of(high_gate, level=0, precedence=precedence)
+    slow = low.submit([1, 2])
+    assert low_gate.entered.wait(SOON)
     quick = high.submit([9])
-    assert quick.result(SOON) == [9]
-    gate.open.set()
-    slow.result(SOON)
-    assert order == ["low", "high", "low", "low"]
+    assert high_gate.entered.wait(SOON)
+    low_gate.open.set()
+    assert not second.wait(0.1)  # the higher lane is at work: the next chunk waits
+    high_gate.open.set()
+    assert quick.result(SOON) == [90] and slow.result(SOON) == [10, 20]
+    assert second.is_set()
 
 
 def test_patience_ends_so_that_no_lane_starves():
