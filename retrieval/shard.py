@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
+from prometheus_client import Gauge
 
 from penstock.infra.settings import RetrievalSettings
 from penstock.infra.telemetry import DEGRADED
@@ -34,6 +35,11 @@ from penstock.schemas.events import IndexUpdate
 from penstock.schemas.wire import Codec
 
 log = structlog.get_logger(role="retrieval")
+
+ROWS = Gauge("penstock_index_rows", "Live postings of this shard")
+LAG_SECONDS = Gauge("penstock_index_lag_seconds", "How far this shard is behind index.update.v1")
+LAG_OFFSETS = Gauge("penstock_index_lag_offsets", "Index updates this shard has not read yet")
+MEMORY_BYTES = Gauge("penstock_index_memory_bytes", "Memory of this shard's planes, columns and records")
 
 BATCH = 500  # records applied at a time: about 70 ms
 POLL_S = 0.1
@@ -280,9 +286,14 @@ class Shard:
         highs = feed.highs() if feed is not None else {}
         targets = self._indexer.targets or {}
         known = {partition: max(highs.get(partition, 0), targets.get(partition, 0)) for partition in {*highs, *targets}}
+        counts, lag = self.store.counts(), self._indexer.lag(known, self._now_ms())
+        ROWS.set(counts.live)
+        MEMORY_BYTES.set(counts.nbytes)
+        LAG_OFFSETS.set(lag.offsets)
+        LAG_SECONDS.set(lag.seconds)
         return View(
-            counts=self.store.counts(),
-            lag=self._indexer.lag(known, self._now_ms()),
+            counts=counts,
+            lag=lag,
             refused=self._indexer.refused,
             last_refusal=self._indexer.last_refusal,
             snapshot=self._snapshot,
