@@ -104,12 +104,15 @@ class ModelsService:
         self._queries: Lane[str, QueryVector | Exception] = Lane(
             "queries", 0, LaneLimits(batch, pending, 0.001, batch, 0.0), order, self._encode_queries
         )
-        # Eight postings are some 15 ms of Python, which a query's forward would otherwise compete with.
+        # Between chunks a waiting query goes first. On a CPU eight postings are some 12 ms of table and summary, two
+        # some 100 ms of transformer; on an accelerator only full batches are worth their launch.
+        slow = 2 if settings.models.device == "cpu" else batch
+        quick = 8 if hasattr(encoder, "refine_postings") else slow
         self._fresh: Lane[PostingText, Enrichment] = Lane(
-            "postings", 1, LaneLimits(batch, pending, 0.002, 8, 0.03), order, self._enrich_fresh
+            "postings", 1, LaneLimits(batch, pending, 0.002, quick, 0.03), order, self._enrich_fresh
         )
         self._refined: Lane[PostingText, Enrichment] = Lane(
-            "refine", 2, LaneLimits(batch, pending, 0.002, 4, 0.25), order, self._enrich_refined
+            "refine", 2, LaneLimits(batch, pending, 0.002, slow, 0.25), order, self._enrich_refined
         )
 
     # --- handlers ------------------------------------------------------------------------------------------------

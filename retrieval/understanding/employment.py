@@ -39,7 +39,7 @@ _PHRASES = (
     ),
     phrase(
         "contract",
-        rf"contract(?= {_JOB})|on (?:a )?contract|contract[\s-]to[\s-]hire|freelance|travel contracts?|c2c",
+        rf"contract(?= {_JOB})|on (?:a )?contract|contract[\s-]to[\s-]hire|freelance(?= {_JOB})|travel contracts?|c2c",
         [Kind.CONTRACT],
         [Kind.CONTRACT, Kind.TEMPORARY],
     ),

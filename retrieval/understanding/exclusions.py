@@ -40,7 +40,7 @@ _CONDITION = re.compile(
     r"lifting|standing|military|membership|clearance|drug|background|visa|sponsorship|phones?|"
     r"cold|required|requirements?|problem|limits?|matter|one|idea|doubt|longer|more|less|than|least|age|college|school|"
     r"contracts?|agency|agencies|retail|chains?|dual|status|forklift|much|other|preference|stress|weapons?|"
-    r"benefits|commission|bedside|ged|math|english|pets?|kids|children)\b"
+    r"benefits|commission|bedside|ged|math|english|pets?|kids|children|ready|criminal|record|hands)\b"
 )
 # Stems of one word that titles write in several ways.
 _FAMILIES = (

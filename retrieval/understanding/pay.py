@@ -101,7 +101,8 @@ def _one(reading: Reading, match: re.Match[str]) -> Found | None:
 def _says_pay(reading: Reading, match: re.Match[str], names: tuple[str, ...]) -> bool:
     if reading.soft(match.start(), match.end()):
         return False
-    if any(match[f"{name}sign"] or match[f"{name}k"] for name in names):
+    thousands = any(match[f"{name}k"] for name in names) and not match[f"{names[-1]}plus"]  # "10k+" may count people
+    if thousands or any(match[f"{name}sign"] for name in names):
         return not _NO_PAY.match(reading.lowered, match.end())
     near = reading.lowered[max(0, match.start() - 24) : match.end() + 16]
     amount = float(match[names[-1]].replace(",", ""))

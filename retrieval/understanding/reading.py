@@ -32,8 +32,8 @@ _SOFT_BEFORE = re.compile(
 )
 _SOFT_AFTER = re.compile(
     r"\s*,?\s*(?:(?:is|are|would be|also|job|work|position|grades?|level)\s+)*"
-    r"(?:ok|okay|fine|pref|preferred|preferably|if possible|a plus|welcome|optional|would be nice|or (?:nearby|close)|"
-    r"accepted)\b"
+    r"(?:ok|okay|fine|pref|preferred|preferably|if poss(?:ible)?|a plus|welcome|optional|would be nice|"
+    r"or (?:nearby|close)|accepted)\b"
 )
 
 

@@ -20,7 +20,7 @@ _PHRASES = (
     ),
     phrase(
         "hybrid",
-        r"hybrid(?= ?(?:$|,|or|and|/|work|job|role|position|remote|schedule|office|only))",
+        r"hybrid(?= ?(?:$|,|or\b|and\b|if\b|ok|pref|/|work|job|role|position|remote|schedule|office|only))",
         [Remote.HYBRID],
         [Remote.HYBRID],
     ),
