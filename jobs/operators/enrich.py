@@ -1,7 +1,7 @@
 """The fast lane: each posting gets its vector and summary from the models role, or goes on without them in time.
 
 Records arrive one by one and concurrently; calls go out in batches. Three things keep a posting from waiting: answers
-are remembered by text, a call has a deadline, and a breaker stops calling a server that does not answer.
+are remembered by text, a call has a deadline, and a breaker stops waiting for a server that does not answer.
 Runs before the keyed operator: behind it nothing may hand records on in another order.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pyflink.datastream.functions import AsyncFunction, RuntimeContext
 
@@ -36,23 +36,25 @@ class Unavailable(Exception):
 
 @dataclass(slots=True)
 class Breaker:
-    """Stops calling a server that fails, and tries again with one call after a pause.
+    """Stops calling a server that fails, and tries one call after a pause.
 
     Closed: every call goes. After `threshold` failures in a row it opens for `pause_s`, doubled with every failed
     trial up to `longest_s`. Written by one event loop only; time is passed in (seconds, monotonic).
     """
 
-    threshold: int = 3
+    threshold: int = 2  # while it is closed, a server that hangs costs its callers the whole deadline each time
     pause_s: float = 0.25
     longest_s: float = 2.0
     _failures: int = 0
     _open_until: float = 0.0
     _trial: bool = False
 
-    def allows(self, now: float) -> bool:
-        """Whether to call now. While open, one trial at a time once the pause is over."""
-        if self._failures < self.threshold:
-            return True
+    @property
+    def closed(self) -> bool:
+        return self._failures < self.threshold
+
+    def may_try(self, now: float) -> bool:
+        """While open: whether to make a trial call now, one at a time, once the pause is over."""
         if now < self._open_until or self._trial:
             return False
         self._trial = True
@@ -114,13 +116,27 @@ class Batcher(Generic[Q, A]):
             self._flush.cancel()
             self._flush = None
         batch, self._waiting = self._waiting, []
-        if not self._breaker.allows(self._clock()):
-            for _, answer in batch:
-                _fail(answer, Unavailable("the models role failed before; not asked again yet"))
+        if self._breaker.closed:
+            self._start(self._run(batch))
             return
-        task = asyncio.get_running_loop().create_task(self._run(batch))
+        for _, answer in batch:
+            _fail(answer, Unavailable("the models role failed before; not asked again yet"))
+        if self._breaker.may_try(self._clock()):
+            self._start(self._try(batch[0][0]))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def _try(self, question: Q) -> None:
+        """The breaker's trial. Nobody waits for it: what asked went on already."""
+        try:
+            await asyncio.wait_for(self._call([question]), self._timeout_s)
+        except Exception:  # whatever it was, it is one more failure
+            self._breaker.failed(self._clock())
+        else:
+            self._breaker.succeeded()
 
     async def _run(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
         try:

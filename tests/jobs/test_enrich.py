@@ -159,7 +159,7 @@ def test_a_dead_server_stops_being_asked_and_is_found_again(free_port):
 
     assert all(a.enrichment is None for a in asyncio.run(many()))
     assert metrics.values["published_without_vector"] == 50
-    assert not operator._batcher._breaker.allows(0.0)
+    assert not operator._batcher._breaker.closed
 
 
 def test_a_query_without_analysis_goes_on_with_its_words(models, free_port):
@@ -180,21 +180,58 @@ def test_a_query_without_analysis_goes_on_with_its_words(models, free_port):
 
 def test_the_breaker_opens_tries_once_and_closes():
     breaker = Breaker(threshold=2, pause_s=1.0, longest_s=3.0)
-    assert breaker.allows(0.0)
     breaker.failed(0.0)
-    assert breaker.allows(0.0), "one failure is not a pattern"
+    assert breaker.closed, "one failure is not a pattern"
     breaker.failed(0.0)
-    assert not breaker.allows(0.9)
-    assert breaker.allows(1.0), "a trial"
-    assert not breaker.allows(1.0), "one trial at a time"
+    assert not breaker.closed
+    assert not breaker.may_try(0.9)
+    assert breaker.may_try(1.0), "a trial"
+    assert not breaker.may_try(1.0), "one trial at a time"
     breaker.failed(1.0)
-    assert not breaker.allows(2.9), "the pause doubles"
-    assert breaker.allows(3.0)
+    assert not breaker.may_try(2.9), "the pause doubles"
+    assert breaker.may_try(3.0)
     breaker.failed(3.0)
-    assert breaker.allows(6.0), "but not past its longest"
+    assert breaker.may_try(6.0), "but not past its longest"
+    assert not breaker.closed
     breaker.succeeded()
-    assert breaker.allows(6.0)
-    assert breaker.allows(6.0)
+    assert breaker.closed
+
+
+def test_nobody_waits_for_a_trial():
+    """An open breaker fails every question at once, tries one call beside them, and closes when it comes back."""
+    now = [0.0]
+    calls = []
+    release = asyncio.Event()
+
+    async def call(questions):
+        calls.append(list(questions))
+        if len(calls) == 1:
+            raise OSError("down")
+        await release.wait()
+        return list(questions)
+
+    async def scenario():
+        breaker = Breaker(threshold=1, pause_s=1.0)
+        batcher = Batcher(call, batch=2, concurrency=1, timeout_s=60, breaker=breaker, clock=lambda: now[0])
+
+        async def both(*questions):
+            return await asyncio.gather(*map(batcher.ask, questions), return_exceptions=True)
+
+        await both("a", "b")
+        now[0] = 0.5
+        await both("c", "d")
+        assert len(calls) == 1, "not asked while it pauses"
+        now[0] = 1.5
+        outcomes = await both("e", "f")
+        assert [type(outcome) for outcome in outcomes] == [Unavailable, Unavailable]
+        trial = set(batcher._running)
+        release.set()
+        await asyncio.gather(*trial)
+        assert breaker.closed
+        assert await both("g", "h") == ["g", "h"]
+
+    asyncio.run(scenario())
+    assert calls == [["a", "b"], ["e"], ["g", "h"]]
 
 
 def test_a_batch_whose_answers_do_not_match_fails_whole():
