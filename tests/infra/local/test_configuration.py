@@ -34,10 +34,10 @@ def test_every_part_waits_only_for_earlier_waves():
     assert seen == {part.name for part in PARTS}
 
 
-def test_jobs_wait_for_what_they_call():
+def test_jobs_wait_for_what_runs_and_feeds_them():
     for part in PARTS:
         if part.kind is Kind.JOB:
-            assert {"topics", "jobmanager", "taskmanager", "models"} <= set(part.after)
+            assert {"topics", "jobmanager", "taskmanager"} <= set(part.after)
 
 
 def test_a_cycle_and_an_unknown_name_are_refused():
