@@ -91,6 +91,7 @@ class Batcher(Generic[Q, A]):
         self._call = call
         self._batch = batch
         self._timeout_s = timeout_s
+        self._call_timeout_s = max(timeout_s - 2 * LINGER_S, LINGER_S)
         self._breaker = breaker
         self._clock = clock
         self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
@@ -132,7 +133,7 @@ class Batcher(Generic[Q, A]):
     async def _try(self, question: Q) -> None:
         """The breaker's trial. Nobody waits for it: what asked went on already."""
         try:
-            await asyncio.wait_for(self._call([question]), self._timeout_s)
+            await asyncio.wait_for(self._call([question]), self._call_timeout_s)
         except Exception:  # whatever it was, it is one more failure
             self._breaker.failed(self._clock())
         else:
@@ -140,11 +141,10 @@ class Batcher(Generic[Q, A]):
 
     async def _run(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
         try:
-            async with self._slots:
-                batch = [(question, answer) for question, answer in batch if not answer.done()]  # the rest gave up
-                if not batch:
-                    raise TimeoutError(f"no free call within {self._timeout_s * 1000:.0f} ms")
-                answers = await asyncio.wait_for(self._call([question for question, _ in batch]), self._timeout_s)
+            # The wait for a free call included; and over before its questions give up, so that the breaker knows
+            # before the next ones are asked.
+            async with asyncio.timeout(self._call_timeout_s), self._slots:
+                answers = await self._call([question for question, _ in batch])
             if len(answers) != len(batch):
                 raise Unavailable(f"{len(answers)} answers to {len(batch)} questions")
         except Exception as error:  # whatever it was, every posting of the batch must go on

@@ -263,6 +263,20 @@ def test_another_encoder_s_vectors_are_forgotten():
     assert (remembered.get("a"), remembered.get("b")) == (None, new)
 
 
+def test_the_breaker_knows_of_a_hanging_call_before_its_questions_give_up():
+    async def hang(questions):
+        await asyncio.Event().wait()
+
+    async def ask():
+        breaker = Breaker(threshold=1)
+        batcher = Batcher(hang, batch=1, concurrency=1, timeout_s=0.2, breaker=breaker)
+        with pytest.raises(Unavailable):
+            await batcher.ask("a")
+        assert not breaker.closed
+
+    asyncio.run(ask())
+
+
 def test_who_gave_up_is_not_asked_about():
     """Two batches, one slot: the second waits longer than its postings may, so its call is never made."""
     calls = []
