@@ -65,8 +65,8 @@ class PostingsSettings(_Section):
         8 * 86_400_000, description="how long a deleted or expired id keeps its version; older events are refused"
     )
     enrich_timeout_ms: int = Field(800, description="after this the posting is published without a vector")
-    enrich_batch: int = 64
-    enrich_concurrency: int = 4
+    enrich_batch: int = 32
+    enrich_concurrency: int = 2
 
 
 class QueriesSettings(_Section):

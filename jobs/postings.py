@@ -25,7 +25,9 @@ from penstock.jobs.operators.keep import ENRICH_REQUESTS, Keep
 from penstock.schemas.topics import ENRICH, ENRICHED, INDEX, POSTINGS
 
 JOB = "postings"
-IN_FLIGHT = 1_000  # postings waiting for the fast lane before the source is held back
+# Postings in the fast lane at once. In a burst the source is held back here, by no more than the models role does
+# within its deadline: a longer line would only make postings give up their vectors.
+IN_FLIGHT = 64
 NO_OPERATOR_TIMEOUT = Time.milliseconds(0)  # Enrich keeps its own deadline: Flink's costs a thread a record
 
 

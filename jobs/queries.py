@@ -22,7 +22,7 @@ from penstock.jobs.operators.kafka import KEY_AND_VALUE, read, write
 from penstock.schemas.topics import QUERIES, RANK_REQUESTS
 
 JOB = "queries"
-IN_FLIGHT = 1_000  # queries waiting for the models role before the source is held back
+IN_FLIGHT = 16  # queries at the models role at once: in a burst the source is held back, none gives up its vector
 NO_OPERATOR_TIMEOUT = Time.milliseconds(0)  # Analyze keeps its own deadline: Flink's costs a thread a record
 
 
