@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pyflink.datastream.functions import AsyncFunction, RuntimeContext
 
@@ -36,39 +36,31 @@ class Unavailable(Exception):
 
 @dataclass(slots=True)
 class Breaker:
-    """Stops calling a server that fails, and tries one call after a pause.
+    """Whether a server is worth waiting for. Written by one event loop only.
 
-    Closed: every call goes. After `threshold` failures in a row it opens for `pause_s`, doubled with every failed
-    trial up to `longest_s`. Written by one event loop only; time is passed in (seconds, monotonic).
+    Closed: every call goes. `threshold` failures in a row open it; from then on only trials go, each after a pause
+    twice as long as the last, up to `longest_s`, until one succeeds.
     """
 
     threshold: int = 2  # while it is closed, a server that hangs costs its callers the whole deadline each time
-    pause_s: float = 0.25
+    first_pause_s: float = 0.25
     longest_s: float = 2.0
     _failures: int = 0
-    _open_until: float = 0.0
-    _trial: bool = False
 
     @property
     def closed(self) -> bool:
         return self._failures < self.threshold
 
-    def may_try(self, now: float) -> bool:
-        """While open: whether to make a trial call now, one at a time, once the pause is over."""
-        if now < self._open_until or self._trial:
-            return False
-        self._trial = True
-        return True
+    @property
+    def pause_s(self) -> float:
+        """How long to leave an open one alone before the next trial."""
+        return min(self.first_pause_s * 2.0 ** min(self._failures - self.threshold, 16), self.longest_s)
 
     def succeeded(self) -> None:
-        self._failures, self._trial = 0, False
+        self._failures = 0
 
-    def failed(self, now: float) -> None:
+    def failed(self) -> None:
         self._failures += 1
-        self._trial = False
-        over = self._failures - self.threshold
-        if over >= 0:
-            self._open_until = now + min(self.pause_s * 2.0 ** min(over, 16), self.longest_s)
 
 
 class Batcher(Generic[Q, A]):
@@ -86,23 +78,24 @@ class Batcher(Generic[Q, A]):
         concurrency: int,
         timeout_s: float,
         breaker: Breaker,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._call = call
         self._batch = batch
         self._timeout_s = timeout_s
         self._call_timeout_s = max(timeout_s - 2 * LINGER_S, LINGER_S)
         self._breaker = breaker
-        self._clock = clock
         self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
         self._flush: asyncio.TimerHandle | None = None
         self._slots = asyncio.Semaphore(concurrency)
         self._running: set[asyncio.Task[None]] = set()
+        self._trials: asyncio.Task[None] | None = None
+        self._latest: Q | None = None
 
     async def ask(self, question: Q) -> A:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
         self._waiting.append((question, answer))
+        self._latest = question
         if len(self._waiting) >= self._batch:
             self._send()
         elif self._flush is None:
@@ -117,27 +110,13 @@ class Batcher(Generic[Q, A]):
             self._flush.cancel()
             self._flush = None
         batch, self._waiting = self._waiting, []
-        if self._breaker.closed:
-            self._start(self._run(batch))
+        if not self._breaker.closed:
+            for _, answer in batch:
+                _fail(answer, Unavailable("the models role failed before; not asked again yet"))
             return
-        for _, answer in batch:
-            _fail(answer, Unavailable("the models role failed before; not asked again yet"))
-        if self._breaker.may_try(self._clock()):
-            self._start(self._try(batch[0][0]))
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(self._run(batch))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-
-    async def _try(self, question: Q) -> None:
-        """The breaker's trial. Nobody waits for it: what asked went on already."""
-        try:
-            await asyncio.wait_for(self._call([question]), self._call_timeout_s)
-        except Exception:  # whatever it was, it is one more failure
-            self._breaker.failed(self._clock())
-        else:
-            self._breaker.succeeded()
 
     async def _run(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
         try:
@@ -148,7 +127,9 @@ class Batcher(Generic[Q, A]):
             if len(answers) != len(batch):
                 raise Unavailable(f"{len(answers)} answers to {len(batch)} questions")
         except Exception as error:  # whatever it was, every posting of the batch must go on
-            self._breaker.failed(self._clock())
+            self._breaker.failed()
+            if not self._breaker.closed and (self._trials is None or self._trials.done()):
+                self._trials = asyncio.get_running_loop().create_task(self._try())
             for _, answer in batch:
                 _fail(answer, Unavailable(f"{type(error).__name__}: {error}"))
         else:
@@ -156,6 +137,19 @@ class Batcher(Generic[Q, A]):
             for (_, answer), value in zip(batch, answers, strict=True):
                 if not answer.done():
                     answer.set_result(value)
+
+    async def _try(self) -> None:
+        """The trials of an open breaker, with the latest question. No posting waits for them or is needed for them."""
+        while not self._breaker.closed:
+            await asyncio.sleep(self._breaker.pause_s)
+            try:
+                assert self._latest is not None
+                async with asyncio.timeout(self._call_timeout_s):
+                    await self._call([self._latest])
+            except Exception:  # whatever it was, it is one more failure
+                self._breaker.failed()
+            else:
+                self._breaker.succeeded()
 
 
 def _fail(answer: asyncio.Future[A], error: Unavailable) -> None:

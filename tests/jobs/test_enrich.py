@@ -178,60 +178,52 @@ def test_a_query_without_analysis_goes_on_with_its_words(models, free_port):
 # --- the breaker, in made-up time ----------------------------------------------------------------------------------
 
 
-def test_the_breaker_opens_tries_once_and_closes():
-    breaker = Breaker(threshold=2, pause_s=1.0, longest_s=3.0)
-    breaker.failed(0.0)
+def test_the_breaker_opens_pauses_longer_and_closes():
+    breaker = Breaker(threshold=2, first_pause_s=1.0, longest_s=3.0)
+    breaker.failed()
     assert breaker.closed, "one failure is not a pattern"
-    breaker.failed(0.0)
-    assert not breaker.closed
-    assert not breaker.may_try(0.9)
-    assert breaker.may_try(1.0), "a trial"
-    assert not breaker.may_try(1.0), "one trial at a time"
-    breaker.failed(1.0)
-    assert not breaker.may_try(2.9), "the pause doubles"
-    assert breaker.may_try(3.0)
-    breaker.failed(3.0)
-    assert breaker.may_try(6.0), "but not past its longest"
-    assert not breaker.closed
+    pauses = []
+    for _ in range(4):
+        breaker.failed()
+        assert not breaker.closed
+        pauses.append(breaker.pause_s)
+    assert pauses == [1.0, 2.0, 3.0, 3.0]
     breaker.succeeded()
     assert breaker.closed
+    breaker.failed()
+    assert breaker.closed, "it counts from the start again"
 
 
-def test_nobody_waits_for_a_trial():
-    """An open breaker fails every question at once, tries one call beside them, and closes when it comes back."""
-    now = [0.0]
+def test_nobody_waits_for_a_trial_and_none_needs_a_posting():
+    """An open breaker fails every question at once; trials go on beside, and the first that succeeds closes it."""
     calls = []
-    release = asyncio.Event()
+    up = False
 
     async def call(questions):
         calls.append(list(questions))
-        if len(calls) == 1:
+        if not up:
             raise OSError("down")
-        await release.wait()
         return list(questions)
 
     async def scenario():
-        breaker = Breaker(threshold=1, pause_s=1.0)
-        batcher = Batcher(call, batch=2, concurrency=1, timeout_s=60, breaker=breaker, clock=lambda: now[0])
+        nonlocal up
+        breaker = Breaker(threshold=1, first_pause_s=0.01, longest_s=0.01)
+        batcher = Batcher(call, batch=2, concurrency=1, timeout_s=60, breaker=breaker)
 
         async def both(*questions):
             return await asyncio.gather(*map(batcher.ask, questions), return_exceptions=True)
 
         await both("a", "b")
-        now[0] = 0.5
-        await both("c", "d")
-        assert len(calls) == 1, "not asked while it pauses"
-        now[0] = 1.5
-        outcomes = await both("e", "f")
+        outcomes = await both("c", "d")
         assert [type(outcome) for outcome in outcomes] == [Unavailable, Unavailable]
-        trial = set(batcher._running)
-        release.set()
-        await asyncio.gather(*trial)
+        assert ["c", "d"] not in calls
+        up = True
+        await asyncio.wait_for(batcher._trials, 10)
+        assert calls[-1] == ["d"], "the latest question"
         assert breaker.closed
-        assert await both("g", "h") == ["g", "h"]
+        assert await both("e", "f") == ["e", "f"]
 
     asyncio.run(scenario())
-    assert calls == [["a", "b"], ["e"], ["g", "h"]]
 
 
 def test_a_batch_whose_answers_do_not_match_fails_whole():
