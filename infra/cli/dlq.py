@@ -76,9 +76,7 @@ def list_(topic: OnTopic = None, as_json: AsJson = False) -> None:
         output.say("no dead letters")
         return
     now = output.now_ms()
-    table = output.table(
-        "topic", "stage", "error", "count", "newest", "place", "message", right=("count",), fold=("message",)
-    )
+    table = output.table("topic", "stage", "error", "count", "newest", "place", right=("count",))
     for group in groups:
         newest = group["newest"]
         cells = (group["topic"], group["stage"], group["error_class"], str(group["count"]))
@@ -86,9 +84,12 @@ def list_(topic: OnTopic = None, as_json: AsJson = False) -> None:
             *map(escape, cells),
             output.ago(newest["failed_at"], now),
             newest["place"].split("/", 1)[1],
-            escape(_short(newest["message"])),
         )
     output.out().print(table)
+    output.out().print("\nthe newest of each:", style="bold")
+    for group in groups:
+        newest = group["newest"]
+        output.out().print(f"{newest['place'].split('/', 1)[1]:>8}  {escape(_short(newest['message']))}")
     output.say("`penstock dlq show TOPIC/PARTITION:OFFSET` has the bytes", style="dim")
 
 

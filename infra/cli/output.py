@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 
@@ -29,8 +30,10 @@ def emit(value: Any) -> None:
     sys.stdout.flush()
 
 
-def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()) -> Table:
-    """An empty table in the house style; `right` columns hold numbers, `fold` columns break where space is short."""
+def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = (), cut: tuple[str, ...] = ()) -> Table:
+    """An empty table in the house style. `right` columns hold numbers; where space is short, `fold` columns break and
+    `cut` columns end in an ellipsis.
+    """
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         if column in fold:
@@ -38,6 +41,11 @@ def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()
         else:
             made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     return made
+
+
+def cut(text: str) -> Text:
+    """A cell for a `fold` column that ends in an ellipsis instead of taking a second line."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def now_ms() -> int:

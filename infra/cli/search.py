@@ -178,15 +178,13 @@ def show(text: str, result: RankResult, rows: dict[str, Row], *, explain: bool =
     table = output.table(*columns, right=("#", "score"), fold=("title", "company", "place", "made of"))
     for rank, item in enumerate(result.items, 1):
         attributes = attributes_of(rows.get(item.posting_id))
-        cells = [str(rank), f"{item.score:.3f}"]
         if attributes is None:
-            cells += [f"{item.posting_id} (withdrawn since)", "", "", ""]
+            told, posted = [f"{item.posting_id} (withdrawn since)", "", ""], ""
         else:
-            cells += [attributes.title, attributes.company or "", place_of(attributes)]
-            cells.append(output.ago(attributes.posted_at, now))
-        if explain:
-            cells.append(" ".join(f"{name} {value:.3g}" for name, value in sorted(item.parts.items())))
-        table.add_row(*(escape(cell) for cell in cells))
+            told = [attributes.title, attributes.company or "", place_of(attributes)]
+            posted = output.ago(attributes.posted_at, now)
+        made_of = [" ".join(f"{name} {value:.3g}" for name, value in sorted(item.parts.items()))] if explain else []
+        table.add_row(str(rank), f"{item.score:.3f}", *map(output.cut, told), posted, *made_of)
     console.print(f"[bold]{escape(text)}[/bold]")
     if result.items:
         console.print(table)

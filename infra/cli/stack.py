@@ -153,9 +153,10 @@ class _Tail:
 
 
 def _show(stack: Stack, parts: list[PartStatus]) -> None:
-    from penstock.infra.cli.output import out, table
+    from penstock.infra.cli.output import cut, out, table
 
-    shown = table("part", "state", "pid", "port", "up", "memory", "detail", right=("pid", "port", "up", "memory"))
+    columns = ("part", "state", "pid", "port", "up", "memory", "detail")
+    shown = table(*columns, right=("pid", "port", "up", "memory"), fold=("detail",))
     colours = {"healthy": "green", "starting": "yellow", "restarting": "yellow", "stopped": "dim"}
     for part in parts:
         shown.add_row(
@@ -165,7 +166,7 @@ def _show(stack: Stack, parts: list[PartStatus]) -> None:
             _or_blank(part.port),
             _span(part.uptime_s),
             _megabytes(part.rss_bytes),
-            part.detail.replace("[", "\\["),
+            cut(part.detail) if part.healthy else part.detail.replace("[", "\\["),
         )
     console = out()
     console.print(shown)
