@@ -130,7 +130,7 @@ class Indexer:
             return  # a replay says nothing about freshness
         for position in applied.accepted:
             update = updates[position]
-            if update.revision == 0 and update.op is not IndexOp.EXPIRE:
+            if update.revision <= 0 and update.op is not IndexOp.EXPIRE:
                 seconds = max(0, applied.published_at - update.produced_at) / 1000
                 FRESHNESS_SECONDS.labels("searchable").observe(seconds)
 

@@ -1,7 +1,8 @@
 """`penstock dlq list | show | replay`: what was refused, why, and how to send it again.
 
 A letter is addressed by its place, TOPIC/PARTITION:OFFSET (the topic is the one whose records were refused). A replay
-publishes the raw bytes untouched to that topic; the letter stays until retention takes it.
+publishes the raw bytes untouched to that topic, under the refused record's own timestamp: an event that was too old for
+a deleted posting stays too old and cannot bring it back. The letter stays until retention takes it.
 """
 
 from __future__ import annotations
@@ -144,7 +145,10 @@ def replay(
     topic: OnTopic = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Publish raw bytes again, untouched, to the topics they were refused on. The same bytes go once."""
+    """Publish raw bytes again, untouched, to the topics they were refused on. The same bytes go once.
+
+    Each keeps the timestamp of the record that was refused.
+    """
     from penstock.infra.cli import output
     from penstock.infra.kafka_clients import Publisher, check_broker
     from penstock.infra.settings import load
@@ -164,7 +168,8 @@ def replay(
     check_broker(settings.kafka, topics)
     with Publisher(settings.kafka) as publisher:
         for item in once:
-            publisher.publish_raw(item.letter.topic, _key(settings, item.letter), item.letter.raw)
+            letter = item.letter
+            publisher.publish_raw(letter.topic, _key(settings, letter), letter.raw, timestamp_ms=_timestamp(letter))
     for name in topics:
         output.say(f"{sum(1 for item in once if item.letter.topic == name)} records published to {name} again")
     if len(once) < len(chosen):
@@ -254,29 +259,35 @@ def _summary(item: Letter) -> dict[str, Any]:
 
 def _decoded(settings: Settings, letter: DeadLetter) -> dict[str, Any] | None:
     """What the bytes say, when they are a record at all."""
-    from penstock.infra.kafka_clients import topic_codec
     from penstock.schemas import jsonl, topics
     from penstock.schemas.errors import WireError
+    from penstock.schemas.framing import topic_codec
 
     try:
-        return jsonl.to_json(topic_codec(settings.kafka, topics.topic_named(letter.topic)).decode(letter.raw))
+        topic = topics.topic_named(letter.topic)
+        return jsonl.to_json(topic_codec(topic, settings.kafka.schema_registry).decode(letter.raw))
     except WireError:
         return None  # that it cannot be read is often why it is here; its message says so
 
 
 def _key(settings: Settings, letter: DeadLetter) -> bytes | None:
     """The letter's key; Flink's source hands on none, so then the record's own, if it can be read."""
-    from penstock.infra.kafka_clients import topic_codec
     from penstock.schemas import topics
     from penstock.schemas.errors import WireError
+    from penstock.schemas.framing import topic_codec
 
     if letter.key is not None:
         return letter.key
     topic = topics.topic_named(letter.topic)
     try:
-        return topic.key(topic_codec(settings.kafka, topic).decode(letter.raw)).encode()
+        return topic.key(topic_codec(topic, settings.kafka.schema_registry).decode(letter.raw)).encode()
     except WireError:
         return None
+
+
+def _timestamp(letter: DeadLetter) -> int:
+    """The refused record's own; where the broker kept none, the moment it was refused, never a newer one."""
+    return letter.failed_at if letter.produced_at is None else letter.produced_at
 
 
 def hex_dump(raw: bytes) -> str:

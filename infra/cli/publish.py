@@ -116,11 +116,11 @@ def _checked(
     settings: Settings, topic: Topic, file: Path, check: Callable[[Any], None], tally: _Tally
 ) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of every line that is right; the others go to the tally."""
-    from penstock.infra.kafka_clients import topic_codec
     from penstock.schemas import jsonl
     from penstock.schemas.errors import WireError
+    from penstock.schemas.framing import topic_codec
 
-    codec = topic_codec(settings.kafka, topic)
+    codec = topic_codec(topic, settings.kafka.schema_registry)
     name, path = ("stdin", Path("/dev/stdin")) if str(file) == "-" else (str(file), file)
     for number, item in jsonl.read_file(topic.record, path, tally.meet):
         try:

@@ -1,8 +1,14 @@
 """What the dlq commands make of letters: groups, addresses, a readable dump. The topic itself is tested end to end."""
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from typer.testing import CliRunner
+
+from penstock.infra import kafka_clients
+from penstock.infra.cli import dlq
 from penstock.infra.cli.dlq import Letter, NoSuchLetter, _decoded, _key, grouped, hex_dump, pick
+from penstock.infra.cli.main import app
 from penstock.infra.settings import Settings
 from penstock.schemas.events import DeadLetter, Posting
 from penstock.schemas.wire import codec
@@ -40,6 +46,37 @@ def test_readable_bytes_are_read_and_give_the_key_that_flink_does_not():
     assert _decoded(settings, readable.letter)["posting_id"] == "p"
     assert _decoded(settings, garbage.letter) is None
     assert [_key(settings, item.letter) for item in (readable, garbage, keyed)] == [b"p", None, b"k"]
+
+
+class Recorder:
+    """Takes the place of the publisher: what it was asked to publish, since no broker runs in unit tests."""
+
+    def __init__(self, settings):
+        self.sent = SENT
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def publish_raw(self, topic, key, value, *, timestamp_ms=None):
+        self.sent.append((topic, key, value, timestamp_ms))
+
+
+SENT: list[tuple] = []
+
+
+def test_a_replay_keeps_bytes_key_and_the_refused_records_own_timestamp(monkeypatch):
+    too_old = replace(letter(0, raw=GOOD, error="TooOld", at=90).letter, stage="order", produced_at=7)
+    timeless = letter(1, at=91, key=b"k").letter
+    SENT.clear()
+    monkeypatch.setattr(dlq, "read", lambda settings, topic: [Letter(0, 0, too_old), Letter(0, 1, timeless)])
+    monkeypatch.setattr(kafka_clients, "check_broker", lambda *_: None)
+    monkeypatch.setattr(kafka_clients, "Publisher", Recorder)
+    result = CliRunner().invoke(app, ["dlq", "replay", "--all", "--yes"])
+    assert result.exit_code == 0, result.output
+    assert SENT == [("jobs.posting.v1", b"p", GOOD, 7), ("jobs.posting.v1", b"k", b"\xff", 91)]
 
 
 def test_the_dump_has_offsets_hex_and_text():
