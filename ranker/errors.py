@@ -37,6 +37,16 @@ class DeadlinePassed(RankerError, TimeoutError):
         )
 
 
+class NotEncoded(RankerError):
+    """The models role could not make a vector of a query's words."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"the words {text[:80]!r} could not be encoded: put them otherwise, or ask by filters alone (the models "
+            "role's log has the cause)"
+        )
+
+
 class CallerLeft(RankerError):
     """Whoever asked no longer waits, so the work was dropped."""
 
@@ -56,6 +66,10 @@ class NonFiniteScore(RankerError):
 
 class UnfitScorer(RankerError):
     """The configured scorer cannot be used: a directory or weight file is missing, damaged or of the wrong kind."""
+
+
+class RegistryAway(RankerError):
+    """The schema registry did not say how a record is to be read. Not the record's fault: it is read again later."""
 
 
 class RedisAway(RankerError):

@@ -22,6 +22,7 @@ from penstock.ranker import candidates, policy, scoring, strictness
 from penstock.ranker.backends.scorer import ScoringQuery
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.candidates import Found, Retrieval
+from penstock.ranker.errors import NotEncoded
 from penstock.ranker.feature_store import FeatureStore
 from penstock.ranker.policy import DepthLimits, Window
 from penstock.ranker.records import Records
@@ -115,6 +116,8 @@ class Pipeline:
                 AnalyzeQueriesRequest(texts=(request.query.text,)), stages.remaining_s
             ).analyses
             vector, understood = analysis.vector, understood or analysis.understood
+            if vector is None:  # without one, words would find nothing and the newest would pass for an answer
+                raise NotEncoded(request.query.text)
 
         def holds(clauses: tuple[Filter, ...]) -> tuple[bool, ...]:
             try:

@@ -223,7 +223,7 @@ class IndexUpdate:
     attributes: Annotated[Attributes | None, "null on DELETE and EXPIRE"] = None
     summary: str | None = None
     item_text: str | None = None
-    vector: Annotated[Vector | None, "null: findable by words of filters only, until the slow lane heals it"] = None
+    vector: Annotated[Vector | None, "null: findable by filters only, until the slow lane heals it"] = None
     produced_at: Annotated[Millis, "Kafka timestamp of the posting event behind this version"]
     expires_at: Millis | None = None
     trace: Trace = None

@@ -80,7 +80,7 @@ def _guarded(method: Method, handler: Handler) -> Handler:
     @functools.wraps(handler)
     def handle(body: bytes, context: grpc.ServicerContext) -> Any:
         try:
-            return handler(codec(method.request).decode(body), context)
+            return handler(codec(method.request).decode_unbounded(body), context)
         except WireError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except NotReady as error:

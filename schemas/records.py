@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
@@ -232,6 +232,25 @@ def _loader(record: type) -> Converter:
         return record(**arguments)
 
     return load
+
+
+def unknown_symbols(record: type, plain: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted field, symbol) of every enum value in a dict that the record's enums do not know."""
+    for field in fields_of(record):
+        value, where = plain.get(field.name), f"{path}{field.name}"
+        if value is not None:
+            yield from _unknown_in(field.hint, value, where)
+
+
+def _unknown_in(hint: Any, value: Any, where: str) -> Iterator[tuple[str, str]]:
+    if typing.get_origin(hint) is tuple:
+        inner = _strip(typing.get_args(hint)[0])[0]
+        for position, item in enumerate(value):
+            yield from _unknown_in(inner, item, f"{where}[{position}]")
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield from unknown_symbols(hint, value, f"{where}.")
+    elif isinstance(hint, type) and issubclass(hint, StrEnum) and value not in hint.__members__:
+        yield where, value
 
 
 def _load_value(hint: Any) -> Converter | None:

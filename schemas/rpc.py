@@ -78,7 +78,7 @@ class AnalyzeQueriesRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryAnalysis:
-    vector: QueryVector
+    vector: Annotated[QueryVector | None, "null: this text could not be encoded"] = None
     understood: tuple[Understood, ...] = ()
 
 

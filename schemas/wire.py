@@ -21,7 +21,7 @@ import fastavro
 
 from penstock.schemas.errors import InvalidRecord, MalformedRecord, OversizedRecord, UnknownSchema
 from penstock.schemas.nesting import MAX_NESTING, bounded, too_deep
-from penstock.schemas.records import avro_schema, from_plain, per_class, to_plain
+from penstock.schemas.records import avro_schema, from_plain, per_class, to_plain, unknown_symbols
 
 R = TypeVar("R")
 
@@ -86,6 +86,19 @@ class Codec(Generic[R]):
             raise OversizedRecord(f"{len(data)} bytes, at most {MAX_RECORD_BYTES} allowed; split or shorten the record")
         return self.decode_unbounded(data)
 
+    def unknown_symbols(self, data: bytes) -> list[tuple[str, str]]:
+        """(dotted field, symbol) of what a newer writer said in an enum and this reader read as UNKNOWN.
+
+        For a record that `decode` has accepted; costs nothing when the writer's schema is the reader's own.
+        """
+        writer, start = self._writer_of(data)
+        if writer is self._schema:
+            return []
+        body = io.BytesIO(data)
+        body.seek(start)
+        plain = fastavro.schemaless_reader(body, writer, None, return_record_name=False)
+        return list(unknown_symbols(self.record, cast(dict[str, Any], plain)))
+
     def decode_unbounded(self, data: bytes) -> R:
         """The same without the bound of a Kafka message."""
         writer, start = self._writer_of(data)
@@ -131,7 +144,7 @@ class Codec(Generic[R]):
             if self._registry is None:
                 raise UnknownSchema(
                     "Confluent framing (00 + schema id), but no schema registry is configured here: "
-                    "set kafka.schema_registry_url, or publish with single-object encoding"
+                    "set kafka.schema_registry (a table with url), or publish with single-object encoding"
                 )
             return self._registered(data[1:5]), 5
         raise MalformedRecord(

@@ -8,7 +8,7 @@ from pyflink.common import Row
 from pyflink.datastream.functions import AsyncFunction, RuntimeContext
 
 from penstock.infra.settings import Settings
-from penstock.jobs.operators.enrich import Batcher, Breaker, Unavailable
+from penstock.jobs.operators.enrich import Batcher, Breaker, Rejected, Unavailable
 from penstock.jobs.operators.kafka import keyed_bytes
 from penstock.retrieval.client import AsyncModelsClient
 from penstock.schemas.events import RankQuery, RankRequest, SearchQuery
@@ -70,13 +70,13 @@ class Analyze(AsyncFunction):  # type: ignore[misc]  # pyflink carries no types
         """The batcher, made on the event loop that runs the calls."""
         if self._batcher is None:
             timeout_s = self._settings.queries.analyze_timeout_ms / 1000
-            client = AsyncModelsClient(self._settings.models.listen)
+            client = AsyncModelsClient(self._settings.models.dial)
 
             async def call(texts: Sequence[str]) -> Sequence[QueryAnalysis]:
                 try:
                     return (await client.analyze(AnalyzeQueriesRequest(texts=tuple(texts)), timeout_s)).analyses
                 except CallError as error:
-                    raise Unavailable(str(error)) from error
+                    raise (Unavailable if error.retryable else Rejected)(str(error)) from error
 
             self._batcher = Batcher(call, batch=BATCH, concurrency=CONCURRENCY, timeout_s=timeout_s, breaker=Breaker())
         return self._batcher

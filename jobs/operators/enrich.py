@@ -34,6 +34,10 @@ class Unavailable(Exception):
     """The models role did not answer in time, or the breaker is open."""
 
 
+class Rejected(Unavailable):
+    """The models role answered that it will not do this: it is alive, and may well do the next."""
+
+
 @dataclass(slots=True)
 class Breaker:
     """Whether a server is worth waiting for. Written by one event loop only.
@@ -126,6 +130,9 @@ class Batcher(Generic[Q, A]):
                 answers = await self._call([question for question, _ in batch])
             if len(answers) != len(batch):
                 raise Unavailable(f"{len(answers)} answers to {len(batch)} questions")
+        except Rejected as error:
+            for _, answer in batch:
+                _fail(answer, error)
         except Exception as error:  # whatever it was, every posting of the batch must go on
             self._breaker.failed()
             if not self._breaker.closed and (self._trials is None or self._trials.done()):
@@ -146,6 +153,8 @@ class Batcher(Generic[Q, A]):
                 assert self._latest is not None
                 async with asyncio.timeout(self._call_timeout_s):
                     await self._call([self._latest])
+            except Rejected:
+                self._breaker.succeeded()
             except Exception:  # whatever it was, it is one more failure
                 self._breaker.failed()
             else:
@@ -225,13 +234,13 @@ class Enrich(AsyncFunction):  # type: ignore[misc]  # pyflink carries no types
         if self._batcher is None:
             rules = self._settings.postings
             timeout_s = rules.enrich_timeout_ms / 1000
-            client = AsyncModelsClient(self._settings.models.listen)
+            client = AsyncModelsClient(self._settings.models.dial)
 
             async def call(texts: Sequence[PostingText]) -> Sequence[Enrichment]:
                 try:
                     return (await client.enrich(EnrichPostingsRequest(postings=tuple(texts)), timeout_s)).enrichments
                 except CallError as error:
-                    raise Unavailable(str(error)) from error
+                    raise (Unavailable if error.retryable else Rejected)(str(error)) from error
 
             self._batcher = Batcher(
                 call,

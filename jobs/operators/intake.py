@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pyflink.common import Row
@@ -18,7 +20,7 @@ from penstock.schemas.dead_letters import dead_letter
 from penstock.schemas.errors import InvalidRecord, MalformedRecord, OversizedRecord, UnknownSchema
 from penstock.schemas.events import DeadLetter, EnrichedPosting, Op, Posting, SearchQuery
 from penstock.schemas.framing import topic_codec
-from penstock.schemas.topics import Topic, topic_named
+from penstock.schemas.topics import DEAD_LETTER_BYTES, Topic, topic_named
 from penstock.schemas.wire import MAX_RECORD_BYTES, Codec, codec
 
 E = TypeVar("E")
@@ -28,6 +30,9 @@ E = TypeVar("E")
 REFUSED = (MalformedRecord, UnknownSchema, OversizedRecord, InvalidRecord)
 # A rank request is its query and what understanding adds, and must fit a record too.
 MAX_QUERY_RECORD_BYTES = MAX_RECORD_BYTES // 2
+# What a dead-letter topic takes, less Kafka's own overhead. A topic of a team's own may admit larger records than ours
+# do: then the letter says so without the bytes, since a sink that refuses it would have the job read it for ever.
+LARGEST_LETTER = DEAD_LETTER_BYTES - (64 << 10)
 DEAD_LETTERS = OutputTag("dead-letters", KEY_AND_VALUE)
 
 Check = Callable[[Any, bytes, int, int, Settings], Any]  # (event, raw, produced_at, now, settings) -> what goes on
@@ -107,7 +112,12 @@ def take(
 
 def dead_letter_row(letter: DeadLetter) -> Row:
     """A dead letter for a sink. Single-object encoded everywhere: whoever reads it may not have the registry."""
-    return Row(letter.key or b"", codec(DeadLetter).encode_unbounded(letter))
+    value = codec(DeadLetter).encode_unbounded(letter)
+    if len(value) > LARGEST_LETTER:
+        digest = hashlib.blake2b(letter.raw, digest_size=16).hexdigest()
+        note = f"{letter.message} [its {len(letter.raw)} bytes do not fit a dead letter; blake2b-128 {digest}]"
+        value = codec(DeadLetter).encode_unbounded(replace(letter, raw=b"", message=note))
+    return Row(letter.key or b"", value)
 
 
 class Intake(ProcessFunction):  # type: ignore[misc]  # pyflink carries no types
@@ -124,6 +134,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]  # pyflink carries no types
         metrics = runtime_context.get_metrics_group()
         self._accepted = metrics.counter("accepted")
         self._refused = metrics.counter("refused")
+        self._unknown_symbols = metrics.counter("unknown_symbols")
 
     def process_element(self, value: bytes, ctx: ProcessFunction.Context) -> Iterator[Any]:
         raw = bytes(value) if value is not None else b""
@@ -132,6 +143,7 @@ class Intake(ProcessFunction):  # type: ignore[misc]  # pyflink carries no types
         )
         if letter is None:
             self._accepted.inc()
+            self._unknown_symbols.inc(len(self._codec.unknown_symbols(raw)))
             yield event
         else:
             self._refused.inc()

@@ -1,11 +1,13 @@
 """Kafka's ends of a job: sources of raw bytes, sinks of (key bytes, value bytes).
 
-The jobs run on Kafka's Java client; `settings.kafka.client` is written for librdkafka. Where the two name a property
-alike (security.protocol, sasl.mechanism, …) it is passed on; the few that differ are translated below, and one that
-has no counterpart is refused when the job is submitted, rather than ignored.
+The jobs run on Kafka's Java client; `settings.kafka.client` is written for librdkafka. Names that both know and read
+alike are passed on, the few that differ are translated, and whatever else is there is refused when the job is
+submitted, rather than ignored. `settings.kafka.java` is for this client alone and has the last word.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from pyflink.common import Row, Types
 from pyflink.common.serialization import ByteArraySchema, RowFieldExtractorSchema
@@ -26,14 +28,80 @@ from penstock.schemas.topics import DEAD_LETTER_BYTES, Topic
 BYTES = Types.PRIMITIVE_ARRAY(Types.BYTE())
 KEY_AND_VALUE = Types.ROW([BYTES, BYTES])
 
+# Known to librdkafka 2.x and to Kafka's Java clients 4.x, with the same values. Not here, though both know them:
+# group.id, offsets, acks and transactions, which are the jobs' own; ssl.cipher.suites, whose values differ.
+_SHARED = frozenset(
+    {
+        "batch.size",
+        "check.crcs",
+        "client.dns.lookup",
+        "client.id",
+        "client.rack",
+        "compression.type",
+        "connections.max.idle.ms",
+        "delivery.timeout.ms",
+        "enable.metrics.push",
+        "fetch.max.bytes",
+        "fetch.min.bytes",
+        "linger.ms",
+        "max.partition.fetch.bytes",
+        "metadata.max.age.ms",
+        "metadata.recovery.rebootstrap.trigger.ms",
+        "metadata.recovery.strategy",
+        "reconnect.backoff.max.ms",
+        "reconnect.backoff.ms",
+        "request.timeout.ms",
+        "retries",
+        "retry.backoff.max.ms",
+        "retry.backoff.ms",
+        "sasl.kerberos.service.name",
+        "sasl.mechanism",
+        "security.protocol",
+        "socket.connection.setup.timeout.ms",
+        "ssl.endpoint.identification.algorithm",
+        "ssl.key.password",
+        "ssl.keystore.location",
+        "ssl.keystore.password",
+    }
+)
 _JAVA_NAMES = {
     "sasl.mechanisms": "sasl.mechanism",
     "ssl.ca.location": "ssl.truststore.location",
     "ssl.certificate.location": "ssl.keystore.location",
-    "ssl.key.password": "ssl.key.password",
 }
-_PEM = {"ssl.ca.location": "ssl.truststore.type", "ssl.certificate.location": "ssl.keystore.type"}
-_LIBRDKAFKA_ONLY = ("ssl.key.location", "ssl.ca.pem", "ssl.certificate.pem", "ssl.key.pem", "oauthbearer.config")
+_STORE_TYPES = {
+    "ssl.ca.location": ("ssl.truststore.type", "PEM"),
+    "ssl.certificate.location": ("ssl.keystore.type", "PEM"),
+    "ssl.keystore.location": ("ssl.keystore.type", "PKCS12"),
+}
+_KEYSTORE, _TRUSTSTORE, _LOGIN_MODULE = "ssl.keystore.", "ssl.truststore.", "sasl.jaas.config"
+# What `kafka.java` says in Java's own terms need not be translated: librdkafka's name -> how Java's begins.
+_REPLACED_BY = {
+    "ssl.ca.location": _TRUSTSTORE,
+    "ssl.ca.pem": _TRUSTSTORE,
+    "ssl.certificate.location": _KEYSTORE,
+    "ssl.certificate.pem": _KEYSTORE,
+    "ssl.key.location": _KEYSTORE,
+    "ssl.key.pem": _KEYSTORE,
+    "ssl.keystore.location": _KEYSTORE,
+    "ssl.keystore.password": _KEYSTORE,
+    "ssl.cipher.suites": "ssl.cipher.suites",
+    "sasl.username": _LOGIN_MODULE,
+    "sasl.password": _LOGIN_MODULE,
+    "sasl.oauthbearer.config": _LOGIN_MODULE,
+    "sasl.oauthbearer.method": _LOGIN_MODULE,
+}
+_OURS = frozenset(
+    {
+        "acks",
+        "auto.offset.reset",
+        "bootstrap.servers",
+        "enable.auto.commit",
+        "group.id",
+        "isolation.level",
+        "transactional.id",
+    }
+)
 _LOGIN = {
     "PLAIN": "org.apache.kafka.common.security.plain.PlainLoginModule",
     "SCRAM-SHA-256": "org.apache.kafka.common.security.scram.ScramLoginModule",
@@ -42,28 +110,49 @@ _LOGIN = {
 
 
 def java_properties(kafka: KafkaSettings) -> dict[str, str]:
-    """`settings.kafka` as Kafka's Java client takes it. Raises SettingsError for what it cannot express."""
-    given = kafka.properties()
-    given.pop("bootstrap.servers")
-    unfit = sorted(given.keys() & set(_LIBRDKAFKA_ONLY))
+    """`settings.kafka` as Kafka's Java client takes it. Raises SettingsError naming what it cannot express."""
+    java = {name: value.get_secret_value() for name, value in kafka.java.items()}
+    ours = sorted(java.keys() & _OURS)
+    if ours:
+        raise SettingsError(f"kafka.java: the jobs themselves set {', '.join(ours)}: leave that out")
+    given = {
+        name: value
+        for name, value in kafka.properties().items()
+        if name != "bootstrap.servers" and not _is_replaced(name, java)
+    }
+    user, password = given.pop("sasl.username", None), given.pop("sasl.password", None)
+    unfit = sorted(given.keys() - _SHARED - _JAVA_NAMES.keys())
     if unfit:
         raise SettingsError(
-            f"kafka.client: {', '.join(unfit)} exists only in librdkafka, and the jobs use Kafka's Java client: "
-            "put certificate and key into one PEM file and name it in ssl.certificate.location"
+            f"kafka.client or kafka.secrets: the jobs use Kafka's Java client, which has no {', '.join(unfit)} that "
+            "librdkafka shares: leave that out where jobs are submitted. For TLS put certificate and key into one PEM "
+            "file named by ssl.certificate.location, or give Java its own ssl.keystore.* in kafka.java"
         )
-    user, password = given.pop("sasl.username", None), given.pop("sasl.password", None)
-    out = {_JAVA_NAMES.get(name, name): value for name, value in given.items()}
-    out |= {_PEM[name]: "PEM" for name in given if name in _PEM}
+    out: dict[str, str] = {}
+    for name, value in given.items():
+        out[_JAVA_NAMES.get(name, name)] = value
+        if name in _STORE_TYPES:
+            kind, store = _STORE_TYPES[name]
+            out[kind] = store
+    if out.get("ssl.endpoint.identification.algorithm") == "none":
+        out["ssl.endpoint.identification.algorithm"] = ""  # as Java spells it
     if user is not None:
-        mechanism = out.get("sasl.mechanism", "PLAIN")
+        mechanism = java.get("sasl.mechanism", out.get("sasl.mechanism", "PLAIN"))
         if mechanism not in _LOGIN:
             raise SettingsError(
-                f"kafka.client: sasl.username with mechanism {mechanism}; expected one of {', '.join(_LOGIN)}"
+                f"kafka.client: sasl.username with mechanism {mechanism}; expected one of {', '.join(_LOGIN)}, "
+                "or sasl.jaas.config in kafka.java"
             )
+        out["sasl.mechanism"] = mechanism
         out["sasl.jaas.config"] = (
             f'{_LOGIN[mechanism]} required username="{_quoted(user)}" password="{_quoted(password or "")}";'
         )
-    return out
+    return out | java
+
+
+def _is_replaced(name: str, java: Mapping[str, str]) -> bool:
+    """Whether `kafka.java` says the same in Java's own terms."""
+    return name in _REPLACED_BY and any(key.startswith(_REPLACED_BY[name]) for key in java)
 
 
 def _quoted(text: str) -> str:

@@ -137,9 +137,8 @@ class ModelsService:
             understood = [self._understand(text) for text in request.texts]
         analyses = []
         for text, vector, read in zip(request.texts, _wait(coming, context), understood, strict=True):
-            if isinstance(vector, Exception):
-                raise NotReady(f"the query {text[:80]!r} could not be encoded: {type(vector).__name__}: {vector}")
-            analyses.append(QueryAnalysis(vector=vector, understood=read))
+            # One text's trouble, which the lane has counted and logged, is not its neighbours'.
+            analyses.append(QueryAnalysis(vector=None if isinstance(vector, Exception) else vector, understood=read))
         return AnalyzeQueriesReply(analyses=tuple(analyses))
 
     def status(self, request: StatusRequest, context: grpc.ServicerContext) -> RoleStatus:

@@ -7,7 +7,7 @@ import pytest
 
 from penstock.infra.settings import ModelsSettings, PostingsSettings, Settings
 from penstock.jobs.operators.analyze import Analyze, request_of
-from penstock.jobs.operators.enrich import Batcher, Breaker, Enrich, Remembered, Unavailable
+from penstock.jobs.operators.enrich import Batcher, Breaker, Enrich, Rejected, Remembered, Unavailable
 from penstock.jobs.operators.posting_state import Arrival
 from penstock.schemas import grpc_avro, rpc, validate
 from penstock.schemas.events import Enrichment, Op, Posting, QueryVector, RankRequest, SearchQuery, Vector
@@ -77,9 +77,10 @@ def models(free_port):
     server.stop(None).wait()
 
 
-def enricher(address: str, timeout_ms: int = 5_000) -> tuple[Enrich, Counted]:
+def enricher(address: str, timeout_ms: int = 5_000, batch: int = 8) -> tuple[Enrich, Counted]:
     settings = Settings(
-        models=ModelsSettings(listen=address), postings=PostingsSettings(enrich_timeout_ms=timeout_ms, enrich_batch=8)
+        models=ModelsSettings(listen=address),
+        postings=PostingsSettings(enrich_timeout_ms=timeout_ms, enrich_batch=batch),
     )
     operator, metrics = Enrich(settings), Counted()
     operator.open(metrics)
@@ -137,6 +138,33 @@ def test_a_text_that_cannot_be_encoded_is_not_remembered(models):
     asyncio.run(twice())
     assert len(batches) == 2
     assert metrics.values["published_without_vector"] == 2
+
+
+def test_a_batch_of_the_longest_postings_gets_its_vectors(models):
+    address, batches, _ = models
+    operator, _ = enricher(address, batch=32)
+    long = "x" * validate.MAX_DESCRIPTION_BYTES
+
+    async def all_at_once():
+        arrivals = [arrival(f"p{n}", title=f"t{n}", description=long) for n in range(32)]
+        return await asyncio.gather(*[operator.enrich(each, NOW) for each in arrivals])
+
+    assert all(a.enrichment is not None for a in asyncio.run(all_at_once()))
+    assert [len(batch) for batch in batches] == [32], "2 MiB in one call"
+
+
+def test_a_rejected_batch_says_nothing_of_the_next():
+    breaker = Breaker(threshold=1)
+
+    async def refuse(questions):
+        raise Rejected("not like this")
+
+    async def ask():
+        return await Batcher(refuse, batch=1, concurrency=1, timeout_s=5, breaker=breaker).ask("a")
+
+    with pytest.raises(Unavailable, match="not like this"):
+        asyncio.run(ask())
+    assert breaker.closed
 
 
 def test_a_slow_server_lets_postings_go_on_without_a_vector(models):

@@ -1,5 +1,6 @@
 """From raw bytes to a checked event or a dead letter with the same bytes."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.infra.settings import KafkaSettings, Settings, SettingsError
+from penstock.jobs.operators import kafka
 from penstock.jobs.operators.intake import check_enriched, check_posting, check_query, dead_letter_row, take
 from penstock.jobs.operators.kafka import java_properties
 from penstock.schemas.events import (
@@ -89,6 +91,13 @@ def test_a_dead_letter_of_the_largest_record_still_fits():
     assert codec(DeadLetter).decode_unbounded(dead_letter_row(letter)[1]).raw == raw
 
 
+def test_a_record_larger_than_any_dead_letter_is_named_without_its_bytes():
+    _, letter = take_posting(b"\xc3\x01" + b"x" * (5 << 20))
+    read = codec(DeadLetter).decode(dead_letter_row(letter)[1])
+    assert read.raw == b""
+    assert "5242882 bytes" in read.message
+
+
 def test_queries_and_answers():
     query = SearchQuery(request_id="q", text="nurse")
     value, _ = take(QUERIES, codec(SearchQuery), check_query, codec(SearchQuery).encode(query), NOW, NOW, SETTINGS)
@@ -156,3 +165,41 @@ def test_client_properties_become_java_s():
     assert not {"sasl.username", "bootstrap.servers"} & java.keys()
     with pytest.raises(SettingsError, match=r"ssl\.key\.location"):
         java_properties(KafkaSettings(client={"ssl.key.location": "/key.pem"}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["enable.ssl.certificate.verification", "socket.keepalive.enable", "ssl.truststore.location", "group.id", "acks"],
+)
+def test_a_client_property_that_java_does_not_share_is_refused_by_name(name):
+    with pytest.raises(SettingsError, match=re.escape(name)):
+        java_properties(KafkaSettings(client={"client.id": "mine", name: "1"}))
+    with pytest.raises(SettingsError, match=re.escape(name)):
+        java_properties(KafkaSettings(secrets={name: "1"}))
+
+
+def test_librdkafka_knows_every_property_that_is_passed_on():
+    from confluent_kafka import KafkaException, Producer
+
+    for name in kafka._SHARED | kafka._JAVA_NAMES.keys():
+        try:  # none of these values is right for all, so that only the name decides
+            Producer({name: "1"})
+        except KafkaException as error:
+            assert "No such configuration property" not in str(error), name
+
+
+def test_java_s_own_table_has_the_last_word():
+    store = {"ssl.keystore.location": "/me.p12", "ssl.keystore.type": "PKCS12", "ssl.keystore.password": "hush"}
+    mutual = {"ssl.certificate.location": "/me.pem", "ssl.key.location": "/me.key", "ssl.ca.location": "/ca.pem"}
+    java = java_properties(KafkaSettings(client={**mutual, "retries": "7"}, java={**store, "retries": "9"}))
+    assert java == store | {"ssl.truststore.location": "/ca.pem", "ssl.truststore.type": "PEM", "retries": "9"}
+    with pytest.raises(SettingsError, match=r"ssl\.key\.location"):
+        java_properties(KafkaSettings(client=mutual, java={"ssl.truststore.location": "/ca.p12"}))
+    with pytest.raises(SettingsError, match=r"kafka\.java: .*group\.id"):
+        java_properties(KafkaSettings(java={"group.id": "other"}))
+
+
+def test_values_that_java_spells_otherwise_are_translated():
+    client = {"ssl.keystore.location": "/me.p12", "ssl.endpoint.identification.algorithm": "none"}
+    java = java_properties(KafkaSettings(client=client))
+    assert (java["ssl.keystore.type"], java["ssl.endpoint.identification.algorithm"]) == ("PKCS12", "")

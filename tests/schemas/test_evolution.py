@@ -9,7 +9,7 @@ from avro.schema import parse
 
 from penstock.schemas import build
 from penstock.schemas.records import avro_schema
-from penstock.schemas.wire import fingerprint, history
+from penstock.schemas.wire import fingerprint
 
 RECORDS = build.EVENTS + build.STATES + build.CALLS
 
@@ -33,7 +33,9 @@ def test_the_committed_schemas_are_those_of_the_records():
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.__name__)
 def test_every_version_reads_every_other(record):
-    versions = list(history(record.__name__).values())
+    # From the files: by fingerprint two versions that differ in a default alone would be one.
+    versions = [json.loads(path.read_text()) for path in sorted((build.HERE / "history" / record.__name__).iterdir())]
+    assert versions
     assert fingerprint(versions[-1]) == fingerprint(avro_schema(record))
     # The newest version against itself as well, so that a history of one is still checked for being a schema.
     assert not incompatibilities([*versions, avro_schema(record)])

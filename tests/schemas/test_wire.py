@@ -107,6 +107,9 @@ def test_a_newer_writer_s_fields_are_skipped_and_its_symbols_become_unknown(monk
     decoded = wire.Codec(Posting).decode(b"\xc3\x01" + mark + out.getvalue())
     assert decoded.remote is events.Remote.UNKNOWN
     assert decoded == POSTING
+    framed = b"\xc3\x01" + mark + out.getvalue()
+    assert wire.Codec(Posting).unknown_symbols(framed) == [("remote", "ORBITAL")]
+    assert wire.Codec(Posting).unknown_symbols(wire.codec(Posting).encode(POSTING)) == []
 
 
 @dataclass
