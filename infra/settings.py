@@ -3,7 +3,7 @@
 Order, the later winning: defaults, `<data dir>/penstock.toml` (`penstock up` writes the ports it chose there), the
 file named by PENSTOCK_CONFIG, then variables such as PENSTOCK_KAFKA__BOOTSTRAP_SERVERS.
 Client properties of Kafka and Redis (TLS, SASL, ACL) pass through untouched. Every listener binds loopback unless
-told otherwise.
+told otherwise; `address` is what clients dial where that differs. A value out of bounds is refused here, by name.
 """
 
 from __future__ import annotations
@@ -12,10 +12,23 @@ import os
 import tomllib
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from penstock.schemas.topics import LONGEST_POSTING_LIFE, POSTINGS
 
 DEFAULT_DATA_DIR = ".penstock"
 
@@ -24,16 +37,57 @@ class SettingsError(Exception):
     """A setting is wrong: says which, what was given and what is expected."""
 
 
+def _host_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not host or "/" in host or (":" in host and not bracketed) or any(c.isspace() for c in value):
+        raise ValueError("expected host:port, such as 127.0.0.1:7101 or [::1]:7101")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
+        raise ValueError("expected host:port with a port from 1 to 65535")
+    return value
+
+
+def _host_port_or_empty(value: str) -> str:
+    return _host_port(value) if value else value
+
+
+def _host_ports(value: str) -> str:
+    for part in value.split(","):
+        _host_port(part.strip())
+    return value
+
+
+HostPort = Annotated[str, AfterValidator(_host_port)]
+HostPortOrEmpty = Annotated[str, AfterValidator(_host_port_or_empty)]
+HostPorts = Annotated[str, AfterValidator(_host_ports)]  # separated by commas
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _Role(_Section):
+    """A role's listener, and what its clients dial."""
+
+    listen: HostPort
+    address: HostPortOrEmpty = Field("", description="what clients dial; empty: `listen`")
+
+    @property
+    def dial(self) -> str:
+        """The address clients use."""
+        return self.address or self.listen
+
+
 class KafkaSettings(_Section):
-    bootstrap_servers: str = "127.0.0.1:9092"
+    bootstrap_servers: HostPorts = "127.0.0.1:9092"
     client: dict[str, str] = Field(default_factory=dict, description="passed through to every Kafka client")
     secrets: dict[str, SecretStr] = Field(default_factory=dict, description="likewise, kept out of logs")
+    java: dict[str, SecretStr] = Field(
+        default_factory=dict, description="for the jobs alone, which use Kafka's Java client: over all of the above"
+    )
     schema_registry: dict[str, str] = Field(default_factory=dict, description="url and credentials; empty: none")
-    replication_factor: int = 1
+    replication_factor: int = Field(1, ge=1, le=32_767)
     group_prefix: str = "penstock"
 
     def properties(self) -> dict[str, str]:
@@ -50,73 +104,92 @@ class RedisSettings(_Section):
 
 
 class FlinkSettings(_Section):
-    rest: str = "127.0.0.1:8081"
-    parallelism: int = 1
-    checkpoint_interval_ms: int = 5_000
-    bundle_time_ms: int = 20
-    bundle_size: int = 256
+    rest: HostPort = "127.0.0.1:8081"
+    parallelism: PositiveInt = 1
+    checkpoint_interval_ms: int = Field(5_000, ge=10)  # Flink takes no less
+    bundle_time_ms: PositiveInt = 20
+    bundle_size: PositiveInt = 256
 
 
 class PostingsSettings(_Section):
     """The postings job."""
 
-    max_life_ms: int = 365 * 86_400_000
+    max_life_ms: int = Field(
+        LONGEST_POSTING_LIFE, gt=0, le=LONGEST_POSTING_LIFE, description="at most what index.update.v1 outlives"
+    )
     tombstone_window_ms: int = Field(
         8 * 86_400_000, description="how long a deleted or expired id keeps its version; older events are refused"
     )
-    enrich_timeout_ms: int = Field(800, description="after this the posting is published without a vector")
-    enrich_batch: int = 32
-    enrich_concurrency: int = 2
+    enrich_timeout_ms: PositiveInt = Field(800, description="after this the posting is published without a vector")
+    enrich_batch: PositiveInt = 32
+    enrich_concurrency: PositiveInt = 2
+
+    @field_validator("tombstone_window_ms")
+    @classmethod
+    def _outlives_the_topic(cls, value: int) -> int:
+        kept = POSTINGS.retention_ms
+        if value <= kept:
+            raise ValueError(
+                f"expected more than {kept}, for which {POSTINGS.name} keeps its records: "
+                "else an old event, read again, could bring a deleted posting back"
+            )
+        return value
 
 
 class QueriesSettings(_Section):
     """The queries job."""
 
-    analyze_timeout_ms: int = 400
+    analyze_timeout_ms: PositiveInt = 400
 
 
-class ModelsSettings(_Section):
-    listen: str = "127.0.0.1:7101"
+class ModelsSettings(_Role):
+    listen: HostPort = "127.0.0.1:7101"
     encoder: str = Field("embedded", description="'embedded', or a Hugging Face encoder directory")
     device: str = "cpu"
-    threads: int = 1
-    max_batch: int = 128
-    max_queue: int = Field(4_096, description="items that may wait for a lane; past it calls are refused")
-    summary_tokens: int = 96
+    threads: PositiveInt = 1
+    max_batch: PositiveInt = 128
+    max_queue: PositiveInt = Field(4_096, description="items that may wait for a lane; past it calls are refused")
+    summary_tokens: PositiveInt = 96
 
 
 class RetrievalSettings(_Section):
-    listen: str = "127.0.0.1:7201"
-    shards: tuple[str, ...] = Field((), description="addresses clients call; empty: `listen` alone")
+    listen: HostPort = "127.0.0.1:7201"
+    shards: tuple[HostPort, ...] = Field((), description="addresses clients call; empty: `listen` alone")
     shard: str = "shard-0"
-    partitions: tuple[int, ...] = Field((), description="of index.update.v1; empty: all of them")
-    threads: int = 1
-    publish_interval_ms: int = Field(20, description="how long updates gather before an epoch is published")
-    snapshot_interval_s: float = 30.0
-    initial_rows: int = 16_384
+    partitions: tuple[NonNegativeInt, ...] = Field((), description="of index.update.v1; empty: all of them")
+    threads: PositiveInt = 1
+    publish_interval_ms: NonNegativeInt = Field(20, description="how long updates gather before an epoch is published")
+    snapshot_interval_s: float = Field(30.0, gt=0, allow_inf_nan=False)
+    initial_rows: PositiveInt = 16_384
 
 
-class RankerSettings(_Section):
-    listen: str = "127.0.0.1:7301"
+class RankerSettings(_Role):
+    listen: HostPort = "127.0.0.1:7301"
     group: str = "ranker"
-    threads: int = 1
-    workers: int = 2
-    depth: int = 250
-    max_depth: int = 2_000
-    max_queue: int = 1_024
-    score_cache_ttl_s: int = 900
+    threads: PositiveInt = 1
+    workers: PositiveInt = 2
+    depth: PositiveInt = 250
+    max_depth: PositiveInt = 2_000
+    max_queue: PositiveInt = 1_024
+    score_cache_ttl_s: PositiveInt = 900
     scorer: str = Field("fused", description="'fused', or a Qwen3-style model directory for yes/no scoring")
-    lm_items: int = Field(32, description="how many of the best the language model scores")
+    lm_items: PositiveInt = Field(32, description="how many of the best the language model scores")
     device: str = Field("cpu", description="where the language model runs: cpu, cuda, cuda:1, ...")
+
+    @model_validator(mode="after")
+    def _default_depth_is_allowed(self) -> Self:
+        if self.depth > self.max_depth:
+            raise ValueError(f"depth is {self.depth}: expected at most max_depth, which is {self.max_depth}")
+        return self
 
 
 class MetricsSettings(_Section):
     """Prometheus endpoints; 0 turns one off."""
 
     host: str = "127.0.0.1"
-    models: int = 0
-    retrieval: int = 0
-    ranker: int = 0
+    models: Port = 0
+    retrieval: Port = 0
+    ranker: Port = 0
 
 
 class Settings(BaseSettings):
@@ -179,7 +252,10 @@ def load(**overrides: Any) -> Settings:
     try:
         return Settings(**{"data_dir": data_dir(), **overrides})
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        lines = [
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg'].removeprefix('Value error, ')}, got {e['input']!r}"
+            for e in error.errors()
+        ]
         raise SettingsError("; ".join(lines)) from error
     except tomllib.TOMLDecodeError as error:
         files = " or ".join(str(path) for path in config_paths())

@@ -73,7 +73,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     prefix = settings.redis.prefix
     window_ms = settings.postings.tombstone_window_ms
     cache = ScoreCache(link, prefix, ranker.score_cache_ttl_s, time.monotonic)
-    models = ModelsClient(settings.models.listen)
+    models = ModelsClient(settings.models.dial)
     shards = shard_addresses(settings.retrieval)
     retrieval = RetrievalClient(shards)
     pipeline = Pipeline(

@@ -65,7 +65,7 @@ def search(
     from penstock.retrieval.client import RetrievalClient, shard_addresses
 
     settings = load()
-    with closing(RankerClient(settings.ranker.listen)) as ranker:
+    with closing(RankerClient(settings.ranker.dial)) as ranker:
         result = ranker.rank(request, timeout=deadline_ms / 1000 + 1)
     if result.error is not None:
         raise SearchFailed(f"no answer: {result.error}")

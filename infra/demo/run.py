@@ -85,14 +85,14 @@ def run(options: Options, console: Console, clock: Callable[[], int]) -> Report:
         check_broker(settings.kafka, [POSTINGS.name, POSTINGS.dead_letters, QUERIES.name, RANK_RESULTS.name])
         with (
             closing(RetrievalClient(shard_addresses(settings.retrieval))) as retrieval,
-            closing(RankerClient(settings.ranker.listen)) as ranker,
+            closing(RankerClient(settings.ranker.dial)) as ranker,
         ):
             run_id = f"demo-{clock():x}"
             report = _on(settings, options, given, view, retrieval, ranker, run_id, clock)
             report = replace(report, elapsed_s=round(time.monotonic() - began, 1))
             _write_report(options.report, report, view)
             if options.rankings is not None:
-                with closing(ModelsClient(settings.models.listen)) as models:
+                with closing(ModelsClient(settings.models.dial)) as models:
                     shortest = write_rankings(
                         options.rankings, ranker, models, given.queries, run_id=run_id, clock=clock
                     )
