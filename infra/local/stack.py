@@ -76,7 +76,11 @@ class Stack:
 
     def running(self) -> bool:
         """Whether this stack's process manager is there."""
-        return self.layout.supervisor_conf.is_file() and self._supervisor().pid() is not None
+        return self.supervisor_pid() is not None
+
+    def supervisor_pid(self) -> int | None:
+        """The process manager's process, if it is there."""
+        return self._supervisor().pid() if self.layout.supervisor_conf.is_file() else None
 
     def settings(self) -> Settings:
         """The settings in force for this stack. Raises SettingsError."""

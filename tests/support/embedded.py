@@ -19,15 +19,27 @@ class EmbeddedStack:
     def settings(self) -> Settings:
         return self.stack.settings()
 
-    def pid(self, part: str) -> int:
-        [found] = [status.pid for status in self.stack.status() if status.name == part]
-        assert found is not None, f"{part} has no process"
-        return found
+    def pids(self, victim: str) -> list[int]:
+        """The processes of a part; "workers" are the TaskManager's Python ones, "supervisord" keeps all the others."""
+        if victim == "supervisord":
+            found = self.stack.supervisor_pid()
+            return [found] if found is not None else []
+        part = "taskmanager" if victim == "workers" else victim
+        [pid] = [status.pid for status in self.stack.status() if status.name == part]
+        if pid is None:
+            return []
+        if victim != "workers":
+            return [pid]
+        children = psutil.Process(pid).children(recursive=True)
+        return [child.pid for child in children if any("beam_boot" in word for word in child.cmdline())]
 
-    def kill(self, part: str) -> None:
-        process = psutil.Process(self.pid(part))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(10)
+    def kill(self, victim: str) -> None:
+        pids = self.pids(victim)
+        assert pids, f"{victim} has no process"
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
+        assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
     def heal(self) -> None:
         self.stack.up()
