@@ -46,6 +46,7 @@ def search(
     deadline_ms: Annotated[
         int, typer.Option("--deadline-ms", min=1, max=3_600_000, help="How long the answer is of use.")
     ] = 10_000,
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose postings.")] = "default",
     explain: Annotated[
         bool, typer.Option("--explain", help="What each score is made of, and the filter trees.")
     ] = False,
@@ -57,7 +58,7 @@ def search(
     What is understood from the words excludes only postings known to violate it.
     """
     # A wrong argument is told before the clients, which take a while to import.
-    request = _request(text, parse_filters(filters or []), size, cursor, deadline_ms)
+    request = _request(text, tenant, parse_filters(filters or []), size, cursor, deadline_ms)
 
     from penstock.infra.cli import output
     from penstock.infra.settings import load
@@ -95,20 +96,28 @@ def parse_filters(clauses: list[str]) -> Filter | None:
     return filters.all_of(*parsed)
 
 
-def _request(text: str, tree: Filter | None, size: int, cursor: str | None, deadline_ms: int) -> RankRequest:
+def _request(
+    text: str, tenant: str, tree: Filter | None, size: int, cursor: str | None, deadline_ms: int
+) -> RankRequest:
     import uuid
 
     from penstock.infra.cli.output import now_ms
+    from penstock.schemas.errors import InvalidRecord
     from penstock.schemas.events import Page, RankQuery, RankRequest
-    from penstock.schemas.validate import MAX_QUERY_BYTES
+    from penstock.schemas.validate import MAX_QUERY_BYTES, check_id
 
     if not text.strip() and tree is None:
         raise typer.BadParameter("words, or a --filter", param_hint="TEXT")
     if len(text.encode("utf-8", "surrogatepass")) > MAX_QUERY_BYTES:
         raise typer.BadParameter(f"at most {MAX_QUERY_BYTES} bytes", param_hint="TEXT")
+    try:
+        check_id("tenant", tenant)
+    except InvalidRecord as error:
+        raise typer.BadParameter(str(error), param_hint="--tenant") from error
     now = now_ms()
     return RankRequest(
         request_id=f"cli-{uuid.uuid4().hex}",
+        tenant=tenant,
         deadline=now + deadline_ms,
         query=RankQuery(text=text, filters=tree),
         page=Page(size=size, cursor=cursor),

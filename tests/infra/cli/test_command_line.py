@@ -19,6 +19,7 @@ from penstock.schemas.events import (
     IndexUpdate,
     Location,
     RankedItem,
+    RankRequest,
     RankResult,
     Understood,
     Vector,
@@ -126,6 +127,14 @@ def test_search_shows_ranks_titles_and_what_was_understood(cli, asked):
     query = asked[0].query
     assert query.text == "nurse in Ohio, remote"
     assert query.filters == filters.all_of(filters.parse("salary.annual_max>=60000"), filters.parse("remote=REMOTE"))
+
+
+def test_search_asks_for_the_tenant_named(cli, asked):
+    assert cli("search", "nurse", "--tenant", "acme").exit_code == 0
+    assert asked[0].tenant == "acme"
+    assert cli("search", "nurse").exit_code == 0
+    assert [r.tenant for r in asked if isinstance(r, RankRequest)] == ["acme", "default"]
+    assert cli("search", "nurse", "--tenant", "").exit_code == 2
 
 
 def test_search_explains_scores_and_trees(cli):
@@ -284,6 +293,15 @@ def test_an_unexpected_error_is_one_sentence_unless_debugging(alone, tmp_path, m
     assert "PENSTOCK_DEBUG=1" in result.stderr
     monkeypatch.setenv("PENSTOCK_DEBUG", "1")
     assert isinstance(alone("get", "p1").exception, UnicodeDecodeError)
+
+
+def test_the_demo_does_not_touch_a_configured_system_unless_told_to(alone, monkeypatch, free_port):
+    brokers = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("PENSTOCK_KAFKA__BOOTSTRAP_SERVERS", brokers)
+    result = alone("demo")
+    assert result.exit_code == 2 and brokers in result.stderr and "--on-configured" in result.stderr
+    told = alone("demo", "--on-configured")
+    assert told.exit_code == 1 and "no Kafka broker answers" in told.stderr
 
 
 # --- starting ----------------------------------------------------------------------------------------------------
