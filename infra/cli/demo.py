@@ -43,10 +43,20 @@ def demo(
     patience: Annotated[
         float, typer.Option("--patience", min=1.0, help="Seconds without progress after which the verdict is given.")
     ] = 60.0,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="Whose the queries are, where the postings are of several tenants.")
+    ] = None,
+    on_configured: Annotated[
+        bool,
+        typer.Option(
+            "--on-configured", help="Really publish to the system that PENSTOCK_CONFIG or PENSTOCK_… variables name."
+        ),
+    ] = False,
 ) -> None:
     """Replay postings through Kafka, Flink and the index, then account for every one of them.
 
-    Starts a stack of its own unless one is up, and stops what it started. Exit code 1 when anything was lost or wrong.
+    Starts a stack of its own unless one is up, and stops what it started. Exit code 1 when anything was lost or wrong,
+    or a query was never answered.
     """
     from rich.console import Console
 
@@ -64,6 +74,8 @@ def demo(
         seed=seed,
         chaos=chaos,
         patience_s=patience,
+        tenant=tenant,
+        on_configured=on_configured,
     )
-    if not run(options, Console(highlight=False), now_ms).accounting.clean:
+    if not run(options, Console(highlight=False), now_ms).clean:
         raise typer.Exit(1)

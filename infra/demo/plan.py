@@ -1,7 +1,8 @@
 """What the demo publishes, decided beforehand: new postings and everything that goes wrong in real life between them.
 
-Pure: the same postings, seed and start give the same events. Each event says whether it must be refused, and where;
-what becomes of the others is for `accounting` to say, from their order alone.
+Pure: the same postings, seed and start give the same events. Each event says whether it must be refused, and where:
+of the sample and of every poison by how it was made, of anyone's own postings (`checked`) by the pipeline's published
+rules, `validate.check_posting`. What becomes of the others is for `accounting` to say, from their order alone.
 """
 
 from __future__ import annotations
@@ -57,26 +58,41 @@ class PlannedEvent:
     refused: str | None = None
 
 
-def as_given(postings: Sequence[Posting], *, start_ms: int, max_life_ms: int) -> list[PlannedEvent]:
+def as_given(
+    postings: Sequence[Posting], *, start_ms: int, max_life_ms: int, checked: bool = True
+) -> list[PlannedEvent]:
     """The postings as events, in order, with nothing mixed in. One that breaks a rule must be refused by `validate`."""
-    return [_event(Kind.NEW, posting, start_ms, max_life_ms) for posting in postings]
+    return [
+        _event(Kind.NEW, posting, _broken_rule(posting, start_ms, max_life_ms) if checked else None)
+        for posting in postings
+    ]
 
 
 def plan(
-    postings: Sequence[Posting], *, seed: int, start_ms: int, rate: float, count: int, max_life_ms: int
+    postings: Sequence[Posting],
+    *,
+    seed: int,
+    start_ms: int,
+    rate: float,
+    count: int,
+    max_life_ms: int,
+    checked: bool = True,
 ) -> list[PlannedEvent]:
     """`count` events: the postings once each in seeded order, with updates, deletes and trouble in between.
 
     `rate` is events a second (0: all at `start_ms`), which says when each short expiry falls due. When the postings
-    run out, updates take their place.
+    run out, updates take their place. `checked` asks the rules about each posting; without it all but the poison must
+    be accepted, whatever the rules' code says.
     """
-    return _Planner(postings, seed, start_ms, rate, max_life_ms).run(count)
+    return _Planner(postings, seed, start_ms, rate, max_life_ms, checked).run(count)
 
 
 class _Planner:
     """The growing plan and what is known so far. Used once."""
 
-    def __init__(self, postings: Sequence[Posting], seed: int, start_ms: int, rate: float, max_life_ms: int) -> None:
+    def __init__(
+        self, postings: Sequence[Posting], seed: int, start_ms: int, rate: float, max_life_ms: int, checked: bool
+    ) -> None:
         self._random = random.Random(seed)
         self._fresh = [posting for posting in postings if posting.op is Op.UPSERT]
         self._random.shuffle(self._fresh)
@@ -84,6 +100,7 @@ class _Planner:
         self._rate = rate
         self._end_ms = start_ms
         self._max_life_ms = max_life_ms
+        self._checked = checked
         self._newest: dict[str, Posting] = {}
         self._ids: list[str] = []
         self._late: dict[int, list[Posting]] = {}
@@ -119,7 +136,8 @@ class _Planner:
         return self._events
 
     def _add(self, kind: Kind, posting: Posting) -> None:
-        event = _event(kind, posting, self._start_ms, self._max_life_ms)
+        refused = _broken_rule(posting, self._start_ms, self._max_life_ms) if self._checked else None
+        event = _event(kind, posting, refused)
         self._events.append(event)
         known = self._newest.get(posting.posting_id)
         if event.refused is None and (known is None or posting.version > known.version):
@@ -237,10 +255,14 @@ def _bare(posting: Posting) -> Posting:
     return Posting(posting_id=posting.posting_id, version=posting.version, tenant=posting.tenant)
 
 
-def _event(kind: Kind, posting: Posting, start_ms: int, max_life_ms: int) -> PlannedEvent:
+def _broken_rule(posting: Posting, start_ms: int, max_life_ms: int) -> str | None:
+    """The stage that must refuse this posting, as the published rules have it; None when it keeps them."""
     try:
         check_posting(posting, now_ms=start_ms, max_life_ms=max_life_ms)
-        refused = None
     except InvalidRecord:
-        refused = "validate"
+        return "validate"
+    return None
+
+
+def _event(kind: Kind, posting: Posting, refused: str | None) -> PlannedEvent:
     return PlannedEvent(kind, posting.posting_id, codec(Posting).encode(posting), posting, refused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,9 +38,15 @@ def ask(
     """
     request = RankRequest(
         request_id=request_id,
+        tenant=query.event.tenant,
+        class_=query.event.class_,
         deadline=now_ms + DEADLINE_MS,
-        query=RankQuery(text=query.text, filters=query.filters, vector=vector),
+        query=RankQuery(
+            text=query.event.text, filters=query.event.filters, vector=vector, person_id=query.event.person_id
+        ),
         depth=depth,
+        min_version=query.event.min_version,
+        trace=query.event.trace,
         page=Page(size=size),
         produced_at=now_ms,
     )
@@ -58,8 +64,8 @@ def write_rankings(
     *,
     run_id: str,
     clock: Callable[[], int],
-) -> int:
-    """One line a query: query_id, items [{posting_id, score}], best first; returns the shortest list's length.
+) -> dict[str, int]:
+    """One line a query: query_id, items [{posting_id, score}], best first; returns each list's length by query id.
 
     Where fewer than DEPTH postings pass what was understood from the words, those that do not follow behind, their
     scores scaled below the last. A list is shorter than DEPTH only when the caller's own filters leave fewer.
@@ -70,7 +76,7 @@ def write_rankings(
         result = ask(ranker, query, request_id=request_id, size=DEPTH, depth=DEPTH, now_ms=clock())
         items = [(item.posting_id, item.score) for item in result.items]
         if len(items) < DEPTH and result.understood:
-            (analysis,) = models.analyze(AnalyzeQueriesRequest(texts=(query.text,)), DEADLINE_MS / 1000).analyses
+            (analysis,) = models.analyze(AnalyzeQueriesRequest(texts=(query.event.text,)), DEADLINE_MS / 1000).analyses
             whole = ask(
                 ranker,
                 query,
@@ -84,10 +90,21 @@ def write_rankings(
             items += [(item.posting_id, last * item.score) for item in whole.items if item.posting_id not in there]
         return items[:DEPTH]
 
-    shortest = DEPTH
+    lengths = {}
     with ThreadPoolExecutor(TOGETHER) as pool, path.open("w", encoding="utf-8") as out:
         for query, items in zip(queries, pool.map(rank, queries), strict=True):
-            shortest = min(shortest, len(items))
+            lengths[query.query_id] = len(items)
             ranked = [{"posting_id": posting_id, "score": score} for posting_id, score in items]
             out.write(json.dumps({"query_id": query.query_id, "items": ranked}, ensure_ascii=False) + "\n")
-    return shortest
+    return lengths
+
+
+def too_short(queries: Sequence[Query], lengths: Mapping[str, int], live: Mapping[str, int]) -> list[str]:
+    """A sentence for every ranking with fewer than min(DEPTH, the tenant's live postings); `live` is by tenant."""
+    out = []
+    for query in queries:
+        wanted, got = min(DEPTH, live.get(query.event.tenant, 0)), lengths[query.query_id]
+        if got < wanted:
+            why = "its own filters leave no more" if query.event.filters is not None else "the ranker gave no more"
+            out.append(f"query {query.query_id!r}: {got} postings ranked instead of {wanted}: {why}")
+    return out

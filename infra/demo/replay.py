@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from penstock.infra.demo.accounting import Oracle, Published
 from penstock.infra.demo.plan import PlannedEvent
 from penstock.infra.demo.sample import Query
 from penstock.infra.kafka_clients import Publisher
-from penstock.schemas.events import Page, SearchQuery
 from penstock.schemas.topics import POSTINGS, QUERIES
-
-QUERY_DEADLINE_MS = 10_000
 
 
 @dataclass(slots=True)
 class Replay:
-    """What was published. `asked` has each query's publishing time (epoch ms) by request id."""
+    """What was published. `asked` has each query's publishing time (epoch ms) by request id.
+
+    `probes` are ids published before the clock started: judged like all others, and in no count.
+    """
 
     oracle: Oracle = field(default_factory=Oracle)
-    published: int = 0
-    unmeasured: int = 0  # of `published`, those before the clock started
+    probes: set[str] = field(default_factory=set)
+    published: int = 0  # records, those of the probes apart
     first_ms: int | None = None
     last_ms: int | None = None
     asked: dict[str, int] = field(default_factory=dict)
@@ -69,23 +69,15 @@ def _publish(
     out.oracle.apply(Published(event.posting_id, event.value, event.posting, event.refused))
     version = out.oracle.version_of(event.posting_id)
     publisher.publish_raw(POSTINGS.name, event.posting_id.encode(), event.value, timestamp_ms=now_ms)
-    out.published += 1
-    out.first_ms = now_ms if out.first_ms is None else out.first_ms
-    out.last_ms = now_ms
+    if event.posting_id not in out.probes:
+        out.published += 1
+        out.first_ms = now_ms if out.first_ms is None else out.first_ms
+        out.last_ms = now_ms
     if version is not None and version != before:
         track(event.posting_id, version)
 
 
 def _ask(out: Replay, publisher: Publisher, query: Query, run_id: str, now_ms: int) -> None:
     request_id = f"{run_id}-{query.query_id}"
-    publisher.publish(
-        QUERIES,
-        SearchQuery(
-            request_id=request_id,
-            text=query.text,
-            filters=query.filters,
-            deadline_ms=QUERY_DEADLINE_MS,
-            page=Page(size=10),
-        ),
-    )
+    publisher.publish(QUERIES, replace(query.event, request_id=request_id))
     out.asked[request_id] = now_ms

@@ -13,17 +13,23 @@ import psutil
 from penstock.infra.demo.accounting import Accounting
 from penstock.infra.demo.replay import Replay
 from penstock.infra.demo.settle import Settled
-from penstock.infra.demo.watch import Watch, freshness_ms, percentile
+from penstock.infra.demo.watch import Watch, percentile
 from penstock.schemas.events import IndexOp
 from penstock.schemas.rpc import Row
+
+# A version overtaken before anyone looked has no sample; what models were late for (revision -1) has one.
+FRESHNESS_OVER = "accepted upsert versions of the fast lane as the watch first saw them, not only each posting's last"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What happened. Times in milliseconds where the name says so, else seconds."""
+    """What happened to the postings given; the probes before them are in no count, only judged (lost, wrong).
+
+    Times in milliseconds where the name says so, else seconds.
+    """
 
     accounting: Accounting
-    freshness_ms: Mapping[str, Mapping[str, float | None]]
+    freshness_ms: Mapping[str, Mapping[str, float | str | None]]
     postings_per_second: float
     queries: Mapping[str, Any]
     without_vector: int  # live postings that can be found by filters only, since models were late
@@ -36,6 +42,16 @@ class Report:
     searches: tuple[Mapping[str, Any], ...] = ()
     elapsed_s: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def unanswered(self) -> int:
+        """Queries for which nothing came back at all; a late one is answered, with an error."""
+        return int(self.queries["published"]) - int(self.queries.get("answered", 0))
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything published is accounted for, postings and queries."""
+        return self.accounting.clean and self.unanswered == 0
 
     def to_json(self) -> dict[str, Any]:
         out = asdict(self)
@@ -55,15 +71,20 @@ def summarise(
 ) -> Report:
     """The report without its searches."""
     rows = settled.rows.values()
-    fresh = [value for row in rows if (value := freshness_ms(row)) is not None]
+    fresh = watch.seen().freshness_ms
     first_ms, last_ms = done.first_ms or 0, done.last_ms or 0
     seconds = max(0.001, (max(_last_searchable(rows, first_ms), last_ms) - first_ms) / 1000)
     return Report(
         accounting=settled.accounting,
         freshness_ms={
-            "searchable": {"p50": percentile(fresh, 0.5), "p99": percentile(fresh, 0.99), "samples": len(fresh)}
+            "searchable": {
+                "p50": percentile(fresh, 0.5),
+                "p99": percentile(fresh, 0.99),
+                "samples": len(fresh),
+                "over": FRESHNESS_OVER,
+            }
         },
-        postings_per_second=round((done.published - done.unmeasured) / seconds, 2),
+        postings_per_second=round(done.published / seconds, 2),
         queries=_queries(done, watch),
         without_vector=sum(
             1 for row in rows if row.update and row.update.op is IndexOp.UPSERT and row.update.vector is None
@@ -124,14 +145,16 @@ def rows_of(report: Report) -> list[tuple[str, str]]:
         ("live · deleted · expired · rejected", f"{a.live} · {a.deleted} · {a.expired} · {a.rejected}"),
         ("dead letters", f"{a.dead_lettered}, bytes untouched"),
         ("lost · wrong", f"{a.lost} · {a.wrong}"),
-        ("produced to searchable", f"p50 {_ms(fresh['p50'])}, p99 {_ms(fresh['p99'])} ({fresh['samples']} postings)"),
+        ("produced to searchable", f"p50 {_ms(fresh['p50'])}, p99 {_ms(fresh['p99'])} ({fresh['samples']} versions)"),
     ]
     if queries["published"]:
         latency = queries["latency_ms"]
         out.append(
             (
                 "queries answered",
-                f"{queries['answered']} of {queries['published']}, {queries['with_error']} with an error, "
+                f"{queries['answered']} of {queries['published']}, "
+                + (f"{report.unanswered} NEVER ANSWERED, " if report.unanswered else "")
+                + f"{queries['with_error']} with an error, "
                 f"{queries['degraded']} degraded, p50 {_ms(latency['p50'])}, p99 {_ms(latency['p99'])}",
             )
         )
@@ -146,5 +169,5 @@ def rows_of(report: Report) -> list[tuple[str, str]]:
     return out
 
 
-def _ms(value: float | None) -> str:
+def _ms(value: Any) -> str:
     return "–" if value is None else f"{value:.0f} ms"

@@ -13,20 +13,21 @@ import json
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
 from penstock.infra.demo import plan as planning
 from penstock.infra.demo import sample
-from penstock.infra.demo.rankings import RankingFailed, ask, write_rankings
+from penstock.infra.demo.rankings import too_short, write_rankings
 from penstock.infra.demo.replay import Replay, replay
 from penstock.infra.demo.report import Report, summarise
+from penstock.infra.demo.searches import examples, shown_searches
 from penstock.infra.demo.session import system
 from penstock.infra.demo.settle import settle
 from penstock.infra.demo.view import View
@@ -36,7 +37,7 @@ from penstock.infra.settings import Settings
 from penstock.ranker.client import RankerClient
 from penstock.retrieval.client import ModelsClient, RetrievalClient, shard_addresses
 from penstock.schemas.events import Op, Posting
-from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import RowState
 from penstock.schemas.topics import POSTINGS, QUERIES, RANK_RESULTS
 
 DEFAULT_SECONDS = 45.0  # of the shipped sample; with start and stop below two minutes on two cores
@@ -60,6 +61,8 @@ class Options:
     seed: int = 1
     chaos: bool | None = None  # None: only with the shipped sample
     patience_s: float = 60.0
+    tenant: str | None = None  # whose the queries are; None: that of the postings
+    on_configured: bool = False  # publish to a system that settings name
 
 
 class NothingGetsThrough(Exception):
@@ -73,7 +76,7 @@ class _Input:
 
 
 def run(options: Options, console: Console, clock: Callable[[], int]) -> Report:
-    """The whole demo; its report says whether anything was lost or wrong. `clock` is epoch milliseconds."""
+    """The whole demo; its report says whether anything was lost, wrong or unanswered. `clock` is epoch milliseconds."""
     began = time.monotonic()
     given = _read(options)
     view = View(console)
@@ -81,23 +84,36 @@ def run(options: Options, console: Console, clock: Callable[[], int]) -> Report:
         for line in given.lines.refused[:5]:
             view.say(f"left out: {line}", style="yellow")
         view.say(f"{len(given.lines.refused)} lines are no record and are left out", style="yellow")
-    with _terminated_like_interrupted(), system(keep=options.keep, tell=view.say) as settings:
+    with (
+        _terminated_like_interrupted(),
+        system(keep=options.keep, on_configured=options.on_configured, tell=view.say) as settings,
+    ):
         check_broker(settings.kafka, [POSTINGS.name, POSTINGS.dead_letters, QUERIES.name, RANK_RESULTS.name])
         with (
             closing(RetrievalClient(shard_addresses(settings.retrieval))) as retrieval,
             closing(RankerClient(settings.ranker.dial)) as ranker,
         ):
             run_id = f"demo-{clock():x}"
-            report = _on(settings, options, given, view, retrieval, ranker, run_id, clock)
+            report, live = _on(settings, options, given, view, retrieval, ranker, run_id, clock)
             report = replace(report, elapsed_s=round(time.monotonic() - began, 1))
             _write_report(options.report, report, view)
             if options.rankings is not None:
                 with closing(ModelsClient(settings.models.dial)) as models:
-                    shortest = write_rankings(
+                    lengths = write_rankings(
                         options.rankings, ranker, models, given.queries, run_id=run_id, clock=clock
                     )
-                view.say(f"{options.rankings}: {len(given.queries)} queries, {shortest} postings each or more")
+                _tell_rankings(options.rankings, given.queries, lengths, live, view)
     return report
+
+
+def _tell_rankings(
+    path: Path, queries: Sequence[sample.Query], lengths: Mapping[str, int], live: Mapping[str, int], view: View
+) -> None:
+    from penstock.infra.cli.output import say
+
+    view.say(f"{path}: {len(queries)} queries, {min(lengths.values(), default=0)} postings each or more")
+    for line in too_short(queries, lengths, live):
+        say(line, style="yellow")
 
 
 def _write_report(path: Path | None, report: Report, view: View) -> None:
@@ -110,9 +126,12 @@ def _read(options: Options) -> _Input:
     for path in (options.rankings, options.report):
         if path is not None and not path.absolute().parent.is_dir():
             raise sample.BadInput(f"cannot write {path}: there is no directory {path.absolute().parent}")
+    if options.postings is None and options.tenant not in (None, sample.DEFAULT_TENANT):
+        raise sample.BadInput(f"the sample is of tenant {sample.DEFAULT_TENANT!r}: --tenant goes with --postings")
     lines = None if options.postings is None else sample.read_postings(options.postings)
     if options.queries is not None:
-        return _Input(lines, sample.read_queries(options.queries))
+        tenant = sample.tenant_of(lines.postings if lines else (), options.tenant)
+        return _Input(lines, sample.read_queries(options.queries, tenant))
     # The shipped queries go with the shipped postings.
     return _Input(lines, sample.shipped_queries() if lines is None else ())
 
@@ -126,18 +145,18 @@ def _on(
     ranker: RankerClient,
     run_id: str,
     clock: Callable[[], int],
-) -> Report:
-    """The run on a system that is up."""
+) -> tuple[Report, Mapping[str, int]]:
+    """The run on a system that is up: its report, and how many postings are live by tenant."""
     done = Replay()
     with Watch(settings, retrieval, clock) as watch, Publisher(settings.kafka) as publisher:
         _probe(done, publisher, watch, view, run_id, clock)
         events = _events(options, given.lines, settings, clock())
-        done.unmeasured, done.first_ms = done.published, None
+        watch.start_counting()
         started = time.monotonic()
         with view:
 
             def tell(stage: str) -> Callable[[], None]:
-                return lambda: view.progress(stage, watch.seen, done.published - done.unmeasured, len(events), started)
+                return lambda: view.progress(stage, watch.seen, done.published, len(events), started)
 
             replay(
                 done,
@@ -162,8 +181,13 @@ def _on(
             lines_refused=len(given.lines.refused) if given.lines else 0,
         )
     view.report(report)
-    searches = _searches(_examples(given), ranker, retrieval, view, run_id, clock)
-    return replace(report, searches=tuple(searches))
+    searches = shown_searches(
+        examples(given.queries, own=given.lines is not None), ranker, retrieval, view, run_id, clock
+    )
+    live = Counter(
+        row.update.tenant for row in settled.rows.values() if row.state is RowState.LIVE and row.update is not None
+    )
+    return replace(report, searches=tuple(searches)), live
 
 
 def _chaos(options: Options) -> bool:
@@ -177,14 +201,22 @@ def _events(
     postings: Sequence[Posting] = (sample.shipped_postings(now_ms) if lines is None else lines).postings
     at_rate = None if options.seconds is None or not options.rate else max(1, round(options.rate * options.seconds))
     if not _chaos(options):
-        return planning.as_given(postings, start_ms=now_ms, max_life_ms=life)[:at_rate]
+        return planning.as_given(postings, start_ms=now_ms, max_life_ms=life, checked=lines is not None)[:at_rate]
     if at_rate is not None:
         count = at_rate
     elif lines is None:
         count = round(options.rate * DEFAULT_SECONDS) or DEFAULT_EVENTS
     else:
         count = round(len(postings) / (1 - sum(planning.SHARES.values())))
-    return planning.plan(postings, seed=options.seed, start_ms=now_ms, rate=options.rate, count=count, max_life_ms=life)
+    return planning.plan(
+        postings,
+        seed=options.seed,
+        start_ms=now_ms,
+        rate=options.rate,
+        count=count,
+        max_life_ms=life,
+        checked=lines is not None,
+    )
 
 
 def _probe(done: Replay, publisher: Publisher, watch: Watch, view: View, run_id: str, clock: Callable[[], int]) -> None:
@@ -193,8 +225,11 @@ def _probe(done: Replay, publisher: Publisher, watch: Watch, view: View, run_id:
     now, probes = clock(), []
     for number in range(PROBES):
         probes.append(Posting(posting_id=f"{run_id}-probe-{number}", version=1, title="Probe", description="A probe."))
+    done.probes.update(probe.posting_id for probe in probes)
     for step in (probes, [replace(probe, version=2, op=Op.DELETE) for probe in probes]):
-        _silently(done, publisher, planning.as_given(step, start_ms=now, max_life_ms=0), watch, run_id, clock)
+        _silently(
+            done, publisher, planning.as_given(step, start_ms=now, max_life_ms=0, checked=False), watch, run_id, clock
+        )
         deadline = time.monotonic() + PROBE_PATIENCE_S
         while watch.seen().waiting:
             if time.monotonic() > deadline:
@@ -227,51 +262,6 @@ def _await_answers(done: Replay, watch: Watch) -> None:
     deadline = time.monotonic() + ANSWER_PATIENCE_S
     while time.monotonic() < deadline and not done.asked.keys() <= watch.results().keys():
         time.sleep(0.1)
-
-
-def _examples(given: _Input) -> list[sample.Query]:
-    if given.lines is None:
-        return [sample.Query(f"example-{number}", text) for number, text in enumerate(sample.EXAMPLES)]
-    return list(given.queries[:3])
-
-
-def _searches(
-    queries: Sequence[sample.Query],
-    ranker: RankerClient,
-    retrieval: RetrievalClient,
-    view: View,
-    run_id: str,
-    clock: Callable[[], int],
-) -> Iterator[Mapping[str, Any]]:
-    """The example searches, shown as `penstock search` shows them."""
-    from penstock.infra.cli import search
-
-    for query in queries:
-        try:
-            result = ask(ranker, query, request_id=f"{run_id}-{query.query_id}", size=5, now_ms=clock())
-        except (RankingFailed, CallError) as error:
-            view.say(str(error), style="red")
-            yield {"query": query.text, "error": str(error)}
-            continue
-        rows = search.fetch(retrieval, [item.posting_id for item in result.items])
-        view.say("")
-        search.show(query.text, result, rows)
-        document = search.result_json(result, rows)
-        yield {
-            "query": query.text,
-            "understood": document["understood"],
-            "degraded": list(result.degraded),
-            "total": result.total,
-            "items": [
-                {
-                    "posting_id": item["posting_id"],
-                    "score": item["score"],
-                    "title": None if item["posting"] is None else item["posting"]["title"],
-                }
-                for item in document["items"]
-            ],
-            "timings": dict(result.timings),
-        }
 
 
 @contextmanager

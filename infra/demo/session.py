@@ -11,20 +11,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from penstock.infra.locate import configured_elsewhere, stack_runs
-from penstock.infra.settings import Settings, data_dir, load
+from penstock.infra.settings import Settings, SettingsError, data_dir, load
+
+
+class NotAsked(SettingsError):
+    """The demo would write to a system somebody runs, and nobody said that it may."""
 
 
 @contextmanager
-def system(*, keep: bool, tell: Callable[[str], None]) -> Iterator[Settings]:
-    """Settings of a running system.
+def system(*, keep: bool, on_configured: bool, tell: Callable[[str], None]) -> Iterator[Settings]:
+    """Settings of a running system. Raises NotAsked.
 
-    In this order: the one that PENSTOCK_CONFIG or variables name; the stack of the data directory, healed if it is up
-    in part; else a fresh stack in `<data dir>/demo`, taken down at the end whatever happens, unless `keep`.
+    In this order: the one that PENSTOCK_CONFIG or variables name, if `on_configured` says so; the stack of the data
+    directory, healed if it is up in part; else a fresh stack in `<data dir>/demo`, taken down at the end whatever
+    happens, unless `keep`.
     """
     from penstock.infra.local.stack import Stack
 
     if configured_elsewhere():
-        yield load()
+        settings = load()
+        if not on_configured:
+            raise NotAsked(
+                "PENSTOCK_CONFIG or PENSTOCK_… variables name a system of your own: the demo would publish its "
+                f"postings, poison, probes and queries to the brokers at {settings.kafka.bootstrap_servers}, for real. "
+                "Say --on-configured if you want that; unset the variables for a stack of the demo's own"
+            )
+        yield settings
         return
     shared = data_dir()
     if stack_runs(shared):

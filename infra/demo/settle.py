@@ -17,7 +17,7 @@ EXPIRIES_AHEAD_MS = 15_000  # expiries this soon after the last event are waited
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The verdict, and the rows it was given on."""
+    """The verdict, and the rows it was given on, those of the probes apart."""
 
     accounting: Accounting
     rows: Mapping[str, Row]
@@ -83,5 +83,13 @@ def _verdict(done: Replay, watch: Watch, clock: Callable[[], int]) -> Settled | 
     if rows is None:
         return None
     # A posting that falls due between this clock and the shard's is found wrong, and the caller looks again.
-    accounting = compare(done.published, expected, rows, done.oracle.refused(), done.oracle.usable(), watch.letters())
-    return Settled(accounting, rows)
+    accounting = compare(
+        done.published,
+        expected,
+        rows,
+        done.oracle.refused(),
+        done.oracle.usable(),
+        watch.letters(),
+        uncounted=done.probes,
+    )
+    return Settled(accounting, {posting_id: row for posting_id, row in rows.items() if posting_id not in done.probes})

@@ -58,7 +58,9 @@ class View:
     def report(self, report: Report) -> None:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for name, value in rows_of(report):
-            bad = name.startswith("lost") and not report.accounting.clean
+            bad = (name.startswith("lost") and not report.accounting.clean) or (
+                name.startswith("queries") and report.unanswered > 0
+            )
             table.add_row(name, value, style="bold red" if bad else "")
         self._console.print()
         self._console.print(table)

@@ -20,9 +20,10 @@ from penstock.infra.telemetry import DEGRADED
 from penstock.retrieval.client import RetrievalClient
 from penstock.schemas import topics
 from penstock.schemas.events import DeadLetter, IndexOp, RankResult
+from penstock.schemas.framing import topic_codec
 from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import GetRequest, Row
-from penstock.schemas.wire import codec
+from penstock.schemas.wire import Codec, codec
 
 INTERVAL_S = 0.25
 ROWS_A_LOOK = 200  # the oldest that are still waited for: looking must not cost what it measures
@@ -50,10 +51,13 @@ class Watch:
         self._clock = clock  # epoch milliseconds
         self._letters_tail = Tail(settings.kafka, [topics.POSTINGS.dead_letters])
         self._results_tail = Tail(settings.kafka, [topics.RANK_RESULTS.name])
+        # Dead letters are single-object encoded everywhere; results are framed as their topic is here.
+        self._result_codec: Codec[RankResult] = topic_codec(topics.RANK_RESULTS, settings.kafka.schema_registry)
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, int] = OrderedDict()
         self._searchable: set[str] = set()
-        self._freshness: list[float] = []
+        self._versions: set[tuple[str, int]] = set()  # tracked ever: a row of an earlier run is not this one's
+        self._freshness: dict[tuple[str, int], float] = {}  # by id and version, as it was first seen
         self._letters: list[DeadLetter] = []
         self._results: dict[str, tuple[int, RankResult]] = {}
         self._trouble: str | None = None
@@ -77,7 +81,16 @@ class Watch:
         with self._lock:
             self._waiting[posting_id] = version
             self._waiting.move_to_end(posting_id)
+            self._versions.add((posting_id, version))
             self._searchable.discard(posting_id)
+
+    def start_counting(self) -> None:
+        """Forget what was tracked so far (the probes): the counts and samples of `seen` begin here."""
+        with self._lock:
+            self._waiting.clear()
+            self._versions.clear()
+            self._searchable.clear()
+            self._freshness.clear()
 
     def seen(self) -> Seen:
         """Raises what ended the watching, if anything did."""
@@ -89,7 +102,7 @@ class Watch:
                 waiting=len(self._waiting),
                 letters=len(self._letters),
                 results=len(self._results),
-                freshness_ms=tuple(self._freshness),
+                freshness_ms=tuple(self._freshness.values()),
                 trouble=self._trouble,
             )
 
@@ -103,7 +116,7 @@ class Watch:
             return dict(self._results)
 
     def rows(self, posting_ids: Iterable[str]) -> Mapping[str, Row] | None:
-        """The rows of these ids now; None while retrieval does not answer."""
+        """The rows of these ids now; None while retrieval does not answer. What they tell of freshness is kept."""
         ids, rows = list(posting_ids), {}
         for start in range(0, len(ids), ROWS_A_CALL):
             request = GetRequest(posting_ids=tuple(ids[start : start + ROWS_A_CALL]))
@@ -117,7 +130,17 @@ class Watch:
             rows.update({row.posting_id: row for row in reply.rows})
         with self._lock:
             self._trouble = None
+            self._sample(rows.values())
         return rows
+
+    def _sample(self, rows: Iterable[Row]) -> None:
+        """Keep the freshness of versions not seen before. Under the lock."""
+        for row in rows:
+            fresh = freshness_ms(row)
+            if fresh is not None and row.update is not None:
+                key = (row.posting_id, row.update.version)
+                if key in self._versions:
+                    self._freshness.setdefault(key, fresh)
 
     def _interrupted(self, why: str) -> None:
         DEGRADED.labels("demo", "retrieval does not answer").inc()
@@ -135,7 +158,7 @@ class Watch:
     def _look(self) -> None:
         letters = [codec(DeadLetter).decode_unbounded(m.value() or b"") for m in self._letters_tail.poll(0.0)]
         results = [
-            (timestamp_of(m) or self._clock(), codec(RankResult).decode_unbounded(m.value() or b""))
+            (timestamp_of(m) or self._clock(), self._result_codec.decode_unbounded(m.value() or b""))
             for m in self._results_tail.poll(0.0)
         ]
         with self._lock:
@@ -159,9 +182,6 @@ class Watch:
                 if self._waiting.get(posting_id) == version:
                     del self._waiting[posting_id]
                     self._searchable.add(posting_id)
-                fresh = freshness_ms(row)
-                if fresh is not None:
-                    self._freshness.append(fresh)
 
 
 def freshness_ms(row: Row) -> float | None:

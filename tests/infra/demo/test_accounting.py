@@ -180,6 +180,18 @@ def test_a_clean_run_is_clean():
     assert counts == (5, 1, 1, 1, 2, 2)
 
 
+def test_an_uncounted_id_is_judged_all_the_same():
+    def judged(rows):
+        judge = oracle(RUN)
+        letters = [letter_of(BAD), letter_of(GARBAGE)]
+        return compare(3, judge.expected(NOW), rows, judge.refused(), judge.usable(), letters, {"p", "gone"})
+
+    result = judged(good_rows())
+    assert result.clean and (result.published, result.live, result.deleted, result.expired) == (3, 0, 0, 1)
+    assert judged({name: row for name, row in good_rows().items() if name != "p"}).lost == 1
+    assert judged(good_rows() | {"gone": replace(good_rows()["gone"], state=RowState.LIVE)}).wrong == 1
+
+
 @pytest.mark.parametrize("missing", ["p", "gone", "past"])
 @pytest.mark.parametrize("how", ["absent", "unasked"])
 def test_a_missing_row_is_lost(missing, how):

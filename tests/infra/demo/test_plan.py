@@ -63,6 +63,15 @@ def test_what_is_said_to_be_refused_is_refused_at_that_stage_and_nothing_else(po
         assert stage == event.refused, event.kind
 
 
+def test_the_sample_is_labelled_by_how_it_was_made_and_the_rules_agree(postings):
+    assert planned(postings, checked=False) == planned(postings)
+
+
+def test_unchecked_postings_are_expected_to_be_accepted_whatever_the_rules_code_says():
+    bad = Posting(posting_id="b", version=1, description="no title")
+    assert as_given([bad], start_ms=NOW, max_life_ms=LIFE, checked=False)[0].refused is None
+
+
 def test_poison_has_bytes_of_its_own(postings):
     poison = [event.value for event in planned(postings) if event.kind is Kind.POISON]
     assert len(set(poison)) == len(poison)

@@ -2,7 +2,9 @@
 
 import pytest
 
+from penstock.infra.demo import sample
 from penstock.infra.demo.accounting import Accounting
+from penstock.infra.demo.rankings import too_short
 from penstock.infra.demo.report import Report, rows_of
 from penstock.infra.demo.watch import freshness_ms, percentile
 from penstock.schemas.events import IndexOp, IndexUpdate
@@ -36,12 +38,12 @@ def test_freshness_is_of_the_fast_lanes_upserts(op, revision, fresh):
     assert freshness_ms(Row(posting_id="p", state=RowState.ABSENT)) is None
 
 
-def test_the_report_has_the_promised_keys():
-    report = Report(
-        accounting=Accounting(10, 4, 3, 2, 1, 1, 0, 0),
+def report(lost=0, **queries):
+    return Report(
+        accounting=Accounting(10, 4, 3, 2, 1, 1, lost, 0),
         freshness_ms={"searchable": {"p50": 200.0, "p99": 900.0, "samples": 4}},
         postings_per_second=49.5,
-        queries={"published": 0},
+        queries={"published": 0} | queries,
         without_vector=0,
         rate=50.0,
         seconds=1.0,
@@ -50,8 +52,26 @@ def test_the_report_has_the_promised_keys():
         interruptions={},
         machine={"cores": 2, "memory_gib": 8, "system": "Linux"},
     )
-    document = report.to_json()
+
+
+def test_the_report_has_the_promised_keys():
+    document = report().to_json()
     promised = "published live deleted expired rejected dead_lettered lost wrong postings_per_second searches"
     assert set(promised.split()) <= document.keys()
     assert document["freshness_ms"]["searchable"]["p99"] == 900.0
-    assert ("lost · wrong", "0 · 0") in rows_of(report)
+    assert ("lost · wrong", "0 · 0") in rows_of(report())
+
+
+def test_a_query_never_answered_makes_the_run_unclean_and_one_with_an_error_does_not():
+    rest = {"degraded": 0, "latency_ms": {"p50": 1.0, "p99": 2.0}}
+    late = report(published=5, answered=5, with_error=2, **rest)
+    missing = report(published=5, answered=3, with_error=0, **rest)
+    assert report().clean and late.clean and not missing.clean and not report(lost=1).clean
+    assert "2 NEVER ANSWERED" in dict(rows_of(missing))["queries answered"]
+    assert "NEVER" not in dict(rows_of(late))["queries answered"]
+
+
+def test_rankings_shorter_than_the_tenants_postings_are_told():
+    queries = [sample.query("a", "x"), sample.query("b", "x"), sample.query("c", "x", "small")]
+    told = too_short(queries, {"a": 1_000, "b": 999, "c": 4}, {"default": 2_000, "small": 4})
+    assert len(told) == 1 and "'b': 999 postings ranked instead of 1000" in told[0]

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from penstock.infra.demo import sample
-from penstock.schemas import filters
+from penstock.schemas import filters, jsonl
+from penstock.schemas.events import Posting
 from penstock.schemas.validate import check_posting
 
 NOW = 1_763_700_000_000
@@ -60,11 +61,32 @@ def test_queries_under_either_name_and_filters_in_either_form(tmp_path):
         {"query_id": "q3", "text": "", "filters": {"kind": "IN", "field": "remote", "values": ["REMOTE"]}},
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert [(q.query_id, q.text, q.filters) for q in sample.read_queries(file)] == [
+    assert [(q.query_id, q.event.text, q.event.filters) for q in sample.read_queries(file)] == [
         ("q1", "nurse", None),
         ("q2", "clerk", tree),
         ("q3", "", tree),
     ]
+
+
+def test_a_query_keeps_every_field_it_was_given_and_the_postings_tenant_else(tmp_path):
+    file = tmp_path / "queries.jsonl"
+    line = {"query_id": "q", "text": "x", "person_id": "me", "deadline_ms": 77, "page": {"size": 3}, "class": "ALERT"}
+    file.write_text(f'{json.dumps(line)}\n{{"query_id": "r", "text": "y", "tenant": "own"}}\n', encoding="utf-8")
+    first, second = sample.read_queries(file, "acme")
+    held = jsonl.to_json(first.event)
+    assert held["request_id"] == "q" and held["tenant"] == "acme"
+    assert all(held[name] == line[name] for name in line.keys() - {"query_id"})
+    assert (second.event.tenant, second.event.deadline_ms) == ("own", sample.QUERY_DEADLINE_MS)
+
+
+def test_the_queries_tenant_is_that_of_all_postings_or_the_one_named():
+    def of(*tenants):
+        return [Posting(posting_id=f"p{n}", version=1, tenant=tenant) for n, tenant in enumerate(tenants)]
+
+    assert sample.tenant_of(of("acme", "acme"), None) == "acme"
+    assert sample.tenant_of(of("acme", "other"), "other") == "other"
+    with pytest.raises(sample.SeveralTenants, match=r"acme, other.*--tenant"):
+        sample.tenant_of(of("other", "acme"), None)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +99,10 @@ def test_queries_under_either_name_and_filters_in_either_form(tmp_path):
         ('{"query_id": "q", "text": "x"}\n{"query_id": "q", "text": "y"}', "twice"),
         ("[1]", "query"),
         ("nonsense", ":1:"),
+        ('\n{"query_id": "q", "text": "x", "depth": 5}', ":2: depth"),
+        ('{"query_id": "q", "text": "x", "query": "y"}', "query"),
+        ('{"query_id": "q", "text": "x", "class": "SOON"}', "class"),
+        ('{"query_id": "' + "q" * 250 + '", "text": "x"}', "query_id"),
     ],
 )
 def test_a_wrong_query_is_named(tmp_path, line, names):
