@@ -159,7 +159,7 @@ class RetrievalSettings(_Section):
     partitions: tuple[NonNegativeInt, ...] = Field((), description="of index.update.v1; empty: all of them")
     threads: PositiveInt = 1
     publish_interval_ms: NonNegativeInt = Field(20, description="how long updates gather before an epoch is published")
-    snapshot_interval_s: float = Field(30.0, gt=0, allow_inf_nan=False)
+    snapshot_interval_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="0: at every chance")
     initial_rows: PositiveInt = 16_384
 
 
