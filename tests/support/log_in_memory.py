@@ -10,6 +10,7 @@ class Log:
     """Partitions of records; offsets are places in the list."""
 
     def __init__(self, partitions=1):
+        self.name = "cluster/topic"
         self.partitions = {number: [] for number in range(partitions)}
         self.committed = {}
         self.changed = threading.Condition()
@@ -73,7 +74,7 @@ class LogSource:
         self.log.committed.update(positions)
 
     def log_name(self):
-        return "cluster/topic"
+        return self.log.name
 
     def ends(self):
         return {partition: len(records) for partition, records in self.log.partitions.items()}
