@@ -13,7 +13,8 @@ from penstock.infra.telemetry import DEAD_LETTERS, DEGRADED
 from penstock.retrieval.feed import QUIET, Errors, Record
 from penstock.schemas import topics
 from penstock.schemas.dead_letters import dead_letter
-from penstock.schemas.framing import topic_codec
+from penstock.schemas.events import DeadLetter
+from penstock.schemas.wire import codec
 
 log = structlog.get_logger(role="retrieval")
 
@@ -25,11 +26,12 @@ class DeadLetters:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._topic = topics.dead_letter_topic(topics.INDEX)
-        self._codec = topic_codec(self._topic, settings.schema_registry)
+        self._codec = codec(DeadLetter)
         self._producer = Producer(
             {
                 **QUIET,
                 "linger.ms": 5,
+                "partitioner": "murmur2_random",  # as Java's producers: a key has one partition, whoever sends it
                 "message.max.bytes": 4 << 20,  # a letter is a little longer than its record; the broker decides
                 "reconnect.backoff.max.ms": 1_000,
                 **settings.properties(),
