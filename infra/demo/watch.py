@@ -43,6 +43,29 @@ class Seen:
     trouble: str | None  # why the last look failed, while it does
 
 
+class Freshness:
+    """One sample a version that was asked for, as it was first seen. Its owner keeps it under a lock."""
+
+    def __init__(self) -> None:
+        self._versions: set[tuple[str, int]] = set()  # a row of an earlier run is not this one's
+        self._samples: dict[tuple[str, int], float] = {}
+
+    def expect(self, posting_id: str, version: int) -> None:
+        self._versions.add((posting_id, version))
+
+    def see(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            fresh = freshness_ms(row)
+            if fresh is not None and row.update is not None:
+                key = (row.posting_id, row.update.version)
+                if key in self._versions:
+                    self._samples.setdefault(key, fresh)
+
+    def samples(self) -> tuple[float, ...]:
+        """Milliseconds, in the order in which the versions were seen."""
+        return tuple(self._samples.values())
+
+
 class Watch:
     """Use in a `with`: topics are read from their ends at entry, so make it before the first event is published."""
 
@@ -56,8 +79,7 @@ class Watch:
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, int] = OrderedDict()
         self._searchable: set[str] = set()
-        self._versions: set[tuple[str, int]] = set()  # tracked ever: a row of an earlier run is not this one's
-        self._freshness: dict[tuple[str, int], float] = {}  # by id and version, as it was first seen
+        self._freshness = Freshness()
         self._letters: list[DeadLetter] = []
         self._results: dict[str, tuple[int, RankResult]] = {}
         self._trouble: str | None = None
@@ -81,16 +103,15 @@ class Watch:
         with self._lock:
             self._waiting[posting_id] = version
             self._waiting.move_to_end(posting_id)
-            self._versions.add((posting_id, version))
+            self._freshness.expect(posting_id, version)
             self._searchable.discard(posting_id)
 
     def start_counting(self) -> None:
         """Forget what was tracked so far (the probes): the counts and samples of `seen` begin here."""
         with self._lock:
             self._waiting.clear()
-            self._versions.clear()
             self._searchable.clear()
-            self._freshness.clear()
+            self._freshness = Freshness()
 
     def seen(self) -> Seen:
         """Raises what ended the watching, if anything did."""
@@ -102,7 +123,7 @@ class Watch:
                 waiting=len(self._waiting),
                 letters=len(self._letters),
                 results=len(self._results),
-                freshness_ms=tuple(self._freshness.values()),
+                freshness_ms=self._freshness.samples(),
                 trouble=self._trouble,
             )
 
@@ -130,17 +151,8 @@ class Watch:
             rows.update({row.posting_id: row for row in reply.rows})
         with self._lock:
             self._trouble = None
-            self._sample(rows.values())
+            self._freshness.see(rows.values())
         return rows
-
-    def _sample(self, rows: Iterable[Row]) -> None:
-        """Keep the freshness of versions not seen before. Under the lock."""
-        for row in rows:
-            fresh = freshness_ms(row)
-            if fresh is not None and row.update is not None:
-                key = (row.posting_id, row.update.version)
-                if key in self._versions:
-                    self._freshness.setdefault(key, fresh)
 
     def _interrupted(self, why: str) -> None:
         DEGRADED.labels("demo", "retrieval does not answer").inc()

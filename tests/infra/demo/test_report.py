@@ -6,7 +6,7 @@ from penstock.infra.demo import sample
 from penstock.infra.demo.accounting import Accounting
 from penstock.infra.demo.rankings import too_short
 from penstock.infra.demo.report import Report, rows_of
-from penstock.infra.demo.watch import freshness_ms, percentile
+from penstock.infra.demo.watch import Freshness, freshness_ms, percentile
 from penstock.schemas.events import IndexOp, IndexUpdate
 from penstock.schemas.rpc import Row, RowState
 
@@ -36,6 +36,23 @@ def test_freshness_is_of_the_fast_lanes_upserts(op, revision, fresh):
     update = IndexUpdate(posting_id="p", version=1, revision=revision, op=op, produced_at=1_000)
     assert freshness_ms(Row(posting_id="p", state=RowState.LIVE, update=update, searchable_at=1_250)) == fresh
     assert freshness_ms(Row(posting_id="p", state=RowState.ABSENT)) is None
+
+
+def test_each_version_asked_for_is_sampled_once_as_first_seen():
+    def row(version, at, revision=0):
+        update = IndexUpdate(
+            posting_id="p", version=version, revision=revision, op=IndexOp.UPSERT, produced_at=1_000 * version
+        )
+        return Row(posting_id="p", state=RowState.LIVE, update=update, searchable_at=at)
+
+    fresh = Freshness()
+    fresh.expect("p", 2)
+    fresh.see([row(1, 9_999)])  # an earlier run's
+    fresh.see([row(2, 2_100, revision=-1)])
+    fresh.see([row(2, 7_000), row(2, 8_000, revision=1)])  # the same version, healed and refined later
+    fresh.expect("p", 3)
+    fresh.see([row(3, 3_300)])
+    assert fresh.samples() == (100.0, 300.0)
 
 
 def report(lost=0, **queries):
