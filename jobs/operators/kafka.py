@@ -125,8 +125,8 @@ def java_properties(kafka: KafkaSettings) -> dict[str, str]:
     if unfit:
         raise SettingsError(
             f"kafka.client or kafka.secrets: the jobs use Kafka's Java client, which has no {', '.join(unfit)} that "
-            "librdkafka shares: leave that out where jobs are submitted. For TLS put certificate and key into one PEM "
-            "file named by ssl.certificate.location, or give Java its own ssl.keystore.* in kafka.java"
+            "librdkafka shares: leave that out where jobs are submitted. For a client certificate use a PKCS#12 file "
+            "in ssl.keystore.location, which both take, or give Java its own ssl.keystore.* in kafka.java"
         )
     out: dict[str, str] = {}
     for name, value in given.items():
