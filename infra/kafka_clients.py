@@ -25,8 +25,9 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 
 from penstock.infra.settings import KafkaSettings
+from penstock.schemas import framing
 from penstock.schemas.topics import Topic
-from penstock.schemas.wire import Codec, codec
+from penstock.schemas.wire import Codec
 
 METADATA_TIMEOUT_S = 5.0
 DELIVERY_TIMEOUT_MS = 300_000  # a broker may be killed and started again below a running publisher
@@ -76,12 +77,8 @@ def existing_topics(settings: KafkaSettings, *, timeout: float = METADATA_TIMEOU
 
 
 def topic_codec(settings: KafkaSettings, topic: Topic) -> Codec[Any]:
-    """The codec of a topic's records: Confluent framing where a schema registry is set, single-object otherwise."""
-    if not settings.schema_registry:
-        return codec(topic.record)
-    from penstock.schemas.registry import ConfluentRegistry
-
-    return Codec(topic.record, registry=ConfluentRegistry(settings.schema_registry), subject=f"{topic.name}-value")
+    """The codec of a topic's records under these settings: see `framing.topic_codec`."""
+    return framing.topic_codec(topic, settings.schema_registry)
 
 
 class Publisher:
@@ -92,6 +89,7 @@ class Publisher:
         self._producer = Producer(
             {
                 "linger.ms": 5,
+                "partitioner": "murmur2_random",  # as Java's and so Flink's producers: a key has one partition
                 "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
                 **settings.properties(),
                 "enable.idempotence": True,  # order is kept and nothing doubled across retries
