@@ -5,8 +5,8 @@ only by a newer (version, revision), whatever the order of arrival; a deleted or
 with its version for a window. How far each partition has been written stands beside the records, in the same Redis:
 what a flush or an old snapshot takes away, it takes away from both, so the positions are never ahead of the records.
 
-    <prefix>:features:<posting id>    20 digits version, 10 digits revision, Avro IndexUpdate
-    <prefix>:features-positions       hash: <cluster id>/<topic>/<partition> -> next offset to write
+    <prefix>:features:<posting id>    20 digits version, 10 digits revision + 1, Avro IndexUpdate
+    <prefix>:features-positions       hash: <cluster id>/<topic id>/<partition> -> next offset to write
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Updates in the order they were read, and the positions (<cluster id>/<topic>/<partition> -> next offset)."""
+    """Updates in the order they were read, and the positions (<cluster id>/<topic id>/<partition> -> next offset)."""
 
     updates: Sequence[IndexUpdate]
     before: Mapping[str, int | None]  # what must stand in Redis; None: nothing
@@ -104,7 +104,8 @@ class FeatureStore:
 
 
 def _stamp(update: IndexUpdate) -> bytes:
-    return b"%020d%010d" % (update.version, update.revision)
+    """(version, revision) as digits alone: the least revision is -1, and a sign would not compare as a number does."""
+    return b"%020d%010d" % (update.version, update.revision + 1)
 
 
 def _encoded(update: IndexUpdate) -> bytes:
