@@ -68,9 +68,5 @@ class UnfitScorer(RankerError):
     """The configured scorer cannot be used: a directory or weight file is missing, damaged or of the wrong kind."""
 
 
-class RegistryAway(RankerError):
-    """The schema registry did not say how a record is to be read. Not the record's fault: it is read again later."""
-
-
 class RedisAway(RankerError):
     """Redis did not answer (or did not a moment ago, and is not asked again yet)."""

@@ -1,13 +1,14 @@
 """index.update.v1 into the feature store: one loop, the only writer.
 
     1. place    read the positions that stand in Redis and go on from there; where there are none, from the beginning
-    2. poll     up to BATCH records; what cannot be decoded is counted and skipped (retrieval dead-letters it)
+    2. poll     up to BATCH records; what cannot be decoded is counted and skipped (retrieval dead-letters it), but a
+                schema registry that is away is waited for
     3. write    the newer records and the positions after them, in one transaction that fails when the positions are
                 not the ones this loop left there: Redis was flushed, or another replica took over. Then: 1
     4. commit   the same positions to Kafka, for people and tools that look at lag; nothing here reads them back
 
-While Redis is away the batch is kept, the partitions are paused and the consumer stays in its group: nothing is lost.
-When nothing comes, 1 is checked about every second, so that a flush on a quiet topic is healed too.
+While Redis or the registry is away the batch is kept, the partitions are paused and the consumer stays in its group:
+nothing is lost. When nothing comes, 1 is checked about every second, so that a flush on a quiet topic is healed too.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from penstock.infra.telemetry import DEGRADED
 from penstock.ranker.errors import RedisAway
 from penstock.ranker.feature_store import Batch, FeatureStore, PositionsMoved
 from penstock.ranker.kafka import Rebalance, Record, Source
+from penstock.ranker.unframing import RegistryAway, unframed
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import IndexUpdate
-from penstock.schemas.wire import codec
+from penstock.schemas.wire import Codec
 
 log = structlog.get_logger(role="ranker")
 
@@ -54,11 +56,13 @@ class FeatureFeed:
         self,
         store: FeatureStore,
         open_source: Callable[[Rebalance], Source],
+        codec: Codec[IndexUpdate],
         now_ms: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._open_source = open_source
+        self._codec = codec
         self._now_ms = now_ms
         self._clock = clock
         self._assigned: dict[int, int | None] = {}  # partition -> next offset to write, None: none written yet
@@ -119,6 +123,11 @@ class FeatureFeed:
             source.pause()
             self._tell(f"waiting for Redis: {error}", source)
             return
+        except RegistryAway as error:
+            DEGRADED.labels("ranker", "feature feed").inc()
+            source.pause()
+            self._tell(f"waiting for the schema registry: {error}", source)
+            return
         self._tell("reading" if self._placed else "waiting for partitions", source)
 
     def _place(self, source: Source, topic_log: str) -> None:
@@ -137,7 +146,7 @@ class FeatureFeed:
         updates = []
         for record in self._held:
             after[record.partition] = record.offset + 1
-            update = _decoded(record)
+            update = self._decoded(record)
             if update is not None:
                 updates.append(update)
         self._store.write(
@@ -154,6 +163,16 @@ class FeatureFeed:
         self._checked_at = self._clock()
         source.resume()
         source.commit({partition: offset for partition, offset in after.items() if offset is not None})
+
+    def _decoded(self, record: Record) -> IndexUpdate | None:
+        if record.value is None:
+            return None
+        try:
+            return unframed(self._codec, record.value)
+        except WireError as error:
+            DEGRADED.labels("ranker", "features: undecodable update").inc()
+            log.warning("index update skipped", partition=record.partition, offset=record.offset, error=str(error))
+            return None
 
     def _check(self, topic_log: str) -> None:
         held = self._store.positions()
@@ -179,14 +198,3 @@ class FeatureFeed:
         for partition in partitions:
             self._assigned.pop(partition, None)
         self._placed, self._held = False, []
-
-
-def _decoded(record: Record) -> IndexUpdate | None:
-    if record.value is None:
-        return None
-    try:
-        return codec(IndexUpdate).decode(record.value)
-    except WireError as error:
-        DEGRADED.labels("ranker", "features: undecodable update").inc()
-        log.warning("index update skipped", partition=record.partition, offset=record.offset, error=str(error))
-        return None

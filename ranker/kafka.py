@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from confluent_kafka import (
@@ -20,14 +20,17 @@ from confluent_kafka import (
     KafkaException,
     Message,
     Producer,
+    TopicCollection,
     TopicPartition,
 )
+from confluent_kafka.admin import AdminClient
 
 from penstock.infra.settings import KafkaSettings
 
 log = structlog.get_logger(role="ranker")
 
 METADATA_TIMEOUT_S = 2.0
+ASK_AGAIN_S = 10.0  # how often a source asks whether its topic is still the same
 SAY_AGAIN_S = 30.0  # how often a lasting outage is logged
 
 
@@ -65,7 +68,7 @@ class Source(Protocol):
     def commit(self, positions: Mapping[int, int], *, wait: bool = False) -> None: ...
 
     def log_name(self) -> str | None:
-        """<cluster id>/<topic>, within which offsets mean something; None while the broker does not say."""
+        """<cluster id>/<topic id>, within which offsets mean something; None while the broker does not say."""
 
     def ends(self) -> dict[int, int]:
         """The next offset to be written, by partition, as far as known without asking."""
@@ -109,18 +112,30 @@ class KafkaSource:
         self._rebalance = rebalance
         self._paused = False
         self._log_name: str | None = None
+        self._ask_at = float("-inf")
+        asking: dict[str, Any] = {"log_level": 2, **settings.properties(), "error_cb": Outage(topic)}
+        self._admin = AdminClient(asking)
         self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
 
     def log_name(self) -> str | None:
-        """<cluster id>/<topic>; asks the broker the first time, for METADATA_TIMEOUT_S at most."""
-        if self._log_name is None:
+        """<cluster id>/<topic id>; a topic made anew has another, and then its offsets begin again.
+
+        Asks the broker the first time and every ASK_AGAIN_S, for twice METADATA_TIMEOUT_S at most; while it does not
+        answer, the last answer stands.
+        """
+        if self._log_name is None or time.monotonic() >= self._ask_at:
             try:
-                cluster = self._consumer.list_topics(self.topic, METADATA_TIMEOUT_S).cluster_id
-            except KafkaException as error:
-                log.warning("kafka does not say which cluster it is", topic=self.topic, error=str(error))
-                return None
-            self._log_name = f"{cluster}/{self.topic}"
+                self._log_name = self._asked_log_name()
+            except Exception as error:  # KafkaException and the futures' own
+                log.warning("kafka does not say which topic it is", topic=self.topic, error=str(error))
+            self._ask_at = time.monotonic() + ASK_AGAIN_S
         return self._log_name
+
+    def _asked_log_name(self) -> str:
+        asked = self._admin.describe_topics(TopicCollection([self.topic]), request_timeout=METADATA_TIMEOUT_S)
+        found = asked[self.topic].result(METADATA_TIMEOUT_S)
+        cluster = self._admin.list_topics(self.topic, METADATA_TIMEOUT_S).cluster_id
+        return f"{cluster}/{found.topic_id}"
 
     def poll(self, limit: int, timeout_s: float) -> list[Record]:
         """What is there, at most `limit`; waits up to `timeout_s` for the first.
@@ -200,6 +215,7 @@ class KafkaSink:
         self._producer = Producer(
             {
                 "linger.ms": 2,
+                "partitioner": "murmur2_random",  # as Java's producers: a key has one partition, whoever sends it
                 "message.max.bytes": 4 << 20,  # the broker's own bound decides
                 "compression.type": "lz4",
                 "reconnect.backoff.max.ms": 1_000,

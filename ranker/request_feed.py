@@ -1,7 +1,8 @@
 """rank.request.v1 in, rank.result.v1 out: one loop, at least once.
 
     1. poll      while the queue takes more; otherwise the partitions are paused and nothing is dropped
-    2. decode    a poison record becomes a dead letter; an invalid request a dead letter and an error result
+    2. decode    a poison record becomes a dead letter; an invalid request a dead letter and an error result; a schema
+                 registry that is away is waited for
     3. submit    to the one admission queue, beside the callers over gRPC
     4. answer    the result, or an error result naming stage and cause, keyed tenant/request_id
     5. commit    up to the first record whose answer has not been delivered
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -25,11 +27,12 @@ from penstock.ranker.errors import QueueClosed, QueueFull
 from penstock.ranker.kafka import Rebalance, Record, Sink, Source
 from penstock.ranker.offsets import OffsetTracker
 from penstock.ranker.service import Job, RankService, error_result
+from penstock.ranker.unframing import RegistryAway, unframed
 from penstock.schemas import topics
 from penstock.schemas.dead_letters import dead_letter
 from penstock.schemas.errors import MalformedRecord, WireError
 from penstock.schemas.events import DeadLetter, RankRequest, RankResult
-from penstock.schemas.wire import codec
+from penstock.schemas.wire import Codec, codec
 
 log = structlog.get_logger(role="ranker")
 
@@ -37,6 +40,7 @@ POLL_S = 0.02  # how long a delivery report waits at most before it is taken
 COMMIT_EVERY_S = 0.2
 REOPEN_AFTER_S = 1.0
 RESEND_AFTER_S = 0.5
+ASK_REGISTRY_AFTER_S = 0.5
 DRAIN_S = 5.0
 STAGE = "rank"
 
@@ -59,6 +63,8 @@ class RequestFeed:
         open_source: Callable[[Rebalance], Source],
         sink: Sink,
         limit: int,
+        requests: Codec[RankRequest],
+        results: Codec[RankResult],
         now_ms: Callable[[], int],
     ) -> None:
         self._service = service
@@ -66,9 +72,13 @@ class RequestFeed:
         self._open_source = open_source
         self._sink = sink
         self._limit = max(1, limit)
+        self._requests = requests
+        self._results = results
         self._now_ms = now_ms
         self._lock = threading.Lock()
         self._tracker = OffsetTracker()
+        self._polled: deque[Record] = deque()  # not yet decoded: more than a moment only while the registry is away
+        self._decode_at = 0.0
         self._waiting: list[tuple[Record, Job]] = []  # read, not yet taken in by the queue
         self._unsent: list[tuple[float, _Message, Callable[[], None]]] = []
         self._paused = False
@@ -86,9 +96,11 @@ class RequestFeed:
                 stop.wait(REOPEN_AFTER_S)
 
     def _feed(self, stop: threading.Event) -> None:
+        self._meet_registry()
         source = self._source = self._open_source(Rebalance(self._on_assigned, self._on_revoked))
         with self._lock:
             self._tracker = OffsetTracker()
+        self._polled.clear()
         self._waiting, self._paused = [], False
         try:
             while not stop.is_set():
@@ -105,10 +117,11 @@ class RequestFeed:
         for record in source.poll(max(1, room), POLL_S):
             with self._lock:
                 self._tracker.start(record.partition, record.offset)
-            self._take(record)
+            self._polled.append(record)
+        self._take_polled()
         self._submit()
         with self._lock:
-            full = bool(self._waiting) or len(self._tracker) >= self._limit
+            full = bool(self._polled) or bool(self._waiting) or len(self._tracker) >= self._limit
         if full != self._paused:
             self._paused = full
             (source.pause if full else source.resume)()
@@ -119,18 +132,33 @@ class RequestFeed:
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
+    def _meet_registry(self) -> None:
+        """Encodes a result: the codec keeps its frame, so that workers' results never wait for a schema registry."""
+        self._results.encode_unbounded(RankResult(request_id="", timings={}))
+
+    def _take_polled(self) -> None:
+        while self._polled and time.monotonic() >= self._decode_at:
+            try:
+                self._take(self._polled[0])
+            except RegistryAway as error:
+                DEGRADED.labels("ranker", "schema registry away").inc()
+                log.warning("rank requests wait for the schema registry", waiting=len(self._polled), error=str(error))
+                self._decode_at = time.monotonic() + ASK_REGISTRY_AFTER_S
+                return
+            self._polled.popleft()
+
     def _take(self, record: Record) -> None:
         request: RankRequest | None = None
         try:
             if record.value is None:
                 raise MalformedRecord("no value: a rank request is a record, there is nothing to delete here")
-            request = codec(RankRequest).decode(record.value)
+            request = unframed(self._requests, record.value)
             self._check(request)
         except WireError as error:
             DEAD_LETTERS.labels(topics.RANK_REQUESTS.name, STAGE, type(error).__name__).inc()
             messages = [self._dead_letter(record, error)]
             if request is not None:  # somebody may wait for it by name
-                messages.append(_result_message(error_result(request, error)))
+                messages.append(self._result_message(error_result(request, error)))
             self._post(record, messages)
             return
         self._waiting.append((record, Job(request, request.deadline)))
@@ -149,7 +177,8 @@ class RequestFeed:
 
     def _answered(self, record: Record, job: Job, done: Future[RankResult]) -> None:
         error = done.exception()
-        self._post(record, [_result_message(done.result() if error is None else error_result(job.request, error))])
+        result = done.result() if error is None else error_result(job.request, error)
+        self._post(record, [self._result_message(result)])
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
@@ -205,6 +234,25 @@ class RequestFeed:
         encode = codec(DeadLetter).encode_unbounded
         return _Message(topics.RANK_REQUESTS.dead_letters, record.key, encode(letter), encode(without))
 
+    def _result_message(self, result: RankResult) -> _Message:
+        key = topics.RANK_RESULTS.key(result).encode()
+        fallback = RankResult(
+            request_id=result.request_id,
+            tenant=result.tenant,
+            class_=result.class_,
+            depth_asked=result.depth_asked,
+            error="reply: the result could not be delivered whole; ask for a smaller page",
+            timings={},
+            trace=result.trace,
+        )
+        instead = self._results.encode_unbounded(fallback)
+        try:
+            return _Message(topics.RANK_RESULTS.name, key, self._results.encode(result), instead)
+        except WireError as error:  # past Kafka's bound: say so instead
+            DEGRADED.labels("ranker", "result too large").inc()
+            log.error("result not encodable", request_id=result.request_id, error=str(error))
+            return _Message(topics.RANK_RESULTS.name, key, instead)
+
     # --- offsets -----------------------------------------------------------------------------------------------------
 
     def _commit(self, source: Source, *, wait: bool = False) -> None:
@@ -219,6 +267,7 @@ class RequestFeed:
         give_up = time.monotonic() + DRAIN_S
         source.pause()
         abandoned = {(record.partition, record.offset) for record, _ in self._waiting}
+        abandoned |= {(record.partition, record.offset) for record in self._polled}
         while time.monotonic() < give_up:
             with self._lock:
                 if len(self._tracker) <= len(abandoned):
@@ -237,24 +286,5 @@ class RequestFeed:
             self._commit(self._source, wait=True)
         with self._lock:
             self._tracker.forget(partitions)
+        self._polled = deque(record for record in self._polled if record.partition not in partitions)
         self._waiting = [entry for entry in self._waiting if entry[0].partition not in partitions]
-
-
-def _result_message(result: RankResult) -> _Message:
-    key = topics.RANK_RESULTS.key(result).encode()
-    fallback = RankResult(
-        request_id=result.request_id,
-        tenant=result.tenant,
-        class_=result.class_,
-        depth_asked=result.depth_asked,
-        error="reply: the result could not be delivered whole; ask for a smaller page",
-        timings={},
-        trace=result.trace,
-    )
-    instead = codec(RankResult).encode_unbounded(fallback)
-    try:
-        return _Message(topics.RANK_RESULTS.name, key, codec(RankResult).encode(result), instead)
-    except WireError as error:  # past Kafka's bound: say so instead
-        DEGRADED.labels("ranker", "result too large").inc()
-        log.error("result not encodable", request_id=result.request_id, error=str(error))
-        return _Message(topics.RANK_RESULTS.name, key, instead)

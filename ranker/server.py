@@ -38,6 +38,7 @@ from penstock.ranker.status import StatusReport
 from penstock.retrieval.client import ModelsClient, RetrievalClient, shard_addresses
 from penstock.schemas import grpc_avro, topics
 from penstock.schemas.events import RankRequest, RankResult
+from penstock.schemas.framing import topic_codec
 from penstock.schemas.grpc_avro import CallError, Handler, NotReady, Refused
 from penstock.schemas.rpc import Method, Ranker, RoleStatus, StatusRequest
 
@@ -91,6 +92,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     features = FeatureFeed(
         FeatureStore(background_link, prefix, window_ms),
         lambda rebalance: KafkaSource(settings.kafka, topics.INDEX.name, f"{ranker.group}-features", rebalance),
+        topic_codec(topics.INDEX, settings.kafka.schema_registry),
         now_ms,
         time.monotonic,
     )
@@ -101,6 +103,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         lambda rebalance: KafkaSource(settings.kafka, topics.RANK_REQUESTS.name, ranker.group, rebalance),
         sink,
         max(1, ranker.max_queue // 2),
+        topic_codec(topics.RANK_REQUESTS, settings.kafka.schema_registry),
+        topic_codec(topics.RANK_RESULTS, settings.kafka.schema_registry),
         now_ms,
     )
     report = StatusReport(service, cache, link, features, known_answer, scorers.model_id, models, retrieval, now_ms)

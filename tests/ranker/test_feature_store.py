@@ -10,13 +10,16 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 from log_in_memory import Log, LogSource
+from registry_server import RegistryServer
 
 from penstock.infra.settings import RedisSettings
 from penstock.ranker.errors import RedisAway
 from penstock.ranker.feature_feed import FeatureFeed
-from penstock.ranker.feature_store import Batch, FeatureStore, PositionsMoved
+from penstock.ranker.feature_store import Batch, FeatureStore, PositionsMoved, _stamp
 from penstock.ranker.redis_link import RedisLink, connect
+from penstock.schemas import topics
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate, Vector
+from penstock.schemas.framing import topic_codec
 from penstock.schemas.wire import codec
 
 WINDOW_MS = 60_000
@@ -46,7 +49,9 @@ def test_records_come_back_in_order_without_their_vectors(redis_url):
 
 
 stamps = st.tuples(
-    st.sampled_from(["a", "b"]), st.sampled_from([0, 1, 2, 9, 10, 2**53, 2**53 + 1, 2**63 - 1]), st.integers(0, 11)
+    st.sampled_from(["a", "b"]),
+    st.sampled_from([0, 1, 2, 9, 10, 2**53, 2**53 + 1, 2**63 - 1]),
+    st.sampled_from([-1, 0, 1, 9, 10, 1000]),
 )
 
 
@@ -65,6 +70,20 @@ def test_any_order_and_repetition_ends_in_the_newest(_shared_redis, arrivals, si
     for posting_id in ("a", "b"):
         mine = [arrival for arrival in arrivals if arrival[0] == posting_id]
         assert store.read([posting_id]) == [made(*max(mine)) if mine else None]
+
+
+def test_a_stamp_is_digits_in_the_order_of_version_and_revision():
+    order = [(6, 1000), (7, -1), (7, 0), (7, 1000), (8, -1), (2**63 - 1, -1), (2**63 - 1, 2**31 - 1)]
+    stamps = [_stamp(update(version=version, revision=revision)) for version, revision in order]
+    assert stamps == sorted(stamps) and len(set(stamps)) == len(stamps)
+    assert all(len(stamp) == 30 and stamp.isdigit() for stamp in stamps)
+
+
+def test_a_vector_follows_the_update_that_came_without_one_and_not_the_other_way(redis_url):
+    store = store_on(redis_url)
+    for version, revision in [(1, -1), (1, 0), (1, -1), (1, 1000), (1, 0), (2, -1), (1, 1000)]:
+        write(store, update(version=version, revision=revision))
+    assert store.read(["p"]) == [update(version=2, revision=-1)]
 
 
 def test_a_deleted_posting_keeps_its_version_for_a_window_and_a_live_one_stays(redis_url):
@@ -107,10 +126,11 @@ def test_reading_without_redis_says_so(redis_server):
 class Running:
     """A feed on a thread over a log; `source` is the one it opened last."""
 
-    def __init__(self, store, log):
+    def __init__(self, store, log, registry=None):
         self.log = log
         self.stop = threading.Event()
-        self.feed = FeatureFeed(store, self._open, now_ms=lambda: 5_000, clock=time.monotonic)
+        updates = topic_codec(topics.INDEX, registry or {})
+        self.feed = FeatureFeed(store, self._open, updates, now_ms=lambda: 5_000, clock=time.monotonic)
         self.thread = threading.Thread(target=self.feed.run, args=(self.stop,))
 
     def _open(self, rebalance):
@@ -218,6 +238,36 @@ def test_a_source_that_breaks_is_opened_again(redis_url, until):
         until(lambda: running.source is not first)
         until(lambda: store.read(["after"])[0])
         assert first.closed
+
+
+def test_a_topic_made_anew_is_read_from_its_beginning_however_far_it_has_grown(redis_url, until):
+    store, log = store_on(redis_url), Log()
+    publish(log, update("old"))
+    with Running(store, log) as running:
+        until(lambda: store.read(["old"])[0])
+        anew = Log()
+        publish(anew, *(update(f"p{number}") for number in range(5)))
+        with log.changed:  # the consumer stands at 1 and does not notice by itself
+            log.name, log.partitions = "cluster/topic made anew", anew.partitions
+        until(lambda: None not in store.read([f"p{number}" for number in range(5)]))
+        until(lambda: running.feed.progress.lag_offsets == 0)
+    assert store.positions()["cluster/topic made anew/0"] == 5
+
+
+def test_updates_framed_for_a_registry_reach_the_store_and_wait_while_it_is_away(redis_url, until):
+    store, log = store_on(redis_url), Log()
+    with RegistryServer() as registry:
+        log.append(topic_codec(topics.INDEX, registry.config).encode(update("a")))
+        registry.away = True
+        with Running(store, log, registry.reader) as running:
+            until(lambda: "waiting for the schema registry" in running.feed.progress.state)
+            assert (store.positions(), log.committed, running.source.closed) == ({}, {}, False)
+            registry.away = False
+            until(lambda: store.read(["a"]) == [update("a")])
+            log.append(b"\x00\x00\x0f\x00\x00" + b"nobody registered this")
+            publish(log, update("b"))
+            until(lambda: store.read(["b"]) == [update("b")])
+            assert running.feed.progress.written == 2
 
 
 def _broken(limit, timeout_s):

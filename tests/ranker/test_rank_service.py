@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from log_in_memory import Log, LogSink, LogSource
+from registry_server import RegistryServer
 
 from penstock.ranker import policy
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull
@@ -16,6 +17,7 @@ from penstock.ranker.service import Job, RankService, error_result
 from penstock.ranker.shaping.queue import DeadlineQueue
 from penstock.schemas import topics
 from penstock.schemas.events import DeadLetter, Page, RankQuery, RankRequest, RankResult
+from penstock.schemas.framing import topic_codec
 from penstock.schemas.wire import codec
 
 NOW = 1_000_000
@@ -177,11 +179,18 @@ def test_a_forgotten_partition_is_not_committed():
 class Running:
     """A request feed on a thread over a log."""
 
-    def __init__(self, service, log, sink, limit=8):
+    def __init__(self, service, log, sink, limit=8, registry=None):
         self.log, self.sink = log, sink
         self.stop = threading.Event()
         self.feed = RequestFeed(
-            service, lambda asked: policy.check_request(asked, LIMITS), self._open, sink, limit, now_ms=lambda: NOW
+            service,
+            lambda asked: policy.check_request(asked, LIMITS),
+            self._open,
+            sink,
+            limit,
+            topic_codec(topics.RANK_REQUESTS, registry or {}),
+            topic_codec(topics.RANK_RESULTS, registry or {}),
+            now_ms=lambda: NOW,
         )
         self.thread = threading.Thread(target=self.feed.run, args=(self.stop,))
 
@@ -320,6 +329,40 @@ def test_a_rebalance_answers_again_what_was_not_committed(desk, until):
         until(lambda: log.committed == {0: 1})
         until(lambda: len(running.results()) == 2)
     assert {one.request_id for one in running.results()} == {"a"}
+
+
+def test_behind_a_registry_requests_and_results_have_its_framing_and_dead_letters_do_not(desk, until):
+    log = Log()
+    with RegistryServer() as registry:
+        jobs = topic_codec(topics.RANK_REQUESTS, registry.config)
+        log.append(jobs.encode(request("a")))
+        log.append(b"\x00\x00\x0f\x00\x00" + b"nobody registered this")
+        with Running(desk(), log, LogSink(), registry=registry.reader) as running:
+            until(lambda: log.committed == {0: 2})
+        [(_, answer)] = running.sink.sent[topics.RANK_RESULTS.name]
+        assert answer[:1] == b"\x00"
+        assert topic_codec(topics.RANK_RESULTS, registry.config).decode(answer).request_id == "a"
+    [(_, letter)] = running.sink.sent[topics.RANK_REQUESTS.dead_letters]
+    assert codec(DeadLetter).decode(letter).error_class == "UnknownSchema"
+
+
+def test_a_registry_that_is_away_delays_requests_and_loses_none(desk, until):
+    log, registry = Log(), RegistryServer()
+    with registry:
+        log.append(topic_codec(topics.RANK_REQUESTS, registry.config).encode(request("a")))
+        ask(log, request("b"))
+        registry.away = True
+        with Running(desk(), log, LogSink(), registry=registry.reader) as running:
+            until(lambda: registry.refused >= 1)
+            assert not log.committed
+            registry.away, registry.refuse_ids = False, True  # results can be written, requests not yet read
+            until(lambda: registry.refused_ids >= 2)
+            assert running.source.paused
+            assert not log.committed and not running.sink.sent
+            registry.refuse_ids = False
+            until(lambda: log.committed == {0: 2})
+    assert running.sink.sent.keys() == {topics.RANK_RESULTS.name}
+    assert len(running.sink.sent[topics.RANK_RESULTS.name]) == 2
 
 
 def test_a_source_that_breaks_is_opened_again(desk, until):
