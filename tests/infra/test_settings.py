@@ -4,8 +4,10 @@ import pickle
 import re
 
 import pytest
+from typer.testing import CliRunner
 
 from penstock.infra import settings as module
+from penstock.infra.cli.main import app
 from penstock.infra.settings import ModelsSettings, RankerSettings, Settings, SettingsError
 from penstock.schemas.topics import LONGEST_POSTING_LIFE, POSTINGS
 
@@ -87,3 +89,11 @@ def test_what_only_java_reads_stays_out_of_logs_and_travels_with_a_job():
     assert "hush" not in repr(settings)
     assert pickle.loads(pickle.dumps(settings)) == settings
     assert settings.kafka.properties().keys() == {"bootstrap.servers"}
+
+
+def test_a_search_goes_to_the_address_and_not_to_what_the_ranker_binds(monkeypatch, free_port):
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("PENSTOCK_RANKER__LISTEN", "0.0.0.0:7301")
+    monkeypatch.setenv("PENSTOCK_RANKER__ADDRESS", address)
+    result = CliRunner().invoke(app, ["search", "nurse"])
+    assert result.exit_code == 1 and address in result.stderr and "0.0.0.0" not in result.stderr
