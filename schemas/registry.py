@@ -23,11 +23,14 @@ class ConfluentRegistry:
         from confluent_kafka.schema_registry import SchemaRegistryError
 
         try:
-            found: dict[str, Any] = json.loads(self._client.get_schema(schema_id).schema_str or "null")
+            schema = self._client.get_schema(schema_id)
         except SchemaRegistryError as error:
             if error.http_status_code == 404:
                 raise UnknownSchema(f"the schema registry has no schema with id {schema_id}") from error
             raise  # the registry's trouble, not the record's: the caller retries
+        if schema.schema_type not in (None, "AVRO"):
+            raise UnknownSchema(f"schema {schema_id} in the registry is {schema.schema_type}, expected AVRO")
+        found: dict[str, Any] = json.loads(schema.schema_str or "null")
         return found
 
     def id_of(self, subject: str, schema: dict[str, Any]) -> int:
