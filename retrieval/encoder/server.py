@@ -136,7 +136,7 @@ class ModelsService:
         with STAGE_SECONDS.labels(ROLE, "understand").time():
             understood = [self._understand(text) for text in request.texts]
         analyses = []
-        for text, vector, read in zip(request.texts, _wait(coming, context), understood, strict=True):
+        for vector, read in zip(_wait(coming, context), understood, strict=True):
             # One text's trouble, which the lane has counted and logged, is not its neighbours'.
             analyses.append(QueryAnalysis(vector=None if isinstance(vector, Exception) else vector, understood=read))
         return AnalyzeQueriesReply(analyses=tuple(analyses))
