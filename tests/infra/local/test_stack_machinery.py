@@ -139,7 +139,11 @@ def test_an_interrupted_up(tmp_path, how):
     """Ctrl-C leaves no process. A killed `up` cannot clear up, but the next `down` does."""
     root = tmp_path / "s"
     process = subprocess.Popen(
-        [sys.executable, str(SUPPORT / "trivial_stack.py"), str(root)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(SUPPORT / "trivial_stack.py"), str(root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        # As in a terminal: a shell that runs the tests in the background hands on an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         for line in process.stdout:
