@@ -288,8 +288,9 @@ def test_readers_see_whole_epochs_while_a_writer_turns_everything_over():
 
     store.apply(generation(1), now_ms=0)
     done, wrong, reads = threading.Event(), [], []
+    finished = [threading.Event() for _ in range(3)]  # a read of each reader, since the writer last looked
 
-    def read(asked, tree):
+    def read(asked, tree, mine):
         # A moment between reads: three threads that never rest would keep the interpreter's lock from the writer.
         while not done.wait(0.002) or not reads:
             with store.pin() as pin:
@@ -299,17 +300,21 @@ def test_readers_see_whole_epochs_while_a_writer_turns_everything_over():
             if first != again or len(versions) > 1 or (tree is None and first.total != 40):
                 wrong.append((first.total, versions))
             reads.append(first.epoch)
+            mine.set()
 
     with ThreadPoolExecutor(3) as pool:
         asked = ((query(ROW), None), (None, None), (query(ROW), is_in("skills", "s1")))
-        readers = [pool.submit(read, *args) for args in asked]
+        readers = [pool.submit(read, *args, mine) for args, mine in zip(asked, finished, strict=True)]
         try:
             for version in range(2, 100):
                 store.apply(generation(version), now_ms=version)
+                for each in finished:  # so that no pin is older than a few versions, and slots must go round
+                    assert each.wait(30)
+                    each.clear()
         finally:
             done.set()
         for reader in readers:
             reader.result(30)
     assert wrong == []
     assert len(set(reads)) > 3
-    assert store.counts().capacity <= 2_048  # slots went round: 3,960 rows were written
+    assert store.counts().capacity <= 512  # slots went round
