@@ -142,6 +142,49 @@ class QueriesSettings(_Section):
     analyze_timeout_ms: PositiveInt = 400
 
 
+class AlertsSettings(_Section):
+    """The alerts job."""
+
+    analyze_timeout_ms: PositiveInt = 800
+    threshold: float = Field(
+        0.45, ge=0, allow_inf_nan=False, description="hybrid score from which a posting matches a subscription's words"
+    )
+    percolate_batch: PositiveInt = 64
+    percolate_timeout_ms: PositiveInt = Field(2_000, description="of one call; it is asked again until answered")
+    rank_deadline_ms: PositiveInt = Field(30_000, description="how long a match may wait for the ranker's score")
+    max_per_day: PositiveInt = Field(100, description="alerts a person gets in a day of their time zone")
+    dedupe_ms: PositiveInt = Field(90 * 86_400_000, description="how long an alert without expiry is remembered")
+
+
+class EnrichSettings(_Role):
+    """The slow lane's workers."""
+
+    listen: HostPort = "127.0.0.1:7401"
+    group: str = "enrich"
+    batch: PositiveInt = 8
+    threads: PositiveInt = 1
+    device: str = "cpu"
+    max_per_s: float = Field(0.0, ge=0, allow_inf_nan=False, description="postings refined a second; 0: no bound")
+    idle: bool = Field(True, description="run only when nobody else wants the processor")
+
+
+class GatewaySettings(_Role):
+    """HTTP for people and programs."""
+
+    listen: HostPort = "127.0.0.1:8080"
+    api_keys: dict[str, SecretStr] = Field(default_factory=dict, description="tenant -> key; empty: no key is asked")
+    max_body_bytes: PositiveInt = 1 << 20
+    max_streams: PositiveInt = Field(64, description="alert streams open at once")
+    timeout_ms: PositiveInt = Field(5_000, description="how long a search may take")
+
+
+class TracingSettings(_Section):
+    """OpenTelemetry."""
+
+    endpoint: str = Field("", description="of an OTLP/HTTP collector, such as http://127.0.0.1:4318; empty: no export")
+    sample: float = Field(1.0, ge=0, le=1, description="share of the traces that are exported")
+
+
 class ModelsSettings(_Role):
     listen: HostPort = "127.0.0.1:7101"
     encoder: str = Field("embedded", description="'embedded', or a Hugging Face encoder directory")
@@ -161,6 +204,7 @@ class RetrievalSettings(_Section):
     publish_interval_ms: NonNegativeInt = Field(20, description="how long updates gather before an epoch is published")
     snapshot_interval_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="0: at every chance")
     initial_rows: PositiveInt = 16_384
+    hold_epochs_ms: NonNegativeInt = Field(60_000, description="how long a page can be followed at its epoch")
 
 
 class RankerSettings(_Role):
@@ -190,6 +234,9 @@ class MetricsSettings(_Section):
     models: Port = 0
     retrieval: Port = 0
     ranker: Port = 0
+    enrich: Port = 0
+    gateway: Port = 0
+    flink: Port = 0
 
 
 class Settings(BaseSettings):
@@ -203,6 +250,10 @@ class Settings(BaseSettings):
     flink: FlinkSettings = FlinkSettings()
     postings: PostingsSettings = PostingsSettings()
     queries: QueriesSettings = QueriesSettings()
+    alerts: AlertsSettings = AlertsSettings()
+    enrich: EnrichSettings = EnrichSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    tracing: TracingSettings = TracingSettings()
     models: ModelsSettings = ModelsSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     ranker: RankerSettings = RankerSettings()

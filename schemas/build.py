@@ -37,7 +37,7 @@ STATES: tuple[type, ...] = (states.PostingState,)
 CALLS: tuple[type, ...] = tuple(
     dict.fromkeys(
         record
-        for service in (rpc.Models, rpc.Retrieval, rpc.Ranker)
+        for service in (rpc.Models, rpc.Retrieval, rpc.Ranker, rpc.EnrichWorkers)
         for method in vars(service).values()
         if isinstance(method, rpc.Method)
         for record in (method.request, method.reply)

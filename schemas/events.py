@@ -168,6 +168,7 @@ class EnrichRequest:
     tenant: str = "default"
     text_hash: Annotated[str, "of `text`, hex: an answer to another text is void"]
     text: PostingText
+    bare: Annotated[bool, "published without a vector: the fast lane's enrichment is wanted first, and soon"] = False
     expires_at: Millis | None = None
     trace: Trace = None
 
@@ -226,6 +227,8 @@ class IndexUpdate:
     vector: Annotated[Vector | None, "null: findable by filters only, until the slow lane heals it"] = None
     produced_at: Annotated[Millis, "Kafka timestamp of the posting event behind this version"]
     expires_at: Millis | None = None
+    material_class: Annotated[str, "hash of what makes a change worth a new alert; empty on DELETE and EXPIRE"] = ""
+    percolate: Annotated[bool, "alerts look at it: a new posting, a material change, or its first vector"] = False
     trace: Trace = None
 
 
@@ -347,6 +350,7 @@ class RankRequest:
     page: Page = Page()
     min_version: MinVersion | None = None
     produced_at: Millis | None = None
+    echo: Annotated[bytes | None, "given back untouched in the result: what its asker needs to go on"] = None
     trace: Trace = None
 
 
@@ -379,6 +383,7 @@ class RankResult:
     error: Annotated[str | None, "why there is no answer at all"] = None
     next_cursor: str | None = None
     timings: Annotated[Mapping[str, float], "milliseconds by stage"]
+    echo: Annotated[bytes | None, "of the request"] = None
     trace: Trace = None
 
 
@@ -423,8 +428,10 @@ class Subscription:
     cadence: Cadence = Cadence.INSTANT
     state: SubscriptionState = SubscriptionState.ACTIVE
     snoozed_until: Millis | None = None
-    max_per_day: int | None = None
-    min_score: Annotated[float | None, "in [0, 1]"] = None
+    max_per_day: Annotated[int | None, "alerts of this subscription a day of its time zone"] = None
+    min_score: Annotated[
+        float | None, "calibrated probability in [0, 1] that the ranker must give; null: the match itself is enough"
+    ] = None
     time_zone: Annotated[str, "IANA name"] = "UTC"
     quiet_hours: QuietHours | None = None
     digest_at: Annotated[str | None, "HH:MM in time_zone"] = None
@@ -439,30 +446,54 @@ class StandingQuery:
 
     subscription_id: str
     version: int
-    op: Op
+    op: Annotated[Op, "DELETE also for a paused subscription"]
     tenant: str = "default"
     person_id: str
-    vector: QueryVector | None = None
-    filters: Filter | None = None
+    text: Annotated[str, "as the person wrote it"] = ""
+    vector: Annotated[QueryVector | None, "null: filters alone decide, every match scores 0"] = None
+    filters: Annotated[Filter | None, "the subscription's own and what was understood of its words, as one tree"] = None
     threshold: Annotated[float, "smallest hybrid score that counts as a match"] = 0.0
-    produced_at: Millis
+    min_score: Annotated[float | None, "of the subscription: with it every match goes to the ranker first"] = None
+    produced_at: Annotated[Millis, "Kafka timestamp of the subscription event behind it"]
     trace: Trace = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """One posting that satisfies one standing query."""
+
+    subscription_id: str
+    version: Annotated[int, "of the subscription"]
+    person_id: str
+    match_score: Annotated[float, "hybrid: dense + lexical, float64 on the stored values"]
+    dense: float
+    lexical: float
+    score: Annotated[float | None, "calibrated probability from the ranker; null: not asked, or not answered"] = None
+    reason: Annotated[str, "for people: what of the subscription it satisfies"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
     """alerts.feed.v1: one posting for one person. `alert_id` is a function of content, never of processing order."""
 
-    alert_id: Annotated[str, "hash(person, posting, material class)"]
+    alert_id: Annotated[str, "hash(tenant, person, posting, material class)"]
     tenant: str = "default"
     person_id: str
     posting_id: str
     version: int
-    subscription_ids: tuple[str, ...]
-    score: float
-    digest_id: Annotated[str | None, "hash(person, window) when delivered as part of a digest"] = None
+    material_class: str = ""
+    matches: Annotated[tuple[Match, ...], "every subscription of this person that it satisfies, best first"]
+    attributes: Annotated[Attributes, "of the posting: enough to show it"]
+    deliver_after: Annotated[
+        Millis | None, "quiet hours or a digest: not to be shown to the person before; null: at once"
+    ] = None
+    digest_id: Annotated[str | None, "hash(person, window): alerts with the same one belong together"] = None
+    channel: str | None = None
+    locale: str | None = None
     produced_at: Annotated[Millis, "of the posting"]
     alerted_at: Millis
+    expires_at: Annotated[Millis | None, "of the posting"] = None
+    degraded: Annotated[tuple[str, ...], "every fallback taken, by name and reason"] = ()
     trace: Trace = None
 
 

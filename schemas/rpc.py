@@ -14,11 +14,13 @@ from penstock.schemas.events import (
     Enrichment,
     Filter,
     IndexUpdate,
+    Match,
     MinVersion,
     PostingText,
     QueryVector,
     RankRequest,
     RankResult,
+    StandingQuery,
     Understood,
 )
 from penstock.schemas.records import Millis, Symbol
@@ -95,7 +97,8 @@ class SearchRequest:
     """Exact filtered top k."""
 
     tenant: str = "default"
-    vector: Annotated[QueryVector | None, "null: every passing posting scores 0, newest first"] = None
+    vector: Annotated[QueryVector | None, "null: `words` decide; without those newest first, every score 0"] = None
+    words: Annotated[str | None, "without a vector: the shard makes the lexical part of these words itself"] = None
     filters: Filter | None = None
     k: int = 10
     at_epoch: Annotated[int | None, "read this epoch while it is still held; null: the newest"] = None
@@ -127,6 +130,7 @@ class SearchReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GetRequest:
+    tenant: Annotated[str | None, "whose postings; those of others are ABSENT; null: any"] = None
     posting_ids: tuple[str, ...]
     min_version: MinVersion | None = None
     timeout_ms: int = 1000
@@ -170,6 +174,44 @@ class HoldsReply:
     held: Annotated[tuple[bool, ...], "one a clause, in order"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PercolateRequest:
+    """Which standing queries do these postings satisfy? Only live UPSERTs can satisfy any."""
+
+    updates: tuple[IndexUpdate, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matches:
+    matches: Annotated[tuple[Match, ...], "by subscription_id"] = ()
+    queries: Annotated[
+        tuple[StandingQuery, ...], "those of `matches` with a min_score, for the ranker; their order is that of matches"
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PercolateReply:
+    found: Annotated[tuple[Matches, ...], "one an update, in order"]
+    shard: str = ""
+    epoch: Annotated[int, "of the standing queries"] = 0
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingRequest:
+    """Which version of these subscriptions do new postings meet?"""
+
+    tenant: str = "default"
+    subscription_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingReply:
+    versions: Annotated[tuple[int, ...], "one an id, in order: the newest heard of, deletions included; -1: none"]
+    in_force: Annotated[tuple[bool, ...], "one an id: whether it is percolated"]
+    shard: str = ""
+
+
 # --- the services ----------------------------------------------------------------------------------------------
 
 
@@ -185,6 +227,8 @@ class Retrieval:
     SEARCH = Method("Retrieval", "Search", SearchRequest, SearchReply)
     GET = Method("Retrieval", "Get", GetRequest, GetReply)
     HOLDS = Method("Retrieval", "Holds", HoldsRequest, HoldsReply)
+    PERCOLATE = Method("Retrieval", "Percolate", PercolateRequest, PercolateReply)
+    STANDING = Method("Retrieval", "Standing", StandingRequest, StandingReply)
     STATUS = Method("Retrieval", "Status", StatusRequest, RoleStatus)
 
 
@@ -192,3 +236,8 @@ class Retrieval:
 class Ranker:
     RANK = Method("Ranker", "Rank", RankRequest, RankResult)
     STATUS = Method("Ranker", "Status", StatusRequest, RoleStatus)
+
+
+@dataclass(frozen=True, slots=True)
+class EnrichWorkers:
+    STATUS = Method("EnrichWorkers", "Status", StatusRequest, RoleStatus)

@@ -29,6 +29,7 @@ class Topic:
     partitions: int = 4
     retention_ms: int = 7 * DAY
     compacted: bool = False
+    compacted_after_ms: int = 0  # a consumer that is behind by less sees every record, not only the newest of a key
     max_message_bytes: int | None = None  # None: the broker's own bound
 
     @property
@@ -40,6 +41,7 @@ class Topic:
         out = {"retention.ms": str(self.retention_ms)}
         if self.compacted:
             out["cleanup.policy"] = "compact,delete"
+            out["min.compaction.lag.ms"] = str(self.compacted_after_ms)
         if self.max_message_bytes is not None:
             out["max.message.bytes"] = str(self.max_message_bytes)
         return out
@@ -55,6 +57,7 @@ INDEX = Topic(
     "posting_id",
     retention_ms=LONGEST_POSTING_LIFE + 30 * DAY,
     compacted=True,
+    compacted_after_ms=DAY,  # the update that says `percolate` is followed by others: the alerts job must meet it
 )
 QUERIES = Topic("search.query.v1", events.SearchQuery, lambda e: e.request_id, "request_id", retention_ms=DAY)
 RANK_REQUESTS = Topic(

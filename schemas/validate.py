@@ -6,12 +6,23 @@ Each function returns nothing and raises InvalidRecord naming the field. Over-lo
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import replace
 
 from penstock.schemas import filters
 from penstock.schemas.errors import InvalidRecord
-from penstock.schemas.events import EnrichedPosting, Location, Op, Posting, PostingText, RankClass, Salary, SearchQuery
+from penstock.schemas.events import (
+    Attributes,
+    EnrichedPosting,
+    Location,
+    Op,
+    Posting,
+    PostingText,
+    RankClass,
+    Salary,
+    SearchQuery,
+)
 from penstock.schemas.records import to_plain
 from penstock.schemas.times import EARLIEST, LATEST
 from penstock.schemas.wire import codec
@@ -196,3 +207,28 @@ def text_hash(text: PostingText) -> str:
             digest.update(b"\x00" if part is None else b"\x01" + part.encode("utf-8", "surrogatepass") + b"\x00")
         digest.update(b"\x02")
     return digest.hexdigest()
+
+
+def material_class(attributes: Attributes) -> str:
+    """32 hex digits, equal when a person who was told of a posting need not be told again.
+
+    What counts is what somebody decides by: title, company, place, terms and pay. Case and spacing do not.
+    """
+    place, salary = attributes.location or Location(), attributes.salary or Salary()
+    parts = (
+        attributes.title,
+        attributes.company,
+        place.country,
+        place.region,
+        place.city or place.text,
+        attributes.remote.value,
+        attributes.employment_type.value,
+        attributes.seniority.value,
+        attributes.grade,
+        salary.min,
+        salary.max,
+        salary.currency,
+        salary.period.value,
+    )
+    said = json.dumps([" ".join(part.casefold().split()) if isinstance(part, str) else part for part in parts])
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()

@@ -27,6 +27,7 @@ from penstock.schemas.events import (
     Vector,
 )
 from penstock.schemas.states import PostingState
+from penstock.schemas.validate import material_class
 
 BARE = -1
 FAST = 0
@@ -108,7 +109,13 @@ def on_enriched(state: PostingState | None, answer: EnrichedPosting) -> Transiti
         return Transition(state, counted=("void_answer",))
     if state.refined and merged == _enrichment_of(held):
         return Transition(state, counted=("repeated_answer",))
-    update = _with(replace(held, revision=max(held.revision, FAST) + 1, trace=answer.trace or held.trace), merged)
+    refined = replace(
+        held,
+        revision=max(held.revision, FAST) + 1,
+        percolate=held.vector is None,
+        trace=answer.trace or held.trace,
+    )
+    update = _with(refined, merged)
     return Transition(replace(state, update=update, refined=True), update, counted=("refined",))
 
 
@@ -150,7 +157,7 @@ def _same_version(state: PostingState, arrival: Arrival) -> Transition:
     if not heals or state.update.op is not IndexOp.UPSERT or state.update.vector is not None:
         return Transition(state, counted=("repeat",))
     assert arrival.enrichment is not None
-    update = _with(replace(state.update, revision=FAST), arrival.enrichment)
+    update = _with(replace(state.update, revision=FAST, percolate=True), arrival.enrichment)
     return Transition(replace(state, update=update), update, counted=("repeat", "healed"))
 
 
@@ -167,13 +174,20 @@ def _publish(state: PostingState | None, arrival: Arrival) -> Transition:
     if same_text and state is not None:
         old = _enrichment_of(state.update)
         enrichment = _merge(enrichment, old) if refined else _merge(old, enrichment)
+    attributes = attributes_of(posting)
+    material = material_class(attributes)
+    held = state.update if same_text and state is not None else None
     bare = IndexUpdate(
         posting_id=posting.posting_id,
         version=posting.version,
         revision=FAST if enrichment.vector is not None else BARE,
         op=IndexOp.UPSERT,
         tenant=posting.tenant,
-        attributes=attributes_of(posting),
+        attributes=attributes,
+        material_class=material,
+        percolate=held is None
+        or held.material_class != material
+        or (held.vector is None and enrichment.vector is not None),
         produced_at=arrival.produced_at,
         expires_at=posting.expires_at,
         trace=posting.trace,
@@ -189,6 +203,7 @@ def _publish(state: PostingState | None, arrival: Arrival) -> Transition:
             tenant=posting.tenant,
             text_hash=arrival.text_hash,
             text=arrival.text,
+            bare=enrichment.vector is None,
             expires_at=posting.expires_at,
             trace=posting.trace,
         )
@@ -218,7 +233,17 @@ def _bury(arrival: Arrival, op: IndexOp, revision: int, clear_at: int) -> Transi
 
 
 def _tombstone(held: IndexUpdate, op: IndexOp, revision: int) -> IndexUpdate:
-    return replace(held, op=op, revision=revision, attributes=None, summary=None, item_text=None, vector=None)
+    return replace(
+        held,
+        op=op,
+        revision=revision,
+        attributes=None,
+        summary=None,
+        item_text=None,
+        vector=None,
+        material_class="",
+        percolate=False,
+    )
 
 
 def _refused(state: PostingState, arrival: Arrival, error: InvalidRecord) -> Transition:
