@@ -46,6 +46,9 @@ def demo(
     tenant: Annotated[
         str | None, typer.Option("--tenant", help="Whose the queries are, where the postings are of several tenants.")
     ] = None,
+    subscriptions: Annotated[
+        int, typer.Option("--subscriptions", min=0, help="People who want alerts, made of the queries; 0: nobody.")
+    ] = 150,
     on_configured: Annotated[
         bool,
         typer.Option(
@@ -53,7 +56,7 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Replay postings through Kafka, Flink and the index, then account for every one of them.
+    """Replay postings through Kafka, Flink and the index, then account for every one of them and for every alert.
 
     Starts a stack of its own unless one is up, and stops what it started. Exit code 1 when anything was lost or wrong,
     or a query was never answered.
@@ -75,6 +78,7 @@ def demo(
         chaos=chaos,
         patience_s=patience,
         tenant=tenant,
+        subscriptions=subscriptions,
         on_configured=on_configured,
     )
     if not run(options, Console(highlight=False), now_ms).clean:

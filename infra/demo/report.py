@@ -11,12 +11,14 @@ from typing import Any
 import psutil
 
 from penstock.infra.demo.accounting import Accounting
+from penstock.infra.demo.alert_accounting import AlertAccounting
 from penstock.infra.demo.replay import Replay
 from penstock.infra.demo.settle import Settled
 from penstock.infra.demo.watch import Watch, percentile
 from penstock.schemas.events import IndexOp
 from penstock.schemas.rpc import Row
 
+ALERTED_OVER = "alerts as the feed has them, from the posting event's Kafka timestamp until the alert's own"
 # A version overtaken before anyone looked has no sample; what models were late for (revision -1) has one.
 FRESHNESS_OVER = "accepted upsert versions of the fast lane as the watch first saw them, not only each posting's last"
 
@@ -29,10 +31,11 @@ class Report:
     """
 
     accounting: Accounting
+    alerts: AlertAccounting | None  # None: nobody subscribed
     freshness_ms: Mapping[str, Mapping[str, float | str | None]]
     postings_per_second: float
     queries: Mapping[str, Any]
-    without_vector: int  # live postings that can be found by filters only, since models were late
+    without_vector: int  # live postings not yet found by meaning, since models were late
     rate: float
     seconds: float  # from the first event until the last one was searchable
     seed: int | None
@@ -40,6 +43,7 @@ class Report:
     interruptions: Mapping[str, int]  # why retrieval did not answer, and how often
     machine: Mapping[str, Any]
     searches: tuple[Mapping[str, Any], ...] = ()
+    alert_examples: tuple[Mapping[str, Any], ...] = ()
     elapsed_s: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -50,8 +54,8 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether everything published is accounted for, postings and queries."""
-        return self.accounting.clean and self.unanswered == 0
+        """Whether everything published is accounted for: postings, queries and alerts."""
+        return self.accounting.clean and self.unanswered == 0 and (self.alerts is None or self.alerts.clean)
 
     def to_json(self) -> dict[str, Any]:
         out = asdict(self)
@@ -64,6 +68,7 @@ def summarise(
     done: Replay,
     settled: Settled,
     watch: Watch,
+    alerts: AlertAccounting | None,
     *,
     rate: float,
     seed: int | None,
@@ -74,15 +79,23 @@ def summarise(
     fresh = watch.seen().freshness_ms
     first_ms, last_ms = done.first_ms or 0, done.last_ms or 0
     seconds = max(0.001, (max(_last_searchable(rows, first_ms), last_ms) - first_ms) / 1000)
+    alerted = _alerted_ms(watch)
     return Report(
         accounting=settled.accounting,
+        alerts=alerts,
         freshness_ms={
             "searchable": {
                 "p50": percentile(fresh, 0.5),
                 "p99": percentile(fresh, 0.99),
                 "samples": len(fresh),
                 "over": FRESHNESS_OVER,
-            }
+            },
+            "alerted": {
+                "p50": percentile(alerted, 0.5),
+                "p99": percentile(alerted, 0.99),
+                "samples": len(alerted),
+                "over": ALERTED_OVER,
+            },
         },
         postings_per_second=round(done.published / seconds, 2),
         queries=_queries(done, watch),
@@ -96,6 +109,14 @@ def summarise(
         interruptions=dict(watch.interruptions),
         machine=machine(),
     )
+
+
+def _alerted_ms(watch: Watch) -> list[float]:
+    """One an alert, of its first record."""
+    first: dict[str, float] = {}
+    for at, alert in watch.alerts():
+        first.setdefault(alert.alert_id, float(at - alert.produced_at))
+    return list(first.values())
 
 
 def _last_searchable(rows: Any, first_ms: int) -> int:
@@ -158,8 +179,27 @@ def rows_of(report: Report) -> list[tuple[str, str]]:
                 f"{queries['degraded']} degraded, p50 {_ms(latency['p50'])}, p99 {_ms(latency['p99'])}",
             )
         )
+    if report.alerts is not None:
+        alerted, sent = report.freshness_ms["alerted"], report.alerts
+        out += [
+            (
+                "alerts",
+                f"{sent.sent} to {sent.subscriptions} subscriptions, {sent.expected} of them due, "
+                f"{sent.with_score} with the ranker's score, {sent.degraded} degraded",
+            ),
+            ("alerts lost · wrong", f"{sent.lost} · {sent.wrong}"),
+            (
+                "produced to alerted",
+                f"p50 {_ms(alerted['p50'])}, p99 {_ms(alerted['p99'])} ({alerted['samples']} alerts)",
+            ),
+        ]
     if report.without_vector:
-        out.append(("without a vector", f"{report.without_vector} (models were late; found by filters only)"))
+        out.append(
+            (
+                "without a vector",
+                f"{report.without_vector} (models were late; found by words and filters, not yet by meaning)",
+            )
+        )
     if report.lines_refused:
         out.append(("lines that are no record", str(report.lines_refused)))
     if report.interruptions:

@@ -2,9 +2,10 @@
 
 1. Read the input; nothing is started for a file that cannot be used.
 2. Find or start a system, and prove that a posting gets through it.
-3. Publish the plan at its rate while watching rows, dead letters and answers.
-4. Wait until the index is what the oracle says; judge.
-5. Search, write rankings and the report; leave nothing behind.
+3. Subscribe, and wait until every subscription is in force.
+4. Publish the plan at its rate while watching rows, dead letters, answers and alerts.
+5. Wait until the index and the alerts are what the oracles say; judge.
+6. Search, write rankings and the report; unsubscribe: nothing is left behind.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from types import FrameType
 
 from rich.console import Console
 
+from penstock.infra.demo import alert_accounting, sample, standing
 from penstock.infra.demo import plan as planning
-from penstock.infra.demo import sample
+from penstock.infra.demo.alert_accounting import AlertAccounting
 from penstock.infra.demo.rankings import too_short, write_rankings
 from penstock.infra.demo.replay import Replay, replay
 from penstock.infra.demo.report import Report, summarise
@@ -36,15 +38,19 @@ from penstock.infra.kafka_clients import Publisher, check_broker
 from penstock.infra.settings import Settings
 from penstock.ranker.client import RankerClient
 from penstock.retrieval.client import ModelsClient, RetrievalClient, shard_addresses
-from penstock.schemas.events import Op, Posting
-from penstock.schemas.rpc import RowState
-from penstock.schemas.topics import POSTINGS, QUERIES, RANK_RESULTS
+from penstock.schemas.events import Op, Posting, Subscription
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import RowState, StandingRequest
+from penstock.schemas.topics import ALERTS, POSTINGS, QUERIES, RANK_RESULTS, STANDING_QUERIES, SUBSCRIPTIONS
 
 DEFAULT_SECONDS = 45.0  # of the shipped sample; with start and stop below two minutes on two cores
 DEFAULT_EVENTS = 2_250  # of the shipped sample at rate 0
 PROBES = 8  # postings that must get through before the clock starts: Flink starts its Python workers at first use
 PROBE_PATIENCE_S = 120.0
 ANSWER_PATIENCE_S = 15.0
+IN_FORCE_PATIENCE_S = 120.0
+JUDGE_EVERY_S = 0.5
+QUIET_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +68,12 @@ class Options:
     chaos: bool | None = None  # None: only with the shipped sample
     patience_s: float = 60.0
     tenant: str | None = None  # whose the queries are; None: that of the postings
+    subscriptions: int = standing.COUNT  # 0: nobody wants alerts
     on_configured: bool = False  # publish to a system that settings name
 
 
 class NothingGetsThrough(Exception):
-    """The system is up, and yet no posting becomes searchable."""
+    """The system is up, and yet no posting becomes searchable, or no subscription comes into force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,8 @@ def run(options: Options, console: Console, clock: Callable[[], int]) -> Report:
         _terminated_like_interrupted(),
         system(keep=options.keep, on_configured=options.on_configured, tell=view.say) as settings,
     ):
-        check_broker(settings.kafka, [POSTINGS.name, POSTINGS.dead_letters, QUERIES.name, RANK_RESULTS.name])
+        needed = (POSTINGS, QUERIES, RANK_RESULTS, SUBSCRIPTIONS, STANDING_QUERIES, ALERTS)
+        check_broker(settings.kafka, [POSTINGS.dead_letters, *(topic.name for topic in needed)])
         with (
             closing(RetrievalClient(shard_addresses(settings.retrieval))) as retrieval,
             closing(RankerClient(settings.ranker.dial)) as ranker,
@@ -150,6 +158,8 @@ def _on(
     done = Replay()
     with Watch(settings, retrieval, clock) as watch, Publisher(settings.kafka) as publisher:
         _probe(done, publisher, watch, view, run_id, clock)
+        people = _subscriptions(options, given, run_id, clock())
+        _subscribe(people, publisher, retrieval, view)
         events = _events(options, given.lines, settings, clock())
         watch.start_counting()
         started = time.monotonic()
@@ -172,22 +182,29 @@ def _on(
             )
             settled = settle(done, watch, patience_s=options.patience_s, tell=tell("settling"), clock=clock)
             _await_answers(done, watch)
+            alerts = _judge_alerts(people, watch, settings, options.patience_s, tell("alerts"))
+            for removal in standing.removals(people):
+                publisher.publish(SUBSCRIPTIONS, removal)
+            publisher.flush()
         report = summarise(
             done,
             settled,
             watch,
+            alerts,
             rate=options.rate,
             seed=options.seed if _chaos(options) else None,
             lines_refused=len(given.lines.refused) if given.lines else 0,
         )
+        shown = alert_accounting.examples([alert for _, alert in watch.alerts() if alert.person_id.startswith(run_id)])
     view.report(report)
+    view.alerts(shown)
     searches = shown_searches(
         examples(given.queries, own=given.lines is not None), ranker, retrieval, view, run_id, clock
     )
     live = Counter(
         row.update.tenant for row in settled.rows.values() if row.state is RowState.LIVE and row.update is not None
     )
-    return replace(report, searches=tuple(searches)), live
+    return replace(report, searches=tuple(searches), alert_examples=tuple(shown)), live
 
 
 def _chaos(options: Options) -> bool:
@@ -238,6 +255,60 @@ def _probe(done: Replay, publisher: Publisher, watch: Watch, view: View, run_id:
                     f"{PROBE_PATIENCE_S:.0f} s: `penstock status` and `penstock logs postings` say more"
                 )
             time.sleep(0.05)
+
+
+def _subscriptions(options: Options, given: _Input, run_id: str, now_ms: int) -> tuple[Subscription, ...]:
+    postings = sample.shipped_postings(now_ms).postings if given.lines is None else given.lines.postings
+    tenant = sample.tenant_of(postings, options.tenant)
+    return standing.subscriptions(given.queries, postings, run_id=run_id, tenant=tenant, count=options.subscriptions)
+
+
+def _subscribe(people: Sequence[Subscription], publisher: Publisher, retrieval: RetrievalClient, view: View) -> None:
+    """Publish the subscriptions and wait until postings meet every one of them. Raises NothingGetsThrough."""
+    if not people:
+        return
+    view.say(f"waiting for {len(people)} subscriptions to be in force")
+    for one in people:
+        publisher.publish(SUBSCRIPTIONS, one)
+    publisher.flush()
+    wanted = StandingRequest(tenant=people[0].tenant, subscription_ids=tuple(one.subscription_id for one in people))
+    deadline = time.monotonic() + IN_FORCE_PATIENCE_S
+    in_force, trouble = 0, ""
+    while in_force < len(people):
+        if time.monotonic() > deadline:
+            raise NothingGetsThrough(
+                f"{len(people) - in_force} of {len(people)} subscriptions were not in force within "
+                f"{IN_FORCE_PATIENCE_S:.0f} s: `penstock status` and `penstock logs alerts` say more{trouble}"
+            )
+        try:
+            in_force = sum(retrieval.standing(wanted, timeout=10.0).in_force)
+        except CallError as error:
+            trouble = f" ({error})"
+        time.sleep(0.1)
+
+
+def _judge_alerts(
+    people: Sequence[Subscription], watch: Watch, settings: Settings, patience_s: float, tell: Callable[[], None]
+) -> AlertAccounting | None:
+    """The verdict, once every alert is there or `patience_s` seconds bring no new one."""
+    if not people:
+        return None
+    wanted, seen_updates = alert_accounting.Expected({}, {}), -1
+    best = -1
+    patient_until = quiet_at = time.monotonic() + patience_s
+    while True:
+        updates = watch.percolated()
+        if len(updates) != seen_updates:
+            wanted, seen_updates = alert_accounting.expected(watch.standing(), updates, people), len(updates)
+        alerts = [alert for _, alert in watch.alerts()]
+        verdict = alert_accounting.account(wanted, alerts, people, max_per_day=settings.alerts.max_per_day)
+        if verdict.sent > best:
+            best, patient_until = verdict.sent, time.monotonic() + patience_s
+            quiet_at = time.monotonic() + QUIET_S  # one that nobody may get could still come
+        if (verdict.lost == 0 and time.monotonic() > quiet_at) or time.monotonic() > patient_until:
+            return verdict
+        tell()
+        time.sleep(JUDGE_EVERY_S)
 
 
 def _silently(

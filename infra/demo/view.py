@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -58,14 +59,29 @@ class View:
     def report(self, report: Report) -> None:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for name, value in rows_of(report):
-            bad = (name.startswith("lost") and not report.accounting.clean) or (
-                name.startswith("queries") and report.unanswered > 0
+            bad = (
+                (name.startswith("lost") and not report.accounting.clean)
+                or (name.startswith("queries") and report.unanswered > 0)
+                or (name.startswith("alerts lost") and report.alerts is not None and not report.alerts.clean)
             )
             table.add_row(name, value, style="bold red" if bad else "")
         self._console.print()
         self._console.print(table)
-        for detail in report.accounting.details:
+        for detail in (*report.accounting.details, *(report.alerts.details if report.alerts is not None else ())):
             self.say(detail, style="red")
+
+    def alerts(self, shown: Sequence[Mapping[str, Any]]) -> None:
+        """Some alerts as their readers would see them."""
+        if not shown:
+            return
+        table = Table(title="some of the alerts", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in ("posting", "company", "after", "because"):
+            table.add_column(name, overflow="ellipsis", no_wrap=True, justify="right" if name == "after" else "left")
+        for one in shown:
+            reasons = "; ".join(reason for reason in one["reasons"] if reason)
+            table.add_row(one["title"], one["company"] or "", f"{one['after_ms']} ms", reasons)
+        self._console.print()
+        self._console.print(table)
 
 
 def _line(seen: Seen, published: int, total: int, seconds: float) -> str:
@@ -76,6 +92,7 @@ def _line(seen: Seen, published: int, total: int, seconds: float) -> str:
         f"{seen.searchable} searchable",
         f"{seen.letters} dead letters",
         f"{seen.results} answers",
+        f"{seen.alerts} alerts",
     ]
     p50, p99 = percentile(recent, 0.5), percentile(recent, 0.99)
     if p50 is not None and p99 is not None:

@@ -1,4 +1,4 @@
-"""Follows a run from outside, as any consumer could: rows from the retrieval shards, letters and results from Kafka.
+"""Follows a run from outside, as any consumer could: rows from the retrieval shards, everything else from Kafka.
 
 `Watch` owns one thread; what it has seen is under one lock, so that every method may be called from any thread.
 A role that does not answer is waited for: the last trouble is kept for the view and counted for the report.
@@ -19,7 +19,7 @@ from penstock.infra.settings import Settings
 from penstock.infra.telemetry import DEGRADED
 from penstock.retrieval.client import RetrievalClient
 from penstock.schemas import topics
-from penstock.schemas.events import DeadLetter, IndexOp, RankResult
+from penstock.schemas.events import Alert, DeadLetter, IndexOp, IndexUpdate, RankResult, StandingQuery
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import GetRequest, Row
@@ -29,6 +29,7 @@ INTERVAL_S = 0.25
 ROWS_A_LOOK = 200  # the oldest that are still waited for: looking must not cost what it measures
 ROWS_A_CALL = 200
 CALL_TIMEOUT_S = 10.0
+RECORDS_A_LOOK = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Seen:
     waiting: int
     letters: int
     results: int
+    alerts: int
     freshness_ms: tuple[float, ...]  # one a version seen, from its Kafka timestamp until it was searchable
     trouble: str | None  # why the last look failed, while it does
 
@@ -74,14 +76,24 @@ class Watch:
         self._clock = clock  # epoch milliseconds
         self._letters_tail = Tail(settings.kafka, [topics.POSTINGS.dead_letters])
         self._results_tail = Tail(settings.kafka, [topics.RANK_RESULTS.name])
-        # Dead letters are single-object encoded everywhere; results are framed as their topic is here.
-        self._result_codec: Codec[RankResult] = topic_codec(topics.RANK_RESULTS, settings.kafka.schema_registry)
+        self._alerts_tail = Tail(settings.kafka, [topics.ALERTS.name])
+        # What the alerts are judged by: every update that says `percolate`, and the queries they met.
+        self._stream_tail = Tail(settings.kafka, [topics.INDEX.name, topics.STANDING_QUERIES.name])
+        # Dead letters are single-object encoded everywhere; the others are framed as their topics are here.
+        registry = settings.kafka.schema_registry
+        self._result_codec: Codec[RankResult] = topic_codec(topics.RANK_RESULTS, registry)
+        self._alert_codec: Codec[Alert] = topic_codec(topics.ALERTS, registry)
+        self._update_codec: Codec[IndexUpdate] = topic_codec(topics.INDEX, registry)
+        self._query_codec: Codec[StandingQuery] = topic_codec(topics.STANDING_QUERIES, registry)
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, int] = OrderedDict()
         self._searchable: set[str] = set()
         self._freshness = Freshness()
         self._letters: list[DeadLetter] = []
         self._results: dict[str, tuple[int, RankResult]] = {}
+        self._alerts: list[tuple[int, Alert]] = []
+        self._percolated: list[IndexUpdate] = []
+        self._standing: list[StandingQuery] = []
         self._trouble: str | None = None
         self._failure: Exception | None = None
         self.interruptions: dict[str, int] = {}
@@ -97,6 +109,8 @@ class Watch:
         self._thread.join(CALL_TIMEOUT_S + 1)
         self._letters_tail.close()
         self._results_tail.close()
+        self._alerts_tail.close()
+        self._stream_tail.close()
 
     def track(self, posting_id: str, version: int) -> None:
         """From now on look for this version of this posting (an older one is no longer looked for)."""
@@ -123,6 +137,7 @@ class Watch:
                 waiting=len(self._waiting),
                 letters=len(self._letters),
                 results=len(self._results),
+                alerts=len({alert.alert_id for _, alert in self._alerts}),
                 freshness_ms=self._freshness.samples(),
                 trouble=self._trouble,
             )
@@ -135,6 +150,20 @@ class Watch:
         """By request id: the result's Kafka timestamp, and the result."""
         with self._lock:
             return dict(self._results)
+
+    def alerts(self) -> list[tuple[int, Alert]]:
+        """Each record's Kafka timestamp and the alert, repeats included, in the order of the feed."""
+        with self._lock:
+            return list(self._alerts)
+
+    def percolated(self) -> list[IndexUpdate]:
+        """The index updates that alerts look at."""
+        with self._lock:
+            return list(self._percolated)
+
+    def standing(self) -> list[StandingQuery]:
+        with self._lock:
+            return list(self._standing)
 
     def rows(self, posting_ids: Iterable[str]) -> Mapping[str, Row] | None:
         """The rows of these ids now; None while retrieval does not answer. What they tell of freshness is kept."""
@@ -173,7 +202,22 @@ class Watch:
             (timestamp_of(m) or self._clock(), self._result_codec.decode_unbounded(m.value() or b""))
             for m in self._results_tail.poll(0.0)
         ]
+        alerts = [
+            (timestamp_of(m) or self._clock(), self._alert_codec.decode_unbounded(m.value() or b""))
+            for m in self._alerts_tail.poll(0.0, RECORDS_A_LOOK)
+        ]
+        percolated, standing = [], []
+        for m in self._stream_tail.poll(0.0, RECORDS_A_LOOK):
+            if m.topic() == topics.INDEX.name:
+                update = self._update_codec.decode_unbounded(m.value() or b"")
+                if update.percolate:
+                    percolated.append(update)
+            else:
+                standing.append(self._query_codec.decode_unbounded(m.value() or b""))
         with self._lock:
+            self._alerts += alerts
+            self._percolated += percolated
+            self._standing += standing
             self._letters += letters
             for at, result in results:
                 self._results.setdefault(result.request_id, (at, result))  # a replayed request answers twice

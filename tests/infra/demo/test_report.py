@@ -4,6 +4,7 @@ import pytest
 
 from penstock.infra.demo import sample
 from penstock.infra.demo.accounting import Accounting
+from penstock.infra.demo.alert_accounting import AlertAccounting
 from penstock.infra.demo.rankings import too_short
 from penstock.infra.demo.report import Report, rows_of
 from penstock.infra.demo.watch import Freshness, freshness_ms, percentile
@@ -55,10 +56,14 @@ def test_each_version_asked_for_is_sampled_once_as_first_seen():
     assert fresh.samples() == (100.0, 300.0)
 
 
-def report(lost=0, **queries):
+def report(lost=0, alerts=None, **queries):
     return Report(
         accounting=Accounting(10, 4, 3, 2, 1, 1, lost, 0),
-        freshness_ms={"searchable": {"p50": 200.0, "p99": 900.0, "samples": 4}},
+        alerts=alerts,
+        freshness_ms={
+            "searchable": {"p50": 200.0, "p99": 900.0, "samples": 4},
+            "alerted": {"p50": 300.0, "p99": 950.0, "samples": 2},
+        },
         postings_per_second=49.5,
         queries={"published": 0} | queries,
         without_vector=0,
@@ -76,6 +81,7 @@ def test_the_report_has_the_promised_keys():
     promised = "published live deleted expired rejected dead_lettered lost wrong postings_per_second searches"
     assert set(promised.split()) <= document.keys()
     assert document["freshness_ms"]["searchable"]["p99"] == 900.0
+    assert document["freshness_ms"]["alerted"]["p50"] == 300.0
     assert ("lost · wrong", "0 · 0") in rows_of(report())
 
 
@@ -86,6 +92,15 @@ def test_a_query_never_answered_makes_the_run_unclean_and_one_with_an_error_does
     assert report().clean and late.clean and not missing.clean and not report(lost=1).clean
     assert "2 NEVER ANSWERED" in dict(rows_of(missing))["queries answered"]
     assert "NEVER" not in dict(rows_of(late))["queries answered"]
+
+
+@pytest.mark.parametrize(("lost", "wrong", "clean"), [(0, 0, True), (1, 0, False), (0, 1, False)])
+def test_an_alert_lost_or_wrong_makes_the_run_unclean(lost, wrong, clean):
+    one = report(alerts=AlertAccounting(150, 20, 19, 1, 5, 0, lost, wrong))
+    assert one.clean is clean
+    assert one.to_json()["alerts"]["lost"] == lost
+    assert dict(rows_of(one))["alerts lost · wrong"] == f"{lost} · {wrong}"
+    assert "950 ms" in dict(rows_of(one))["produced to alerted"]
 
 
 def test_rankings_shorter_than_the_tenants_postings_are_told():
