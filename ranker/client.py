@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.schemas.events import RankRequest, RankResult
-from penstock.schemas.grpc_avro import Client
+from penstock.schemas.grpc_avro import AsyncClient, Client
 from penstock.schemas.rpc import Ranker, RoleStatus, StatusRequest
 
 
@@ -28,3 +28,22 @@ class RankerClient:
 
     def close(self) -> None:
         self._client.close()
+
+
+class AsyncRankerClient:
+    """The same with coroutines: a cancelled `rank` is cancelled at the ranker too. Make it on the loop that uses it."""
+
+    def __init__(self, address: str) -> None:
+        self._client = AsyncClient(address)
+
+    async def rank(self, request: RankRequest, timeout: float) -> RankResult:
+        """The ranked page. The ranker gives up at the request's deadline or after `timeout`, whichever is sooner."""
+        result: RankResult = await self._client.call(Ranker.RANK, request, timeout)
+        return result
+
+    async def status(self, timeout: float) -> RoleStatus:
+        status: RoleStatus = await self._client.call(Ranker.STATUS, StatusRequest(), timeout)
+        return status
+
+    async def close(self) -> None:
+        await self._client.close()

@@ -22,8 +22,11 @@ from penstock.schemas.grpc_avro import AsyncClient, CallError, Client
 from penstock.schemas.rpc import (
     AnalyzeQueriesReply,
     AnalyzeQueriesRequest,
+    ClauseEffect,
     EnrichPostingsReply,
     EnrichPostingsRequest,
+    ExplainReply,
+    ExplainRequest,
     GetReply,
     GetRequest,
     HoldsReply,
@@ -172,6 +175,23 @@ class RetrievalClient:
                 f"a value may be held by a shard that did not answer: {'; '.join(missing)}",
             )
         return HoldsReply(held=held)
+
+    def explain(self, request: ExplainRequest, timeout: float) -> ExplainReply:
+        """What the filter and each of its clauses do, summed over the shards that answer."""
+        replies, missing = self._gather(Retrieval.EXPLAIN, request, timeout)
+        return ExplainReply(
+            filter=replies[0].filter,
+            postings=sum(r.postings for r in replies),
+            passed=sum(r.passed for r in replies),
+            clauses=tuple(
+                ClauseEffect(
+                    clause=same[0].clause, passed=sum(c.passed for c in same), missing=sum(c.missing for c in same)
+                )
+                for same in zip(*(r.clauses for r in replies), strict=True)
+            ),
+            shard=",".join(r.shard for r in replies),
+            degraded=_union((r.degraded for r in replies), missing),
+        )
 
     def status(self, timeout: float) -> list[RoleStatus]:
         """One a shard, in the order given; a shard that does not answer is not ready, with the reason."""

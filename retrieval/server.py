@@ -1,6 +1,6 @@
 """`penstock serve retrieval`: one shard behind gRPC.
 
-    gRPC Search | Get | Holds | Status ──> the newest epoch of the store
+    gRPC Search | Get | Holds | Explain | Status ──> the newest epoch of the store
     index.update.v1 ──> the shard's loop ──> epochs                    (this process's main thread)
 
 Until the shard has caught up with its log, searches are UNAVAILABLE; afterwards they are answered, and a store that
@@ -31,12 +31,17 @@ from penstock.schemas.events import MinVersion
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.grpc_avro import NotReady, Refused
 from penstock.schemas.rpc import (
+    ClauseEffect,
+    ExplainReply,
+    ExplainRequest,
     GetReply,
     GetRequest,
     HoldsReply,
     HoldsRequest,
     Retrieval,
     RoleStatus,
+    Row,
+    RowState,
     SearchReply,
     SearchRequest,
     StatusRequest,
@@ -90,6 +95,8 @@ class RetrievalService:
         store, degraded = self._fit_store()
         degraded += self._await(store, request.min_version, request.timeout_ms, context)
         rows = store.get(request.posting_ids, now_ms=now_ms())
+        if request.tenant is not None:
+            rows = tuple(_of_tenant(row, request.tenant) for row in rows)
         return GetReply(rows=rows, shard=self._name, degraded=tuple(degraded))
 
     def holds(self, request: HoldsRequest, _context: grpc.ServicerContext) -> HoldsReply:
@@ -100,6 +107,19 @@ class RetrievalService:
             moment = now_ms()
             held = tuple(store.holds(clause, now_ms=moment, tenant=request.tenant) for clause in request.clauses)
         return HoldsReply(held=held)
+
+    def explain(self, request: ExplainRequest, _context: grpc.ServicerContext) -> ExplainReply:
+        store, degraded = self._fit_store()
+        with self._scans:
+            said = store.explain(request.filters, now_ms=now_ms(), tenant=request.tenant)
+        return ExplainReply(
+            filter=said.filter,
+            postings=said.rows,
+            passed=said.passed,
+            clauses=tuple(ClauseEffect(clause=c.clause, passed=c.passed, missing=c.missing) for c in said.clauses),
+            shard=self._name,
+            degraded=tuple(degraded),
+        )
 
     def status(self, _request: StatusRequest, _context: grpc.ServicerContext) -> RoleStatus:
         """Ready means that the loop moves, the log is followed, and a read of the store has just worked."""
@@ -161,6 +181,13 @@ class RetrievalService:
         return () if arrived else (_counted(MIN_VERSION_TIMED_OUT),)
 
 
+def _of_tenant(row: Row, tenant: str) -> Row:
+    """The row, or its absence where it is another tenant's."""
+    if row.update is None or row.update.tenant == tenant:
+        return row
+    return Row(posting_id=row.posting_id, state=RowState.ABSENT)
+
+
 def _counted(what: str, why: str = "") -> str:
     DEGRADED.labels("retrieval", what).inc()
     return f"{what}: {why}" if why else what
@@ -183,6 +210,7 @@ def serve_from(source: Source, letters: Letters, settings: Settings, stop: threa
             capacity=own.initial_rows,
             first_epoch=first_epoch,
             tombstone_window_ms=settings.postings.tombstone_window_ms,
+            hold_ms=own.hold_epochs_ms,
         )
 
     shard = Shard(
@@ -201,6 +229,7 @@ def serve_from(source: Source, letters: Letters, settings: Settings, stop: threa
             Retrieval.SEARCH: service.search,
             Retrieval.GET: service.get,
             Retrieval.HOLDS: service.holds,
+            Retrieval.EXPLAIN: service.explain,
             Retrieval.STATUS: service.status,
         },
         workers=WORKERS,

@@ -175,6 +175,31 @@ class HoldsReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainRequest:
+    """What does this filter do to the tenant's live postings, clause by clause?"""
+
+    tenant: str = "default"
+    filters: Filter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClauseEffect:
+    clause: Annotated[str, "in the text form, with the NOTs above it folded in"]
+    passed: Annotated[int, "live postings that this clause alone lets through"]
+    missing: Annotated[int, "live postings that lack the attribute"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainReply:
+    filter: Annotated[str, "the whole tree in the text form"]
+    postings: Annotated[int, "live postings of the tenant"] = 0
+    passed: Annotated[int, "of them, those that the whole tree lets through"] = 0
+    clauses: tuple[ClauseEffect, ...] = ()
+    shard: str = ""
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PercolateRequest:
     """Which standing queries do these postings satisfy? Only live UPSERTs can satisfy any."""
 
@@ -227,6 +252,7 @@ class Retrieval:
     SEARCH = Method("Retrieval", "Search", SearchRequest, SearchReply)
     GET = Method("Retrieval", "Get", GetRequest, GetReply)
     HOLDS = Method("Retrieval", "Holds", HoldsRequest, HoldsReply)
+    EXPLAIN = Method("Retrieval", "Explain", ExplainRequest, ExplainReply)
     PERCOLATE = Method("Retrieval", "Percolate", PercolateRequest, PercolateReply)
     STANDING = Method("Retrieval", "Standing", StandingRequest, StandingReply)
     STATUS = Method("Retrieval", "Status", StatusRequest, RoleStatus)

@@ -23,13 +23,15 @@ from penstock.retrieval.store.store import Store
 from penstock.schemas import grpc_avro
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import Enrichment, MinVersion, PostingText
-from penstock.schemas.filters import is_in
+from penstock.schemas.filters import all_of, is_in, negate
 from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import (
     AnalyzeQueriesReply,
     AnalyzeQueriesRequest,
+    ClauseEffect,
     EnrichPostingsReply,
     EnrichPostingsRequest,
+    ExplainRequest,
     GetRequest,
     HoldsRequest,
     Models,
@@ -82,6 +84,7 @@ class Cluster:
                 Retrieval.SEARCH: service.search,
                 Retrieval.GET: service.get,
                 Retrieval.HOLDS: service.holds,
+                Retrieval.EXPLAIN: service.explain,
                 Retrieval.STATUS: service.status,
             }
             self.listeners.append(grpc_avro.serve(address, handlers))
@@ -195,6 +198,21 @@ def test_a_no_needs_every_shard(cluster):
     assert some.client.holds(HoldsRequest(clauses=(held,)), CALL_S).held == (True,)
     with pytest.raises(CallError, match="did not answer"):
         some.client.holds(HoldsRequest(clauses=(held, absent)), CALL_S)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_filter_is_explained_over_all_shards(cluster, count):
+    some = cluster(count)
+    some.publish(*postings(30), upsert("bare"))
+    tree = all_of(negate(is_in("company", "c0")), is_in("posting_id", "p1", "p2", "bare"))
+    said = some.client.explain(ExplainRequest(filters=tree), CALL_S)
+    assert (said.postings, said.passed) == (31, 1)
+    assert said.clauses == (
+        ClauseEffect(clause="!(company=c0)", passed=15, missing=1),
+        ClauseEffect(clause="posting_id=p1,p2,bare", passed=3, missing=0),
+    )
+    nobody = some.client.explain(ExplainRequest(tenant="nobody", filters=tree), CALL_S)
+    assert (nobody.postings, nobody.passed, len(nobody.clauses)) == (0, 0, 2)
 
 
 @pytest.mark.parametrize("count", [1, 3])

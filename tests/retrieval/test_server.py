@@ -287,6 +287,20 @@ def test_a_tenant_sees_its_own(log, start):
     role = start().ready()
     assert [hit.posting_id for hit in role.search(ASKED, tenant="a").hits] == ["p"]
     assert role.search(ASKED, tenant="nobody").total == 0
+    assert [row.state for row in role.get("p", "q", tenant="a").rows] == ["LIVE", "ABSENT"]
+    assert role.get("q", tenant="a").rows[0].update is None
+
+
+def test_an_epoch_can_be_read_for_as_long_as_settings_say(log, start):
+    log.publish(upsert("p", vector=ROWS[1]))
+    held, brief = start(hold_epochs_ms=60_000).ready(), start(log, shard="brief", hold_epochs_ms=0).ready()
+    at = {role: role.search().epoch for role in (held, brief)}
+    for version in range(2, 12):  # more than there are free rows
+        log.publish(upsert("p", version, vector=ROWS[2]))
+        held.has("p", version), brief.has("p", version)
+    assert [hit.version for hit in held.search(at_epoch=at[held]).hits] == [1]
+    with pytest.raises(CallError, match="at_epoch"):
+        brief.search(at_epoch=at[brief])
 
 
 def test_vectors_of_another_space_are_named_in_answers(log, start):
