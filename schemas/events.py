@@ -182,6 +182,7 @@ class EnrichedPosting:
     tenant: str = "default"
     text_hash: str
     enrichment: Enrichment
+    heals: Annotated[bool, "the fast lane's enrichment, late: void once the posting has a vector"] = False
     trace: Trace = None
 
 
@@ -224,7 +225,7 @@ class IndexUpdate:
     attributes: Annotated[Attributes | None, "null on DELETE and EXPIRE"] = None
     summary: str | None = None
     item_text: str | None = None
-    vector: Annotated[Vector | None, "null: findable by filters only, until the slow lane heals it"] = None
+    vector: Annotated[Vector | None, "null: findable by filters and words only, until the slow lane heals it"] = None
     produced_at: Annotated[Millis, "Kafka timestamp of the posting event behind this version"]
     expires_at: Millis | None = None
     material_class: Annotated[str, "hash of what makes a change worth a new alert; empty on DELETE and EXPIRE"] = ""

@@ -33,6 +33,7 @@ BARE = -1
 FAST = 0
 EXPIRED = 1_000
 LAST_REFINEMENT = EXPIRED - 1
+HEAD_CHARS = 2_048  # of a description, in the text of a posting that no model has read
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +105,16 @@ def on_enriched(state: PostingState | None, answer: EnrichedPosting) -> Transiti
         or held.revision >= LAST_REFINEMENT
     ):
         return Transition(state, counted=("void_answer",))
+    if answer.heals and held.vector is not None:  # a late or repeated one must not undo a refinement
+        return Transition(state, counted=("repeated_answer",))
     merged = _merge(_enrichment_of(held), answer.enrichment)
     if merged.vector is None:  # a refinement has a vector: only BARE, before all of them, has none
         return Transition(state, counted=("void_answer",))
     if state.refined and merged == _enrichment_of(held):
         return Transition(state, counted=("repeated_answer",))
+    if answer.heals:
+        update = _with(replace(held, revision=FAST, percolate=True, trace=answer.trace or held.trace), merged)
+        return Transition(replace(state, update=update), update, counted=("healed",))
     refined = replace(
         held,
         revision=max(held.revision, FAST) + 1,
@@ -192,9 +198,11 @@ def _publish(state: PostingState | None, arrival: Arrival) -> Transition:
         expires_at=posting.expires_at,
         trace=posting.trace,
     )
-    update = _with(bare, enrichment)
     assert arrival.text is not None
     assert arrival.text_hash is not None
+    if enrichment.vector is None and enrichment.item_text is None:  # the words that it is found by until it is healed
+        enrichment = replace(enrichment, item_text=plain_text(arrival.text))
+    update = _with(bare, enrichment)
     request = None
     if not same_text:
         request = EnrichRequest(
@@ -267,6 +275,12 @@ def _merge(base: Enrichment, over: Enrichment) -> Enrichment:
         summary=over.summary or base.summary,
         item_text=over.item_text or base.item_text,
     )
+
+
+def plain_text(text: PostingText) -> str:
+    """What stands in for a model's item text: title, company and place on one line, the description's head below."""
+    line = " | ".join(" ".join(part.split())[:200] for part in (text.title, text.company, text.location) if part)
+    return f"{line}\n{text.description[:HEAD_CHARS]}"
 
 
 def _with(update: IndexUpdate, enrichment: Enrichment) -> IndexUpdate:

@@ -15,6 +15,7 @@ from penstock.jobs.operators.posting_state import (
     on_enriched,
     on_posting,
     on_timer,
+    plain_text,
 )
 from penstock.schemas import validate
 from penstock.schemas.events import EnrichedPosting, Enrichment, IndexOp, Op, Posting, Vector
@@ -139,6 +140,39 @@ def test_an_answer_refines_once_and_a_void_one_does_nothing():
     assert on_enriched(deleted, answer(state)).update is None
 
 
+def test_a_heal_gives_what_the_fast_lane_could_not_and_never_undoes_a_refinement():
+    bare = on_posting(None, arrival(BASE), NOW, WINDOW)
+    assert bare.request.bare
+    heal = replace(answer(bare.state, "fast"), heals=True)
+    healed = on_enriched(bare.state, heal)
+    assert (healed.update.revision, healed.update.vector, healed.update.percolate) == (FAST, vector("fast"), True)
+    assert not healed.state.refined
+    assert on_enriched(healed.state, heal).update is None
+    for state in (healed.state, bare.state):  # in either order
+        refined = on_enriched(state, answer(state))
+        assert (refined.update.revision, refined.update.vector) == (1, vector("slow"))
+        late = on_enriched(refined.state, heal)
+        assert (late.update, late.counted) == (None, ("repeated_answer",))
+
+
+def test_without_a_model_the_words_are_published_bounded():
+    long = replace(BASE, company="Paws", title="Nurse\nat night", description="Cares for animals. " * 1_000)
+    text = on_posting(None, arrival(long), NOW, WINDOW).update.item_text
+    line, _, body = text.partition("\n")
+    assert line == "Nurse at night | Paws"
+    assert body == long.description[:2_048]
+    assert on_posting(None, arrival(long, fast()), NOW, WINDOW).update.item_text == "item"
+    said = Enrichment(item_text="of a model that had no vector")
+    assert on_posting(None, arrival(long, said), NOW, WINDOW).update.item_text == said.item_text
+
+
+def test_a_model_s_text_outlives_a_fast_lane_that_fails_later():
+    state = published().state
+    again = on_posting(state, arrival(replace(BASE, version=2, url="u")), NOW, WINDOW)
+    assert again.update.item_text == "item"
+    assert again.update.item_text != plain_text(validate.text_of(BASE))
+
+
 def test_an_answer_without_a_vector_refines_only_what_has_one():
     summary = Enrichment(summary="better")
     for enrichment, accepted in ((None, False), (fast(), True)):
@@ -225,7 +259,7 @@ def histories(draw) -> list:
     for event in events:
         steps.append(("posting", event, draw(st.booleans())))
         if draw(st.booleans()):
-            steps.append(("answer", draw(versions), draw(st.sampled_from(["slow", "slower", None]))))
+            steps.append(("answer", draw(versions), draw(st.sampled_from(["slow", "slower", "heal", None]))))
         if draw(st.booleans()):
             steps.append(("timer",))
     return steps
@@ -245,6 +279,7 @@ def run(steps: list, state: PostingState | None = None) -> tuple[PostingState | 
                     version=step[1],
                     text_hash=hash_now,
                     enrichment=Enrichment(vector=vector(step[2]) if step[2] else None, summary="better"),
+                    heals=step[2] == "heal",
                 ),
             )
         else:
