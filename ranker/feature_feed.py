@@ -22,10 +22,10 @@ import structlog
 from penstock.infra.telemetry import DEGRADED
 from penstock.ranker.errors import RedisAway
 from penstock.ranker.feature_store import Batch, FeatureStore, PositionsMoved
-from penstock.ranker.kafka import Rebalance, Record, Source
 from penstock.ranker.unframing import RegistryAway, unframed
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import IndexUpdate
+from penstock.schemas.kafka import Rebalance, Record, Source
 from penstock.schemas.wire import Codec
 
 log = structlog.get_logger(role="ranker")

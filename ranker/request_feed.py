@@ -24,7 +24,6 @@ import structlog
 
 from penstock.infra.telemetry import DEAD_LETTERS, DEGRADED
 from penstock.ranker.errors import QueueClosed, QueueFull
-from penstock.ranker.kafka import Rebalance, Record, Sink, Source
 from penstock.ranker.offsets import OffsetTracker
 from penstock.ranker.service import Job, RankService, error_result
 from penstock.ranker.unframing import RegistryAway, unframed
@@ -32,6 +31,7 @@ from penstock.schemas import topics
 from penstock.schemas.dead_letters import dead_letter
 from penstock.schemas.errors import MalformedRecord, WireError
 from penstock.schemas.events import DeadLetter, RankRequest, RankResult
+from penstock.schemas.kafka import Rebalance, Record, Sink, Source
 from penstock.schemas.wire import Codec, codec
 
 log = structlog.get_logger(role="ranker")

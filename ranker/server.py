@@ -25,7 +25,6 @@ from penstock.ranker.cache import ScoreCache
 from penstock.ranker.errors import CallerLeft, QueueClosed, QueueFull, RankFailed
 from penstock.ranker.feature_feed import FeatureFeed
 from penstock.ranker.feature_store import FeatureStore
-from penstock.ranker.kafka import KafkaSink, KafkaSource
 from penstock.ranker.known_answer import KnownAnswer
 from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.policy import DepthLimits
@@ -40,6 +39,7 @@ from penstock.schemas import grpc_avro, topics
 from penstock.schemas.events import RankRequest, RankResult
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.grpc_avro import CallError, Handler, NotReady, Refused
+from penstock.schemas.kafka import KafkaSink, KafkaSource
 from penstock.schemas.rpc import Method, Ranker, RoleStatus, StatusRequest
 
 log = structlog.get_logger(role="ranker")

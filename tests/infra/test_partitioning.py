@@ -8,8 +8,8 @@ import pytest
 
 from penstock.infra.kafka_clients import Publisher
 from penstock.infra.settings import KafkaSettings
-from penstock.ranker.kafka import KafkaSink
 from penstock.retrieval.dead_letters import DeadLetters
+from penstock.schemas.kafka import KafkaSink
 
 MURMUR2 = {
     b"21": -973932308,

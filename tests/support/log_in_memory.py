@@ -3,7 +3,7 @@
 import threading
 from collections import defaultdict
 
-from penstock.ranker.kafka import Record
+from penstock.schemas.kafka import Record
 
 
 class Log:
@@ -78,6 +78,11 @@ class LogSource:
 
     def ends(self):
         return {partition: len(records) for partition, records in self.log.partitions.items()}
+
+    def lag(self):
+        return sum(
+            len(records) - (self.next or {}).get(partition, 0) for partition, records in self.log.partitions.items()
+        )
 
     def close(self):
         self.closed = True

@@ -7,8 +7,8 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from penstock.infra.settings import KafkaSettings
-from penstock.ranker import kafka
-from penstock.ranker.kafka import KafkaSource, Rebalance
+from penstock.schemas import kafka
+from penstock.schemas.kafka import KafkaSource, Rebalance
 
 
 class Broker:

@@ -1,7 +1,7 @@
-"""Kafka as the ranker's loops see it: small protocols, and librdkafka behind them.
+"""Kafka as the roles' loops see it: small protocols, and librdkafka behind them.
 
-The loops (`request_feed.py`, `feature_feed.py`) know only `Source` and `Sink`; tests give them a log in memory, the
-server a broker. A broker that goes away and comes back is librdkafka's affair: it reconnects and goes on.
+The loops (the ranker's feeds, the enrichment workers) know only `Source` and `Sink`; tests give them a log in memory,
+the servers a broker. A broker that goes away and comes back is librdkafka's affair: it reconnects and goes on.
 """
 
 from __future__ import annotations
@@ -25,13 +25,20 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
-from penstock.infra.settings import KafkaSettings
-
-log = structlog.get_logger(role="ranker")
+log = structlog.get_logger()
 
 METADATA_TIMEOUT_S = 2.0
 ASK_AGAIN_S = 10.0  # how often a source asks whether its topic is still the same
 SAY_AGAIN_S = 30.0  # how often a lasting outage is logged
+
+
+class Access(Protocol):
+    """The part of `settings.kafka` that says how clients reach the broker."""
+
+    @property
+    def group_prefix(self) -> str: ...
+
+    def properties(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,9 @@ class Source(Protocol):
     def ends(self) -> dict[int, int]:
         """The next offset to be written, by partition, as far as known without asking."""
 
+    def lag(self) -> int:
+        """Records that are there and have not been polled, as far as known. May ask the broker, for a moment."""
+
     def close(self) -> None: ...
 
 
@@ -89,7 +99,15 @@ class Sink(Protocol):
 class KafkaSource:
     """`Source` over a consumer group. Starts at the beginning where the group has no position."""
 
-    def __init__(self, settings: KafkaSettings, topic: str, group: str, rebalance: Rebalance) -> None:
+    def __init__(
+        self,
+        settings: Access,
+        topic: str,
+        group: str,
+        rebalance: Rebalance,
+        client: Mapping[str, str] | None = None,
+    ) -> None:
+        """`client`: this consumer's own properties, which settings may overrule."""
         self.topic = topic
         self._consumer = Consumer(
             {
@@ -101,6 +119,7 @@ class KafkaSource:
                 "log_level": 2,  # librdkafka's own lines, many a second while a broker is away: `Outage` says it once
                 "session.timeout.ms": 10_000,  # a killed replica's partitions are free again after this
                 "heartbeat.interval.ms": 2_000,
+                **(client or {}),
                 **settings.properties(),
                 "group.id": f"{settings.group_prefix}-{group}",
                 "partition.assignment.strategy": "range,roundrobin",  # assign() below is the eager protocol's
@@ -190,6 +209,24 @@ class KafkaSource:
                 out[place.partition] = high
         return out
 
+    def lag(self) -> int:
+        places = self._consumer.position(self._consumer.assignment())
+        unread = [place for place in places if place.offset < 0]  # nothing polled yet: where the group left off
+        began: dict[int, int] = {}
+        if unread:
+            try:
+                began = {
+                    place.partition: place.offset for place in self._consumer.committed(unread, METADATA_TIMEOUT_S)
+                }
+            except KafkaException as error:
+                log.debug("kafka does not say where the group is", topic=self.topic, error=str(error))
+        behind = 0
+        for place in places:
+            low, high = self._consumer.get_watermark_offsets(place, cached=True)
+            at = place.offset if place.offset >= 0 else began.get(place.partition, high)
+            behind += max(0, high - max(at, low)) if high >= 0 else 0
+        return behind
+
     def close(self) -> None:
         self._consumer.close()
 
@@ -211,7 +248,7 @@ class KafkaSource:
 class KafkaSink:
     """`Sink` over an idempotent producer. Safe to send from any thread; one thread serves."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: Access) -> None:
         self._producer = Producer(
             {
                 "linger.ms": 2,
