@@ -3,6 +3,7 @@
 The record codecs of `wire.py` are the (de)serialisers, so calls and topics share one set of schemas and no code is
 generated. Errors keep their kind across the wire: what the caller got wrong is INVALID_ARGUMENT with the field in
 its message, what the server cannot do now is UNAVAILABLE, and lateness is DEADLINE_EXCEEDED.
+The ids that the caller's log lines carry go along as metadata, and the server's lines about the call carry them too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 import grpc
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from penstock.schemas.errors import WireError
 from penstock.schemas.rpc import Method
@@ -26,6 +28,14 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a port in use is an error, never a silent share
 ]
+
+# Log fields that follow a call, by their key in its metadata; "-bin": ids may be any Unicode.
+_CARRIED = {
+    "penstock-request-id-bin": "request_id",
+    "penstock-posting-id-bin": "posting_id",
+    "penstock-tenant-bin": "tenant",
+    "penstock-trace-id-bin": "trace_id",
+}
 
 Handler = Callable[[Any, grpc.ServicerContext], Any]
 
@@ -80,7 +90,8 @@ def _guarded(method: Method, handler: Handler) -> Handler:
     @functools.wraps(handler)
     def handle(body: bytes, context: grpc.ServicerContext) -> Any:
         try:
-            return handler(codec(method.request).decode_unbounded(body), context)
+            with bound_contextvars(**_brought(context)):
+                return handler(codec(method.request).decode_unbounded(body), context)
         except WireError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except NotReady as error:
@@ -91,6 +102,21 @@ def _guarded(method: Method, handler: Handler) -> Handler:
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
 
     return handle
+
+
+def _carried() -> list[tuple[str, bytes]] | None:
+    """The caller's ids as metadata."""
+    bound = get_contextvars()
+    return [(key, str(bound[name]).encode()) for key, name in _CARRIED.items() if name in bound] if bound else None
+
+
+def _brought(context: grpc.ServicerContext) -> dict[str, str]:
+    """The caller's ids, of its metadata."""
+    return {
+        _CARRIED[key]: value.decode(errors="replace")
+        for key, value in context.invocation_metadata() or ()
+        if key in _CARRIED and isinstance(value, bytes)
+    }
 
 
 def _encode(record: type[R]) -> Callable[[R], bytes]:
@@ -111,13 +137,13 @@ class Client:
     def call(self, method: Method, request: Any, timeout: float) -> Any:
         """The reply record. `timeout` in seconds. Raises CallError."""
         try:
-            return self._stub(method)(request, timeout=timeout)
+            return self._stub(method)(request, timeout=timeout, metadata=_carried())
         except grpc.RpcError as error:
             raise CallError(method, self.address, error.code(), error.details() or "") from error
 
     def start(self, method: Method, request: Any, timeout: float) -> Any:
         """The same, as a grpc future (`.result()` raises grpc.RpcError)."""
-        return self._stub(method).future(request, timeout=timeout)
+        return self._stub(method).future(request, timeout=timeout, metadata=_carried())
 
     def _stub(self, method: Method) -> Any:
         stub = self._stubs.get(method)
@@ -152,7 +178,7 @@ class AsyncClient:
                 response_deserializer=codec(method.reply).decode_unbounded,
             )
         try:
-            return await stub(request, timeout=timeout)
+            return await stub(request, timeout=timeout, metadata=_carried())
         except grpc.aio.AioRpcError as error:
             raise CallError(method, self.address, error.code(), error.details() or "") from error
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 FOLDERS = ("schemas", "kernels", "retrieval", "ranker", "jobs", "infra")
-OPEN = ("penstock.infra.settings", "penstock.infra.telemetry")  # what everybody may import of infra
+# What everybody may import of infra.
+OPEN = ("penstock.infra.settings", "penstock.infra.telemetry", "penstock.infra.tracing")
 ALLOWED = {
     "schemas": ("penstock.schemas",),
     "kernels": ("penstock.kernels",),

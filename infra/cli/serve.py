@@ -48,7 +48,7 @@ def ranker() -> None:
 
 def _run(role: str, serve: Callable[[Settings, threading.Event], None]) -> None:
     from penstock.infra import settings as settings_module
-    from penstock.infra import telemetry
+    from penstock.infra import telemetry, tracing
 
     settings = settings_module.load()
     log = telemetry.configure_logging(role)
@@ -62,4 +62,8 @@ def _run(role: str, serve: Callable[[Settings, threading.Event], None]) -> None:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    serve(settings, stop)
+    tracing.configure(settings.tracing, role)
+    try:
+        serve(settings, stop)
+    finally:
+        tracing.close()

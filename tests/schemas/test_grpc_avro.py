@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import pytest
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from penstock.schemas import grpc_avro, rpc
 from penstock.schemas.errors import InvalidRecord
@@ -98,3 +99,18 @@ def test_a_body_that_is_not_the_request_is_the_caller_s_mistake(serving):
         with pytest.raises(grpc.RpcError) as caught:
             call(b"garbage", timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_the_callers_ids_are_in_the_log_lines_of_the_called(serving):
+    seen = []
+
+    def note(request, context):
+        seen.append(dict(get_contextvars()))
+        return rpc.EnrichPostingsReply(enrichments=())
+
+    client = grpc_avro.Client(serving({rpc.Models.ENRICH: note}))
+    with bound_contextvars(request_id="anfrage-ä", trace_id="0af7", other="stays here"):
+        client.call(rpc.Models.ENRICH, REQUEST, 5)
+    client.call(rpc.Models.ENRICH, REQUEST, 5)
+    client.close()
+    assert seen == [{"request_id": "anfrage-ä", "trace_id": "0af7"}, {}]
