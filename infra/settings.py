@@ -12,7 +12,7 @@ import os
 import tomllib
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -109,6 +109,11 @@ class FlinkSettings(_Section):
     checkpoint_interval_ms: int = Field(5_000, ge=10)  # Flink takes no less
     bundle_time_ms: PositiveInt = 20
     bundle_size: PositiveInt = 256
+    python: Literal["process", "thread"] = Field(
+        "process",
+        description="where a job's Python runs that can do either: a process beside the TaskManager, or its JVM, which "
+        "is several times cheaper and wants PYTHONPATH set for the TaskManager",
+    )
 
 
 class PostingsSettings(_Section):
@@ -236,7 +241,13 @@ class MetricsSettings(_Section):
     ranker: Port = 0
     enrich: Port = 0
     gateway: Port = 0
-    flink: Port = 0
+    flink: int = Field(
+        0,
+        ge=0,
+        le=65_534,
+        description="of the local cluster: this port and the next, which JobManager and TaskManager share out. "
+        "Flink's reporter knows no host and listens on every interface: so `penstock up` chooses none",
+    )
 
 
 class Settings(BaseSettings):

@@ -166,8 +166,22 @@ def flink_config(
         "python.execution-mode": "process",
         "python.fn-execution.bundle.time": flink.bundle_time_ms,
         "python.fn-execution.bundle.size": flink.bundle_size,
+        "metrics.fetcher.update-interval": "2 s",  # of the REST interface, from which `penstock top` reads
     }
+    if settings.metrics.flink:
+        first = settings.metrics.flink
+        values |= {
+            "metrics.reporter.prometheus.factory.class": (
+                "org.apache.flink.metrics.prometheus.PrometheusReporterFactory"  # a plugin that the wheel has
+            ),
+            "metrics.reporter.prometheus.port": f"{first}-{first + 1}",
+        }
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items())
+
+
+def python_start(folders: Sequence[str]) -> str:
+    """sitecustomize.py of the Python inside the TaskManager's JVM, which knows nothing of a virtual environment."""
+    return f"import site\n\nfor folder in {list(folders)!r}:\n    site.addsitedir(folder)\n"
 
 
 def flink_log4j() -> str:

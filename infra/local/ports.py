@@ -23,9 +23,13 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "redis": ("redis", "url"),
     "flink_rest": ("flink", "rest"),
     "models": ("models", "listen"),
+    "enrich": ("enrich", "listen"),
     "retrieval": ("retrieval", "listen"),
     "ranker": ("ranker", "listen"),
 }
+# Settings that are a bare port, 0 for none: where Prometheus scrapes the roles.
+METRICS = {f"metrics_{role}": ("metrics", role) for role in ("models", "retrieval", "ranker", "enrich", "gateway")}
+SETTINGS |= METRICS
 INTERNAL = ("kafka_controller", "flink_rpc")
 LISTENERS = (*SETTINGS, *INTERNAL)
 _LOOPBACK = ("127.0.0.1", "localhost")
@@ -46,8 +50,10 @@ def port_of(setting: str, address: str) -> int:
     return port
 
 
-def address_of(listener: str, port: int) -> str:
+def address_of(listener: str, port: int) -> str | int:
     """The setting's value for a port."""
+    if listener in METRICS:
+        return port
     return f"redis://127.0.0.1:{port}/0" if listener == "redis" else f"127.0.0.1:{port}"
 
 
@@ -58,7 +64,8 @@ def configured(settings: Settings, chosen: Mapping[str, int]) -> dict[str, int]:
         values = getattr(settings, section)
         if section not in settings.model_fields_set or key not in values.model_fields_set:
             continue
-        port = port_of(f"{section}.{key}", getattr(values, key))
+        value = getattr(values, key)
+        port = value if isinstance(value, int) else port_of(f"{section}.{key}", value)
         if chosen.get(listener) != port:
             out[listener] = port
     return out
