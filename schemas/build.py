@@ -33,7 +33,13 @@ EVENTS: tuple[type, ...] = (
     events.Recommendation,
     events.DeadLetter,
 )
-STATES: tuple[type, ...] = (states.PostingState,)
+STATES: tuple[type, ...] = (
+    states.PostingState,
+    states.HeldSubscription,
+    states.Subject,
+    states.Candidate,
+    states.PersonAlerts,
+)
 CALLS: tuple[type, ...] = tuple(
     dict.fromkeys(
         record

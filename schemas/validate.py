@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
+from zoneinfo import ZoneInfo
 
 from penstock.schemas import filters
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import (
     Attributes,
+    Cadence,
     EnrichedPosting,
     Location,
     Op,
@@ -22,6 +25,8 @@ from penstock.schemas.events import (
     RankClass,
     Salary,
     SearchQuery,
+    Subscription,
+    SubscriptionState,
 )
 from penstock.schemas.records import to_plain
 from penstock.schemas.times import EARLIEST, LATEST
@@ -39,6 +44,10 @@ MAX_URL_BYTES = 4096
 MAX_TRACE_BYTES = 512  # a W3C traceparent has 55
 MAX_MODEL_TEXT_BYTES = 64 * 1024  # a summary, or what a ranking model reads
 MAX_PLANE_BYTES = 64 * 1024
+MAX_ALERTS_A_DAY = 10_000
+MAX_ECHO_BYTES = 64 * 1024  # what a rank request wants back in its result
+
+_CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 
 
 def check_id(field: str, value: str) -> None:
@@ -151,6 +160,62 @@ def check_query(event: SearchQuery) -> None:
         check_id("min_version.posting_id", event.min_version.posting_id)
 
 
+def check_subscription(event: Subscription) -> None:
+    """A subscription as its producer must write it. A DELETE needs only its ids and version."""
+    check_id("subscription_id", event.subscription_id)
+    check_id("tenant", event.tenant)
+    check_id("person_id", event.person_id)
+    check_text("trace", event.trace, MAX_TRACE_BYTES)
+    if event.version < 0:
+        raise InvalidRecord("version", event.version, "at least 0, growing with every change of the subscription")
+    if event.op is Op.UNKNOWN:
+        raise InvalidRecord("op", event.op, "UPSERT or DELETE")
+    if event.op is Op.DELETE:
+        return
+    check_text("text", event.text, MAX_QUERY_BYTES)
+    if not event.text.strip() and event.filters is None:
+        raise InvalidRecord("text", event.text, "words, filters or both")
+    if event.filters is not None:
+        filters.check(event.filters)
+    if event.cadence is Cadence.UNKNOWN:
+        raise InvalidRecord("cadence", event.cadence, "INSTANT, HOURLY, DAILY, WEEKLY or AUTO")
+    if event.state is SubscriptionState.UNKNOWN:
+        raise InvalidRecord("state", event.state, "ACTIVE, PAUSED or SNOOZED")
+    if event.snoozed_until is not None:
+        _check_time("snoozed_until", event.snoozed_until)
+    elif event.state is SubscriptionState.SNOOZED:
+        raise InvalidRecord("snoozed_until", None, "when the snooze ends, since state is SNOOZED")
+    if event.max_per_day is not None and not 0 < event.max_per_day <= MAX_ALERTS_A_DAY:
+        raise InvalidRecord("max_per_day", event.max_per_day, f"1 to {MAX_ALERTS_A_DAY} alerts, or none for no cap")
+    if event.min_score is not None:
+        if not 0 <= event.min_score <= 1:
+            raise InvalidRecord("min_score", event.min_score, "a probability in [0, 1]")
+        if not event.text.strip():
+            raise InvalidRecord("min_score", event.min_score, "none without words in text: there is nothing to score")
+    check_time_zone("time_zone", event.time_zone)
+    if event.quiet_hours is not None:
+        check_clock("quiet_hours.start", event.quiet_hours.start)
+        check_clock("quiet_hours.end", event.quiet_hours.end)
+        if event.quiet_hours.start == event.quiet_hours.end:
+            raise InvalidRecord("quiet_hours.end", event.quiet_hours.end, "another time than quiet_hours.start")
+    if event.digest_at is not None:
+        check_clock("digest_at", event.digest_at)
+    check_text("channel", event.channel)
+    check_text("locale", event.locale)
+
+
+def check_time_zone(field: str, name: str) -> None:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:  # not found; "../x" and the like; a folder's name
+        raise InvalidRecord(field, name, "an IANA time zone such as America/New_York or UTC") from error
+
+
+def check_clock(field: str, value: str) -> None:
+    if not _CLOCK.fullmatch(value):
+        raise InvalidRecord(field, value, "HH:MM from 00:00 to 23:59")
+
+
 def check_enriched(event: EnrichedPosting) -> None:
     """A slow-lane answer: it must carry something, whole planes, and no more than an index update can hold."""
     check_id("posting_id", event.posting_id)
@@ -176,9 +241,10 @@ def check_enriched(event: EnrichedPosting) -> None:
 # --- identity of content -----------------------------------------------------------------------------------------
 
 
-def event_hash(event: Posting) -> bytes:
-    """16 bytes that are equal when two events say the same of a posting (trace aside): exact repeats."""
-    return hashlib.blake2b(codec(Posting).encode(replace(event, trace=None)), digest_size=16).digest()
+def event_hash(event: Posting | Subscription) -> bytes:
+    """16 bytes that are equal when two events of a kind say the same (trace aside): exact repeats."""
+    plain = codec(type(event)).encode_unbounded(replace(event, trace=None))
+    return hashlib.blake2b(plain, digest_size=16).digest()
 
 
 def text_of(event: Posting) -> PostingText:

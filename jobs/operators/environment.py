@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pyflink.common import Configuration
 from pyflink.datastream import CheckpointingMode, ExternalizedCheckpointRetention, StreamExecutionEnvironment
+from pyflink.util.java_utils import get_j_env_configuration
 
 from penstock.infra.settings import Settings
 
+MODE = "python.execution-mode"
 BUFFER_TIMEOUT_MS = 5  # how long a half-full network buffer waits between two tasks; Flink's default is 100
 
 
@@ -26,3 +31,18 @@ def job_environment(settings: Settings) -> StreamExecutionEnvironment:
     checkpoints = env.get_checkpoint_config()
     checkpoints.set_externalized_checkpoint_retention(ExternalizedCheckpointRetention.RETAIN_ON_CANCELLATION)
     return env
+
+
+@contextmanager
+def cheapest_python(env: StreamExecutionEnvironment, settings: Settings) -> Iterator[None]:
+    """Operators built in here run their Python where `flink.python` says; those built outside, in a process.
+
+    PyFlink asks the environment for the mode each time it builds an operator, and an async one must be in a process. In
+    the TaskManager's own JVM an element costs no serialised hop, and state no round trip.
+    """
+    configuration = get_j_env_configuration(env._j_stream_execution_environment)
+    configuration.setString(MODE, settings.flink.python)
+    try:
+        yield
+    finally:
+        configuration.setString(MODE, "process")
