@@ -168,6 +168,7 @@ class Pipeline:
                 request, window, in_block=len(found.hits), epoch=found.epoch, limits=self._limits
             ),
             timings={},
+            echo=request.echo,
             trace=request.trace,
         )
 

@@ -71,6 +71,8 @@ def check_request(request: RankRequest, limits: DepthLimits) -> None:
         filters.check(query.filters, "query.filters")
     for position, understood in enumerate(query.understood):
         filters.check(understood.filter, f"query.understood[{position}].filter")
+    if request.echo is not None and len(request.echo) > validate.MAX_ECHO_BYTES:
+        raise InvalidRecord("echo", f"{len(request.echo)} bytes", f"at most {validate.MAX_ECHO_BYTES} to give back")
     if request.depth is not None and request.depth < 1:
         raise InvalidRecord("depth", request.depth, f"1 to {limits.ceiling} candidates, or none")
     if not 0 < request.page.size <= min(validate.MAX_PAGE, limits.ceiling):

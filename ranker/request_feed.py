@@ -243,6 +243,7 @@ class RequestFeed:
             depth_asked=result.depth_asked,
             error="reply: the result could not be delivered whole; ask for a smaller page",
             timings={},
+            echo=result.echo,
             trace=result.trace,
         )
         instead = self._results.encode_unbounded(fallback)

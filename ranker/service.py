@@ -20,6 +20,7 @@ from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, Queu
 from penstock.ranker.shaping.queue import Admission, Policy, Ticket
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import RankRequest, RankResult
+from penstock.schemas.validate import MAX_ECHO_BYTES
 
 log = structlog.get_logger(role="ranker")
 
@@ -141,5 +142,7 @@ def error_result(request: RankRequest, error: BaseException) -> RankResult:
         depth_asked=request.depth or 0,
         error=f"{type(error).__name__}: {error}",
         timings={},
+        # What is too large to be let in is too large to be sent back with the reason.
+        echo=request.echo if request.echo is not None and len(request.echo) <= MAX_ECHO_BYTES else None,
         trace=request.trace,
     )

@@ -256,6 +256,11 @@ def test_named_candidates_are_ranked_and_nothing_else(world):
     assert (result.total, result.depth_asked, result.depth_served) == (2, 3, 2)
 
 
+def test_the_echo_comes_back_untouched(world):
+    assert world.rank(echo=b"\x00go on\xff").echo == b"\x00go on\xff"
+    assert world.rank().echo is None
+
+
 def test_a_named_candidate_without_a_vector_is_ranked_too_but_not_past_the_filters(redis_url):
     world = World(redis_url, count=2)
     world.add(posting("bare3", region="OH"), None)

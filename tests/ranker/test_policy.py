@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from penstock.ranker import policy
 from penstock.ranker.policy import DepthLimits, decide_window, next_cursor, order
 from penstock.ranker.strictness import decide_strictness
-from penstock.schemas import filters
+from penstock.schemas import filters, validate
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import Missing, Page, QueryVector, RankClass, RankQuery, RankRequest, Understood
 
@@ -108,6 +108,7 @@ def test_a_cursor_belongs_to_its_query_and_not_to_its_request_id_or_vector():
             },
         ),
         ("query.filters.field", {"query": RankQuery(text="x", filters=filters.is_in("colour", "red"))}),
+        ("echo", {"echo": b"x" * (validate.MAX_ECHO_BYTES + 1)}),
         ("depth", {"depth": 0}),
         ("page.size", {"page": Page(size=1_001)}),
         ("candidates", {"candidates": ()}),
@@ -116,7 +117,7 @@ def test_a_cursor_belongs_to_its_query_and_not_to_its_request_id_or_vector():
     ],
 )
 def test_a_bad_request_is_refused_naming_the_field(field, changes):
-    policy.check_request(request(), LIMITS)
+    policy.check_request(request(echo=b"x" * validate.MAX_ECHO_BYTES), LIMITS)
     with pytest.raises(InvalidRecord) as caught:
         policy.check_request(request(**changes), LIMITS)
     assert caught.value.field == field

@@ -15,7 +15,7 @@ from penstock.ranker.offsets import OffsetTracker
 from penstock.ranker.request_feed import RequestFeed
 from penstock.ranker.service import Job, RankService, error_result
 from penstock.ranker.shaping.queue import DeadlineQueue
-from penstock.schemas import topics
+from penstock.schemas import topics, validate
 from penstock.schemas.events import DeadLetter, Page, RankQuery, RankRequest, RankResult
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.wire import codec
@@ -135,6 +135,14 @@ def test_a_request_that_breaks_is_answered_and_the_worker_lives_on(desk, error):
     assert service.counts()["failed"] == 1
 
 
+def test_an_error_gives_the_echo_back_unless_that_is_what_is_wrong():
+    error = ValueError("odd")
+    assert error_result(request(echo=b""), error).echo == b""
+    most = b"x" * validate.MAX_ECHO_BYTES
+    assert error_result(request(echo=most), error).echo == most
+    assert error_result(request(echo=most + b"x"), error).echo is None
+
+
 # --- offsets -------------------------------------------------------------------------------------------------------
 
 
@@ -248,10 +256,11 @@ def test_poison_is_dead_lettered_untouched_and_delays_nobody(desk, until):
 
 def test_expired_requests_are_answered_not_dropped(desk, until):
     log = Log()
-    ask(log, request("late", deadline=NOW - 1))
+    ask(log, request("late", deadline=NOW - 1, echo=b"go on"))
     with Running(desk(), log, LogSink()) as running:
         until(lambda: log.committed == {0: 1})
     assert "deadline passed before" in running.results()[0].error
+    assert running.results()[0].echo == b"go on"
 
 
 def test_a_full_queue_pauses_the_topic_and_drops_nothing(desk, until):
@@ -284,13 +293,15 @@ def test_nothing_is_committed_before_its_answer_is_delivered(desk, until):
 
 def test_an_answer_too_large_to_deliver_becomes_one_that_says_so(desk, until):
     def large(job, waited_ms):
-        return RankResult(request_id=job.request.request_id, degraded=("x" * (2 << 20),), timings={})
+        echo = job.request.echo
+        return RankResult(request_id=job.request.request_id, degraded=("x" * (2 << 20),), timings={}, echo=echo)
 
     log = Log()
-    ask(log, request("a"))
+    ask(log, request("a", echo=b"go on"))
     with Running(desk(large), log, LogSink()) as running:
         until(lambda: log.committed == {0: 1})
     assert "smaller page" in running.results()[0].error
+    assert running.results()[0].echo == b"go on"
 
 
 def test_a_dead_letter_the_broker_refuses_says_where_the_bytes_are(desk, until):
