@@ -39,6 +39,7 @@ from penstock.schemas.wire import codec
 
 WAIT_MS = 30_000  # how long a match may be ahead of its subscription: the topics are read side by side
 MAX_WAITING = 256  # candidates of one person
+REQUEST_PREFIX = "alert-"  # of the ids of rank requests
 PRUNE_EVERY_MS = 86_400_000
 _SENT = struct.Struct(">8sI")
 _MINUTE = 60_000
@@ -152,9 +153,19 @@ def _asks(event: Subscription) -> bytes:
 
 
 def weigh(
-    state: PersonAlerts, candidate: Candidate, subject: Subject, now_ms: int, rules: Rules, until: int | None
+    state: PersonAlerts,
+    candidate: Candidate,
+    subject: Subject,
+    now_ms: int,
+    rules: Rules,
+    *,
+    until: int | None = None,
+    full: frozenset[str] = frozenset(),
 ) -> Verdict:
-    """What to do with a candidate now. `until`: how long it may wait; None: it has just come."""
+    """What to do with a candidate now. `until`: how long it may wait; None: it has just come.
+
+    `full`: subscriptions that the ledger has just said are over their cap.
+    """
     if subject.expires_at is not None and subject.expires_at <= now_ms:
         return Verdict(state, Drop(), ("expired",))
     name = alert_id(candidate.tenant, candidate.person_id, subject.posting_id, subject.material_class)
@@ -176,6 +187,8 @@ def weigh(
             counted.append("unsubscribed")
         elif reason := _silence(of, match, now_ms):
             counted.append(reason)
+        elif match.subscription_id in full:
+            pass  # counted when the ledger said so
         elif of.max_per_day is not None and _is_full(of.full_at, of.time_zone, subject, now_ms):
             counted.append("subscription_over_cap")
         elif of.min_score is None:
@@ -193,7 +206,7 @@ def weigh(
             if not any(note.startswith(_note(match.subscription_id, "")) for note in degraded):
                 degraded.append(_note(match.subscription_id, "its query did not come with the match"))
     if not ready and asking:
-        return _ask(state, candidate, queries[asking[0].subscription_id], subject, now_ms, rules, until, counted)
+        return _ask(state, candidate, queries[asking[0].subscription_id], subject, now_ms, rules, until, full)
     sending = ready or scored
     if not sending:
         return Verdict(state, Drop(), tuple(counted))
@@ -290,16 +303,16 @@ def _ask(
     now_ms: int,
     rules: Rules,
     until: int | None,
-    counted: list[str],
+    full: frozenset[str],
 ) -> Verdict:
     rest = tuple(each for each in candidate.queries if each.subscription_id != query.subscription_id)
     echo = codec(Candidate).encode_unbounded(replace(candidate, queries=rest, asked=query.subscription_id))
     if len(echo) > MAX_ECHO_BYTES:
         why = f"not asked, as {len(echo)} bytes would have to come back, of at most {MAX_ECHO_BYTES}"
         unasked = replace(candidate, queries=rest, degraded=(*candidate.degraded, _note(query.subscription_id, why)))
-        return weigh(state, unasked, subject, now_ms, rules, until)
+        return weigh(state, unasked, subject, now_ms, rules, until=until, full=full)
     request = RankRequest(
-        request_id="alert-"
+        request_id=REQUEST_PREFIX
         + content_id(
             "rank",
             candidate.tenant,
@@ -321,7 +334,7 @@ def _ask(
         echo=echo,
         trace=subject.trace,
     )
-    return Verdict(state, Ask(request), (*counted, "asked"))
+    return Verdict(state, Ask(request), ("asked",))  # what was left out is counted when the answer is weighed
 
 
 def _is_full(full_at: int | None, time_zone: str, subject: Subject, now_ms: int) -> bool:

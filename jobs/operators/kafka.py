@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pyflink.common import Row, Types
 from pyflink.common.serialization import ByteArraySchema, RowFieldExtractorSchema
 from pyflink.common.watermark_strategy import WatermarkStrategy
@@ -20,11 +21,13 @@ from pyflink.datastream.connectors.kafka import (
     KafkaRecordSerializationSchema,
     KafkaSink,
     KafkaSource,
+    KafkaTopicPartition,
 )
 
 from penstock.infra.settings import KafkaSettings, SettingsError
 from penstock.schemas.topics import DEAD_LETTER_BYTES, Topic
 
+ASK_S = 10.0  # how long the broker may take to say where a topic ends
 BYTES = Types.PRIMITIVE_ARRAY(Types.BYTE())
 KEY_AND_VALUE = Types.ROW([BYTES, BYTES])
 
@@ -159,8 +162,52 @@ def _quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-def read(env: StreamExecutionEnvironment, topic: Topic, kafka: KafkaSettings, *, job: str, uid: str) -> DataStream:
-    """The raw values of a topic, from the group's committed offsets or else from the beginning.
+def from_committed() -> KafkaOffsetsInitializer:
+    """Where a job begins that has no checkpoint: at its group's committed offsets, else at the beginning."""
+    return KafkaOffsetsInitializer.committed_offsets(KafkaOffsetResetStrategy.EARLIEST)
+
+
+def from_the_beginning() -> KafkaOffsetsInitializer:
+    """Likewise, for a compacted topic whose newest records are the job's state: all of it, whatever was committed."""
+    return KafkaOffsetsInitializer.earliest()
+
+
+def from_here(topic: Topic, kafka: KafkaSettings, *, job: str) -> KafkaOffsetsInitializer:
+    """Likewise, for a topic whose past is not this job's affair: at the committed offsets, else at its present end.
+
+    The end is looked up now, by whoever submits: a job that fails over before its first checkpoint begins again at the
+    same records, where "latest" would have moved on past some. Partitions added later are read from their beginning.
+    """
+    group = _group(kafka, job)
+    consumer = Consumer(kafka.properties() | {"group.id": group, "enable.auto.commit": False})
+    try:
+        partitions = consumer.list_topics(topic.name, timeout=ASK_S).topics[topic.name].partitions
+        asked = [TopicPartition(topic.name, number) for number in partitions]
+        offsets = {}
+        for each in consumer.committed(asked, timeout=ASK_S) if asked else ():
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic.name, each.partition), timeout=ASK_S)
+            at = each.offset if each.offset >= 0 else high
+            offsets[KafkaTopicPartition(topic.name, each.partition)] = max(low, at)
+    except KafkaException as error:
+        raise SettingsError(
+            f"kafka.bootstrap_servers: {kafka.bootstrap_servers} does not say where {topic.name} ends ({error}): "
+            "submit from where the brokers are reachable"
+        ) from error
+    finally:
+        consumer.close()
+    return KafkaOffsetsInitializer.offsets(offsets, KafkaOffsetResetStrategy.EARLIEST)
+
+
+def read(
+    env: StreamExecutionEnvironment,
+    topic: Topic,
+    kafka: KafkaSettings,
+    *,
+    job: str,
+    uid: str,
+    start: KafkaOffsetsInitializer | None = None,
+) -> DataStream:
+    """The raw values of a topic, from `start` (or `from_committed`) unless the job comes with a checkpoint.
 
     Records keep their Kafka timestamp. There are no watermarks: nothing here waits on event time.
     """
@@ -168,14 +215,18 @@ def read(env: StreamExecutionEnvironment, topic: Topic, kafka: KafkaSettings, *,
         KafkaSource.builder()
         .set_bootstrap_servers(kafka.bootstrap_servers)
         .set_topics(topic.name)
-        .set_group_id(f"{kafka.group_prefix}-{job}")
-        .set_starting_offsets(KafkaOffsetsInitializer.committed_offsets(KafkaOffsetResetStrategy.EARLIEST))
+        .set_group_id(_group(kafka, job))
+        .set_starting_offsets(start if start is not None else from_committed())
         .set_value_only_deserializer(ByteArraySchema())
         .set_properties({"fetch.max.wait.ms": "50", **java_properties(kafka)})
         .build()
     )
     stream = env.from_source(source, WatermarkStrategy.no_watermarks(), f"read {topic.name}", type_info=BYTES)
     return stream.name(f"read {topic.name}").uid(uid)
+
+
+def _group(kafka: KafkaSettings, job: str) -> str:
+    return f"{kafka.group_prefix}-{job}"
 
 
 def keyed_bytes(key: str, value: bytes) -> Row:

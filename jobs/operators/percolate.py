@@ -1,0 +1,198 @@
+"""New and materially changed postings meet the standing queries: batched calls to all shards, asked until answered.
+
+A posting is never dropped for a shard's sake: what fails is asked again, with pauses, and after PATIENCE_S the job
+fails over and reads it again from its checkpoint. Only a posting that the shards refuse for what it is goes without.
+Each person's matches leave as one candidate, which carries the posting encoded once for all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+from pyflink.datastream.functions import AsyncFunction, RuntimeContext
+
+from penstock.infra.settings import Settings
+from penstock.jobs.operators.enrich import Batcher, Breaker, Rejected, Unavailable
+from penstock.jobs.operators.identity import person_key
+from penstock.retrieval.client import AsyncRetrievalClient, shard_addresses
+from penstock.schemas.errors import WireError
+from penstock.schemas.events import IndexOp, IndexUpdate, Match
+from penstock.schemas.framing import topic_codec
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import Matches, PercolateReply, PercolateRequest
+from penstock.schemas.states import Candidate, Subject
+from penstock.schemas.topics import INDEX
+from penstock.schemas.wire import codec
+
+CONCURRENCY = 2  # calls on their way: one is answered while the next is written
+PAUSE_S = 0.1  # before what failed is asked again
+PATIENCE_S = 30.0
+
+Keyed = tuple[str, bytes]  # (person's key, an encoded Candidate)
+
+
+class NotPercolated(Exception):
+    """The shards did not answer in time: the job fails over and asks again from its checkpoint."""
+
+
+class Percolator(Protocol):
+    """What this asks of `penstock.retrieval.client.AsyncRetrievalClient`."""
+
+    async def percolate(self, request: PercolateRequest, timeout: float) -> PercolateReply:
+        """One Matches an update, of every shard. Raises CallError, also when any shard did not answer."""
+        ...
+
+
+def wanted(update: IndexUpdate, now_ms: int) -> bool:
+    """Whether anybody may have to be told of it."""
+    return (
+        update.op is IndexOp.UPSERT
+        and update.percolate
+        and update.attributes is not None
+        and (update.expires_at is None or update.expires_at > now_ms)
+    )
+
+
+def lean(update: IndexUpdate) -> IndexUpdate:
+    """Without what only people and the ranking model read."""
+    return IndexUpdate(
+        posting_id=update.posting_id,
+        version=update.version,
+        revision=update.revision,
+        op=update.op,
+        tenant=update.tenant,
+        attributes=update.attributes,
+        # Without a vector, what is searched by words is what its text says.
+        item_text=update.item_text if update.vector is None else None,
+        vector=update.vector,
+        produced_at=update.produced_at,
+        expires_at=update.expires_at,
+        material_class=update.material_class,
+        percolate=update.percolate,
+    )
+
+
+def candidates_of(update: IndexUpdate, found: Matches) -> list[Keyed]:
+    """One candidate a person, in order of their names."""
+    assert update.attributes is not None
+    by_person: dict[str, list[Match]] = {}
+    for match in found.matches:
+        by_person.setdefault(match.person_id, []).append(match)
+    if not by_person:
+        return []
+    subject = codec(Subject).encode_unbounded(
+        Subject(
+            posting_id=update.posting_id,
+            version=update.version,
+            tenant=update.tenant,
+            material_class=update.material_class,
+            attributes=update.attributes,
+            produced_at=update.produced_at,
+            expires_at=update.expires_at,
+            trace=update.trace,
+        )
+    )
+    out = []
+    for person_id, matches in sorted(by_person.items()):
+        candidate = Candidate(
+            tenant=update.tenant,
+            person_id=person_id,
+            subject=subject,
+            matches=tuple(matches),
+            queries=tuple(query for query in found.queries if query.person_id == person_id),
+        )
+        out.append((person_key(update.tenant, person_id), codec(Candidate).encode_unbounded(candidate)))
+    return out
+
+
+class Percolate(AsyncFunction):  # type: ignore[misc]  # pyflink carries no types
+    """Bytes of an index update -> (person's key, candidate) for each person it may be alerted to."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._batcher: Batcher[IndexUpdate, Matches] | None = None
+        self._client: Percolator | None = None
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._codec = topic_codec(INDEX, self._settings.kafka.schema_registry)
+        self._log = structlog.get_logger(role="alerts")
+        metrics = runtime_context.get_metrics_group()
+        names = ("percolated", "matched", "asked_again", "refused_by_shards", "unreadable")
+        self._counters = {name: metrics.counter(name) for name in names}
+
+    async def async_invoke(self, value: bytes) -> list[Keyed]:
+        try:
+            update: IndexUpdate = self._codec.decode(bytes(value))
+        except WireError:  # the shards, which read the same topic, make it a dead letter
+            self._counters["unreadable"].inc()
+            return []
+        if not wanted(update, int(time.time() * 1000)):
+            return []
+        found = await self._found(lean(update))
+        self._counters["percolated"].inc()
+        out = candidates_of(update, found)
+        if out:
+            self._counters["matched"].inc(len(found.matches))
+        return out
+
+    async def _found(self, update: IndexUpdate) -> Matches:
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return await self._asked().ask(update)
+            except Rejected:  # somebody in its batch is refused: is it this one?
+                return await self._alone(update, give_up)
+            except Unavailable as error:
+                await self._pause(give_up, error)
+
+    async def _alone(self, update: IndexUpdate, give_up: float) -> Matches:
+        assert self._client is not None
+        while True:
+            try:
+                return (await self._client.percolate(PercolateRequest(updates=(update,)), self._timeout_s)).found[0]
+            except CallError as error:
+                if not error.retryable:
+                    self._counters["refused_by_shards"].inc()
+                    self._log.error("a posting cannot be percolated", posting_id=update.posting_id, error=str(error))
+                    return Matches()
+                await self._pause(give_up, error)
+
+    async def _pause(self, give_up: float, error: Exception) -> None:
+        self._counters["asked_again"].inc()
+        if time.monotonic() + PAUSE_S > give_up:
+            raise NotPercolated(
+                f"the retrieval shards have not percolated a posting for {PATIENCE_S:g} s ({error}): "
+                "bring them back; no posting goes unseen"
+            ) from error
+        await asyncio.sleep(PAUSE_S)
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._settings.alerts.percolate_timeout_ms / 1000
+
+    def _asked(self) -> Batcher[IndexUpdate, Matches]:
+        """The batcher, made on the event loop that runs the calls."""
+        if self._batcher is None:
+            client = self._client = self._connect()
+
+            async def call(updates: Sequence[IndexUpdate]) -> Sequence[Matches]:
+                try:
+                    return (await client.percolate(PercolateRequest(updates=tuple(updates)), self._timeout_s)).found
+                except CallError as error:
+                    raise (Unavailable if error.retryable else Rejected)(str(error)) from error
+
+            self._batcher = Batcher(
+                call,
+                batch=self._settings.alerts.percolate_batch,
+                concurrency=CONCURRENCY,
+                timeout_s=self._timeout_s,
+                breaker=Breaker(),
+            )
+        return self._batcher
+
+    def _connect(self) -> Percolator:
+        return AsyncRetrievalClient(shard_addresses(self._settings.retrieval))

@@ -1,0 +1,191 @@
+"""Subscriptions become standing queries: words read in batches, then one keyed writer, around `subscription_state`.
+
+While the models role is away nothing is lost and nobody waits: a subscription whose words nobody has read yet is kept,
+and its key's timer asks again with growing pauses. Deleted and paused ones need nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pyflink.common import Types
+from pyflink.datastream.functions import AsyncFunction, KeyedProcessFunction, RuntimeContext
+from pyflink.datastream.state import ValueStateDescriptor
+
+from penstock.infra.settings import Settings
+from penstock.jobs.operators import subscription_state
+from penstock.jobs.operators.enrich import Batcher, Breaker, Rejected, Unavailable
+from penstock.jobs.operators.intake import DEAD_LETTERS, MAX_QUERY_RECORD_BYTES, dead_letter_row
+from penstock.jobs.operators.kafka import keyed_bytes
+from penstock.jobs.operators.subscription_state import SubscriptionArrival, SubscriptionTransition
+from penstock.retrieval.client import AsyncModelsClient, ModelsClient
+from penstock.schemas import validate
+from penstock.schemas.dead_letters import dead_letter
+from penstock.schemas.errors import InvalidRecord, OversizedRecord
+from penstock.schemas.events import StandingQuery, Subscription
+from penstock.schemas.framing import topic_codec
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import AnalyzeQueriesRequest, QueryAnalysis
+from penstock.schemas.states import HeldSubscription
+from penstock.schemas.topics import STANDING_QUERIES, SUBSCRIPTIONS
+from penstock.schemas.wire import codec
+
+BATCH = 16
+CONCURRENCY = 2
+LEFT_ALONE_S = 1.0  # after a call that failed, this long no timer asks: keys do not queue up behind a dead server
+
+COUNTED = (
+    "published",
+    "paused",
+    "deleted",
+    "stale",
+    "repeat",
+    "refused",
+    "words_not_read_yet",
+    "unreadable",
+    "forgotten",
+)
+
+
+def check_subscription(
+    event: Subscription, raw: bytes, produced_at: int, now_ms: int, settings: Settings
+) -> SubscriptionArrival:
+    """A subscription that keeps the rules, as the operators take it."""
+    if len(raw) > MAX_QUERY_RECORD_BYTES:
+        raise OversizedRecord(
+            f"{len(raw)} bytes, at most {MAX_QUERY_RECORD_BYTES} in a subscription: fewer values in its filters"
+        )
+    validate.check_subscription(event)
+    return SubscriptionArrival(event, raw, produced_at, validate.event_hash(event))
+
+
+class ReadWords(AsyncFunction):  # type: ignore[misc]  # pyflink carries no types
+    """SubscriptionArrival -> the same with its words read, or without in time. Never raises, never drops."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._batcher: Batcher[str, QueryAnalysis] | None = None
+
+    async def async_invoke(self, value: SubscriptionArrival) -> list[SubscriptionArrival]:
+        if not subscription_state.needs_words_read(value.subscription):
+            return [value]
+        try:
+            return [replace(value, analysis=await self._asked().ask(value.subscription.text))]
+        except Unavailable:  # the keyed operator keeps it, counts it and asks again
+            return [value]
+
+    def _asked(self) -> Batcher[str, QueryAnalysis]:
+        """The batcher, made on the event loop that runs the calls."""
+        if self._batcher is None:
+            timeout_s = self._settings.alerts.analyze_timeout_ms / 1000
+            client = AsyncModelsClient(self._settings.models.dial)
+
+            async def call(texts: Sequence[str]) -> Sequence[QueryAnalysis]:
+                try:
+                    return (await client.analyze(AnalyzeQueriesRequest(texts=tuple(texts)), timeout_s)).analyses
+                except CallError as error:
+                    raise (Unavailable if error.retryable else Rejected)(str(error)) from error
+
+            self._batcher = Batcher(call, batch=BATCH, concurrency=CONCURRENCY, timeout_s=timeout_s, breaker=Breaker())
+        return self._batcher
+
+
+class KeepSubscriptions(KeyedProcessFunction):  # type: ignore[misc]  # pyflink carries no types
+    """Keyed by subscription_id: the only writer of standing queries, as (key bytes, value bytes)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._threshold = settings.alerts.threshold
+        self._window_ms = settings.postings.tombstone_window_ms
+        self._models: ModelsClient | None = None
+        self._ask_from = 0.0  # monotonic seconds
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        state = ValueStateDescriptor("subscription", Types.PRIMITIVE_ARRAY(Types.BYTE()))
+        self._state = runtime_context.get_state(state)
+        self._packed = codec(HeldSubscription)
+        self._queries = topic_codec(STANDING_QUERIES, self._settings.kafka.schema_registry)
+        metrics = runtime_context.get_metrics_group()
+        self._counters = {name: metrics.counter(name) for name in COUNTED}
+
+    def close(self) -> None:
+        if self._models is not None:
+            self._models.close()
+
+    def process_element(self, value: SubscriptionArrival, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
+        now, held = _now_ms(), self._held()
+        transition = subscription_state.on_subscription(held, value, now, self._threshold, self._window_ms)
+        yield from self._become(held, transition, ctx, now, value.raw, value.produced_at)
+
+    def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[Any]:
+        now, held = _now_ms(), self._held()
+        transition = subscription_state.on_timer(held, now)
+        if transition.ask and held is not None:
+            analysis = self._ask(held.subscription.text)
+            transition = subscription_state.on_analysis(held, analysis, now, self._threshold)
+        yield from self._become(held, transition, ctx, now, None, None)
+
+    def _ask(self, text: str) -> QueryAnalysis | None:
+        if time.monotonic() < self._ask_from:
+            return None
+        if self._models is None:
+            self._models = ModelsClient(self._settings.models.dial)
+        try:
+            timeout_s = self._settings.alerts.analyze_timeout_ms / 1000
+            return self._models.analyze(AnalyzeQueriesRequest(texts=(text,)), timeout_s).analyses[0]
+        except CallError:  # counted as words_not_read_yet
+            self._ask_from = time.monotonic() + LEFT_ALONE_S
+            return None
+
+    def _held(self) -> HeldSubscription | None:
+        packed = self._state.value()
+        return None if packed is None else self._packed.decode_unbounded(bytes(packed))
+
+    def _become(
+        self,
+        held: HeldSubscription | None,
+        transition: SubscriptionTransition,
+        ctx: KeyedProcessFunction.Context,
+        now_ms: int,
+        raw: bytes | None,
+        produced_at: int | None,
+    ) -> Iterator[Any]:
+        for name in transition.counted:
+            self._counters[name].inc()
+        if transition.state is None:
+            self._state.clear()
+        elif transition.state is not held:
+            self._state.update(self._packed.encode_unbounded(transition.state))
+        if transition.wake_at is not None:
+            ctx.timer_service().register_processing_time_timer(transition.wake_at)
+        if transition.query is not None:
+            yield self._row(transition.query)
+        if transition.refusal is not None and transition.state is not None:
+            event = transition.state.subscription
+            if raw is None:  # refused by a timer's answer, long after its record came
+                raw, produced_at = codec(Subscription).encode(event), transition.state.produced_at
+            yield DEAD_LETTERS, _letter(event.subscription_id, raw, produced_at, transition.refusal, now_ms)
+
+    def _row(self, query: StandingQuery) -> Any:
+        return keyed_bytes(STANDING_QUERIES.key(query), self._queries.encode(query))
+
+
+def _letter(key: str, raw: bytes, produced_at: int | None, error: InvalidRecord, now_ms: int) -> Any:
+    return dead_letter_row(
+        dead_letter(
+            SUBSCRIPTIONS,
+            key=key.encode("utf-8"),
+            raw=raw,
+            stage="order" if error.field != "text" else "validate",
+            error=error,
+            produced_at=produced_at,
+            failed_at=now_ms,
+        )
+    )
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
