@@ -70,6 +70,8 @@ def configure_worker_logging(role: str) -> None:
 
     Their lines reach the TaskManager's log, which has its own time and level before each.
     """
+    if not logging.getLogger().handlers:  # Python in the JVM: nobody takes them, but stderr is the TaskManager's
+        logging.basicConfig(stream=sys.stderr, level=_level(), format="%(message)s")
     structlog.configure(
         processors=[_named(role), *_fields(), _renderer()],
         wrapper_class=structlog.make_filtering_bound_logger(_level()),

@@ -16,6 +16,7 @@ def dead_letter(
     failed_at: int,
     produced_at: int | None = None,
     attempt: int = 1,
+    trace: str | None = None,
 ) -> DeadLetter:
     """The dead letter of one record. Times in epoch milliseconds; `stage` is where it was refused."""
     return DeadLetter(
@@ -28,4 +29,5 @@ def dead_letter(
         attempt=attempt,
         produced_at=produced_at,
         failed_at=failed_at,
+        trace=trace,
     )

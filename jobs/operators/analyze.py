@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from pyflink.common import Row
@@ -10,6 +11,8 @@ from pyflink.datastream.functions import AsyncFunction, RuntimeContext
 from penstock.infra.settings import Settings
 from penstock.jobs.operators.enrich import Batcher, Breaker, Rejected, Unavailable
 from penstock.jobs.operators.kafka import keyed_bytes
+from penstock.jobs.operators.metrics import counters
+from penstock.jobs.operators.worker import begin, passed
 from penstock.retrieval.client import AsyncModelsClient
 from penstock.schemas.events import RankQuery, RankRequest, SearchQuery
 from penstock.schemas.framing import topic_codec
@@ -19,6 +22,7 @@ from penstock.schemas.topics import RANK_REQUESTS
 
 BATCH = 16
 CONCURRENCY = 4
+COUNTED = ("analyzed", "sent_without_analysis")
 
 
 def request_of(query: SearchQuery, produced_at: int, analysis: QueryAnalysis | None) -> RankRequest:
@@ -50,20 +54,20 @@ class Analyze(AsyncFunction):  # type: ignore[misc]  # pyflink carries no types
         self._batcher: Batcher[str, QueryAnalysis] | None = None
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        metrics = runtime_context.get_metrics_group()
-        self._analyzed = metrics.counter("analyzed")
-        self._without = metrics.counter("sent_without_analysis")
+        counted = counters(begin(runtime_context, self._settings), "queries", COUNTED)
+        self._analyzed, self._without = (counted[name] for name in COUNTED)
         self._codec = topic_codec(RANK_REQUESTS, self._settings.kafka.schema_registry)
 
     async def async_invoke(self, value: tuple[SearchQuery, int]) -> list[Row]:
         query, produced_at = value
+        began = time.time() * 1000
         try:
             analysis = await self._asked().ask(query.text)
             self._analyzed.inc()
         except Unavailable:
             analysis = None
             self._without.inc()
-        request = request_of(query, produced_at, analysis)
+        request = passed(request_of(query, produced_at, analysis), "queries.analyze", began)
         return [keyed_bytes(RANK_REQUESTS.key(request), self._codec.encode(request))]
 
     def _asked(self) -> Batcher[str, QueryAnalysis]:

@@ -17,7 +17,9 @@ from typing import Generic, TypeVar
 from pyflink.datastream.functions import AsyncFunction, RuntimeContext
 
 from penstock.infra.settings import Settings
+from penstock.jobs.operators.metrics import counters
 from penstock.jobs.operators.posting_state import Arrival
+from penstock.jobs.operators.worker import begin, passed
 from penstock.retrieval.client import AsyncModelsClient
 from penstock.schemas.events import Enrichment, PostingText
 from penstock.schemas.grpc_avro import CallError
@@ -27,6 +29,7 @@ A = TypeVar("A")
 Q = TypeVar("Q")
 
 REMEMBERED = 2_048  # enrichments, about 3 KB each
+COUNTED = ("enrichments_reused", "enrichments_made", "without_enrichment")
 LINGER_S = 0.002  # how long a batch waits for company
 
 
@@ -201,13 +204,12 @@ class Enrich(AsyncFunction):  # type: ignore[misc]  # pyflink carries no types
         self._remembered = Remembered(REMEMBERED)
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        metrics = runtime_context.get_metrics_group()
-        self._reused = metrics.counter("enrichments_reused")
-        self._made = metrics.counter("enrichments_made")
-        self._without = metrics.counter("published_without_vector")
+        counted = counters(begin(runtime_context, self._settings), "postings", COUNTED)
+        self._reused, self._made, self._without = (counted[name] for name in COUNTED)
 
     async def async_invoke(self, value: Arrival) -> list[Arrival]:
-        return [await self.enrich(value, int(time.time() * 1000))]
+        began = time.time() * 1000
+        return [passed(await self.enrich(value, int(began)), "postings.enrich", began)]
 
     async def enrich(self, arrival: Arrival, now_ms: int) -> Arrival:
         expires_at = arrival.posting.expires_at

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import structlog
 from pyflink.common import Row
 from pyflink.datastream import OutputTag
 from pyflink.datastream.functions import ProcessFunction, RuntimeContext
 
 from penstock.infra.settings import Settings
+from penstock.infra.telemetry import ids_of
 from penstock.jobs.operators.kafka import KEY_AND_VALUE
+from penstock.jobs.operators.metrics import counters
 from penstock.jobs.operators.posting_state import Arrival
+from penstock.jobs.operators.worker import begin, passed
 from penstock.schemas import validate
 from penstock.schemas.dead_letters import dead_letter
 from penstock.schemas.errors import InvalidRecord, MalformedRecord, OversizedRecord, UnknownSchema
@@ -22,6 +26,8 @@ from penstock.schemas.events import DeadLetter, EnrichedPosting, Op, Posting, Se
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.topics import DEAD_LETTER_BYTES, Topic, topic_named
 from penstock.schemas.wire import MAX_RECORD_BYTES, Codec, codec
+
+log = structlog.get_logger()
 
 E = TypeVar("E")
 
@@ -34,6 +40,7 @@ MAX_QUERY_RECORD_BYTES = MAX_RECORD_BYTES // 2
 # do: then the letter says so without the bytes, since a sink that refuses it would have the job read it for ever.
 LARGEST_LETTER = DEAD_LETTER_BYTES - (64 << 10)
 DEAD_LETTERS = OutputTag("dead-letters", KEY_AND_VALUE)
+COUNTED = ("accepted", "refused", "unknown_symbols")
 
 Check = Callable[[Any, bytes, int, int, Settings], Any]  # (event, raw, produced_at, now, settings) -> what goes on
 
@@ -90,10 +97,10 @@ def take(
     settings: Settings,
 ) -> tuple[Any, DeadLetter | None]:
     """(what goes on, None) or (None, the dead letter) of one record. Pure but for the codec's caches."""
-    stage, key = "decode", None
+    stage, key, trace = "decode", None, None
     try:
         event = decoder.decode(raw)
-        key = topic.key(event)
+        key, trace = topic.key(event), getattr(event, "trace", None)
         stage = "validate"
         return check(event, raw, now_ms if produced_at is None else produced_at, now_ms, settings), None
     except REFUSED as error:
@@ -106,6 +113,7 @@ def take(
             error=error,
             produced_at=produced_at,
             failed_at=now_ms,
+            trace=trace,
         )
         return None, letter
 
@@ -131,20 +139,26 @@ class Intake(ProcessFunction):  # type: ignore[misc]  # pyflink carries no types
     def open(self, runtime_context: RuntimeContext) -> None:
         self._topic = topic_named(self._topic_name)
         self._codec = topic_codec(self._topic, self._settings.kafka.schema_registry)
-        metrics = runtime_context.get_metrics_group()
-        self._accepted = metrics.counter("accepted")
-        self._refused = metrics.counter("refused")
-        self._unknown_symbols = metrics.counter("unknown_symbols")
+        counted = counters(begin(runtime_context, self._settings), "intake", COUNTED, topic=self._topic_name)
+        self._accepted, self._refused, self._unknown_symbols = (counted[name] for name in COUNTED)
+        self._stage = f"decode {self._topic_name}"
 
     def process_element(self, value: bytes, ctx: ProcessFunction.Context) -> Iterator[Any]:
         raw = bytes(value) if value is not None else b""
-        event, letter = take(
-            self._topic, self._codec, self._check, raw, ctx.timestamp(), int(time.time() * 1000), self._settings
-        )
+        now, produced_at = int(time.time() * 1000), ctx.timestamp()
+        event, letter = take(self._topic, self._codec, self._check, raw, produced_at, now, self._settings)
         if letter is None:
             self._accepted.inc()
             self._unknown_symbols.inc(len(self._codec.unknown_symbols(raw)))
-            yield event
+            yield passed(event, self._stage, now if produced_at is None else produced_at)
         else:
             self._refused.inc()
+            log.warning(
+                "record refused",
+                topic=letter.topic,
+                stage=letter.stage,
+                error=letter.message,
+                key=letter.key.decode(errors="replace") if letter.key is not None else None,
+                **ids_of(letter),
+            )
             yield DEAD_LETTERS, dead_letter_row(letter)

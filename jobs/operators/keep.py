@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pyflink.common import Types
@@ -19,9 +20,11 @@ from penstock.infra.settings import Settings
 from penstock.jobs.operators import posting_state
 from penstock.jobs.operators.intake import DEAD_LETTERS, dead_letter_row
 from penstock.jobs.operators.kafka import KEY_AND_VALUE, keyed_bytes
+from penstock.jobs.operators.metrics import Freshness, counters
 from penstock.jobs.operators.posting_state import Arrival, Refusal, Transition
+from penstock.jobs.operators.worker import begin, passed
 from penstock.schemas.dead_letters import dead_letter
-from penstock.schemas.events import EnrichedPosting
+from penstock.schemas.events import EnrichedPosting, IndexUpdate
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.states import PostingState
 from penstock.schemas.topics import ENRICH, INDEX, POSTINGS
@@ -57,8 +60,9 @@ class Keep(KeyedCoProcessFunction):  # type: ignore[misc]  # pyflink carries no 
         self._packed = codec(PostingState)
         self._updates = topic_codec(INDEX, self._settings.kafka.schema_registry)
         self._requests = topic_codec(ENRICH, self._settings.kafka.schema_registry)
-        metrics = runtime_context.get_metrics_group()
-        self._counters = {name: metrics.counter(name) for name in COUNTED}
+        group = begin(runtime_context, self._settings)
+        self._counters = counters(group, "postings", COUNTED)
+        self._freshness = Freshness(group, "enriched")
 
     def process_element1(self, value: Arrival, ctx: KeyedCoProcessFunction.Context) -> Iterator[Any]:
         now = _now_ms()
@@ -89,10 +93,16 @@ class Keep(KeyedCoProcessFunction):  # type: ignore[misc]  # pyflink carries no 
             self._state.update(self._packed.encode_unbounded(transition.state))
         if transition.wake_at is not None:
             ctx.timer_service().register_processing_time_timer(transition.wake_at)
+        trace = None
         if transition.update is not None:
-            yield keyed_bytes(transition.update.posting_id, self._updates.encode(transition.update))
+            update = passed(transition.update, "postings.keep", now_ms, revision=transition.update.revision)
+            trace = update.trace
+            if _first_vector(held, update):
+                self._freshness.observe(update.produced_at, now_ms)
+            yield keyed_bytes(update.posting_id, self._updates.encode(update))
         if transition.request is not None:
-            yield ENRICH_REQUESTS, keyed_bytes(transition.request.posting_id, self._requests.encode(transition.request))
+            request = replace(transition.request, trace=trace or transition.request.trace)
+            yield ENRICH_REQUESTS, keyed_bytes(request.posting_id, self._requests.encode(request))
         if transition.refusal is not None:
             yield DEAD_LETTERS, _letter(transition.refusal, now_ms)
 
@@ -108,8 +118,15 @@ def _letter(refusal: Refusal, now_ms: int) -> Any:
             error=refusal.error,
             produced_at=arrival.produced_at,
             failed_at=now_ms,
+            trace=arrival.posting.trace,
         )
     )
+
+
+def _first_vector(held: PostingState | None, update: IndexUpdate) -> bool:
+    """Whether with this update the version can be found by meaning, and could not before."""
+    before = held.update if held is not None and held.update.version == update.version else None
+    return update.vector is not None and (before is None or before.vector is None)
 
 
 def _now_ms() -> int:

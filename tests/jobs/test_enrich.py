@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from flink_metrics import Metrics
 
 from penstock.infra.settings import ModelsSettings, PostingsSettings, Settings
 from penstock.jobs.operators.analyze import Analyze, request_of
@@ -14,26 +15,6 @@ from penstock.schemas.events import Enrichment, Op, Posting, QueryVector, RankRe
 from penstock.schemas.wire import codec
 
 NOW = 1_000_000
-
-
-class Counted:
-    """A metrics group that counts in memory, as Flink's does behind its gateway."""
-
-    def __init__(self):
-        self.values = {}
-
-    def get_metrics_group(self):
-        return self
-
-    def counter(self, name):
-        self.values[name] = 0
-        group = self
-
-        class Counter:
-            def inc(self, n=1):
-                group.values[name] += n
-
-        return Counter()
 
 
 def arrival(posting_id: str = "p", **changes) -> Arrival:
@@ -77,12 +58,12 @@ def models(free_port):
     server.stop(None).wait()
 
 
-def enricher(address: str, timeout_ms: int = 5_000, batch: int = 8) -> tuple[Enrich, Counted]:
+def enricher(address: str, timeout_ms: int = 5_000, batch: int = 8) -> tuple[Enrich, Metrics]:
     settings = Settings(
         models=ModelsSettings(listen=address),
         postings=PostingsSettings(enrich_timeout_ms=timeout_ms, enrich_batch=batch),
     )
-    operator, metrics = Enrich(settings), Counted()
+    operator, metrics = Enrich(settings), Metrics()
     operator.open(metrics)
     return operator, metrics
 
@@ -99,7 +80,11 @@ def test_concurrent_postings_share_calls_and_come_back_enriched(models):
     assert all(a.enrichment.vector is not None for a in done)
     assert max(len(batch) for batch in batches) == 8
     assert len(batches) < 20
-    assert metrics.values == {"enrichments_reused": 0, "enrichments_made": 20, "published_without_vector": 0}
+    assert metrics.values == {
+        "penstock_postings_enrichments_reused_total": 0,
+        "penstock_postings_enrichments_made_total": 20,
+        "penstock_postings_without_enrichment_total": 0,
+    }
 
 
 def test_the_same_text_is_asked_for_once(models):
@@ -111,7 +96,7 @@ def test_the_same_text_is_asked_for_once(models):
 
     assert all(a.enrichment is not None for a in asyncio.run(one_after_the_other()))
     assert batches == [["Nurse"]]
-    assert metrics.values["enrichments_reused"] == 2
+    assert metrics.values["penstock_postings_enrichments_reused_total"] == 2
 
 
 def test_deletes_and_expired_postings_pass_without_a_call(models):
@@ -137,7 +122,7 @@ def test_a_text_that_cannot_be_encoded_is_not_remembered(models):
 
     asyncio.run(twice())
     assert len(batches) == 2
-    assert metrics.values["published_without_vector"] == 2
+    assert metrics.values["penstock_postings_without_enrichment_total"] == 2
 
 
 def test_a_batch_of_the_longest_postings_gets_its_vectors(models):
@@ -176,7 +161,7 @@ def test_a_slow_server_lets_postings_go_on_without_a_vector(models):
         return await asyncio.gather(*[operator.enrich(arrival(f"p{n}", title=f"t{n}"), NOW) for n in range(5)])
 
     assert [a.enrichment for a in asyncio.run(all_at_once())] == [None] * 5
-    assert metrics.values["published_without_vector"] == 5
+    assert metrics.values["penstock_postings_without_enrichment_total"] == 5
 
 
 def test_a_dead_server_stops_being_asked_and_is_found_again(free_port):
@@ -186,7 +171,7 @@ def test_a_dead_server_stops_being_asked_and_is_found_again(free_port):
         return [await operator.enrich(arrival(f"p{n}", title=f"t{n}"), NOW) for n in range(50)]
 
     assert all(a.enrichment is None for a in asyncio.run(many()))
-    assert metrics.values["published_without_vector"] == 50
+    assert metrics.values["penstock_postings_without_enrichment_total"] == 50
     assert not operator._batcher._breaker.closed
 
 
@@ -194,7 +179,7 @@ def test_a_query_without_analysis_goes_on_with_its_words(models, free_port):
     query = SearchQuery(request_id="q", text="nurse", deadline_ms=500)
     for address, has_vector in ((models[0], True), (f"127.0.0.1:{free_port()}", False)):
         operator = Analyze(Settings(models=ModelsSettings(listen=address)))
-        operator.open(Counted())
+        operator.open(Metrics())
         [row] = asyncio.run(operator.async_invoke((query, NOW)))
         request = codec(RankRequest).decode(row[1])
         assert row[0] == b"default/q"
