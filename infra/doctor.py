@@ -32,8 +32,10 @@ ADDRESSES = (
     ("redis", "url"),
     ("flink", "rest"),
     ("models", "listen"),
+    ("enrich", "listen"),
     ("retrieval", "listen"),
     ("ranker", "listen"),
+    ("gateway", "listen"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -22,21 +23,39 @@ def serve_models(settings: Settings, stop: threading.Event) -> None:
     server.serve(
         settings,
         stop,
-        encoder=make_encoder(settings),
+        encoder=make_encoder(settings, settings.models.device),
         understander=RuleUnderstander(),
         summarizer=ExtractiveSummarizer(settings.models.summary_tokens),
     )
 
 
-def make_encoder(settings: Settings) -> Encoder:
-    """The encoder that `models.encoder` names. Raises EncoderWeightsError naming the file or directory at fault."""
+def serve_enrich(settings: Settings, stop: threading.Event) -> None:
+    """The slow lane's workers. Blocks until `stop`. Raises EncoderWeightsError, PortInUse, BadForward."""
+    os.environ["OPENBLAS_NUM_THREADS"] = str(settings.enrich.threads)  # read when numpy is imported, below
+    from penstock.ranker.summarizer.extractive import ExtractiveSummarizer
+    from penstock.retrieval.enrichment import server
+
+    server.serve(
+        settings,
+        stop,
+        make_encoder=lambda: make_encoder(settings, settings.enrich.device, small=True),
+        summarizer=ExtractiveSummarizer(settings.models.summary_tokens),
+    )
+
+
+def make_encoder(settings: Settings, device: str, *, small: bool = False) -> Encoder:
+    """The encoder that `models.encoder` names, on `device`; `small`: without torch, where that can be.
+
+    Raises EncoderWeightsError naming the file or directory at fault.
+    """
     if settings.models.encoder == EMBEDDED:
         from penstock.retrieval.encoder.embedded import EmbeddedEncoder
+        from penstock.retrieval.encoder.minilm import MiniLM
 
-        return EmbeddedEncoder(device=settings.models.device)
+        return EmbeddedEncoder(minilm=MiniLM(device=device, small=small and device == "cpu"))
     from penstock.retrieval.encoder.transformer import TransformerEncoder
 
-    return TransformerEncoder(settings.models.encoder, device=settings.models.device)
+    return TransformerEncoder(settings.models.encoder, device=device)
 
 
 def serve_retrieval(settings: Settings, stop: threading.Event) -> None:
@@ -49,5 +68,12 @@ def serve_retrieval(settings: Settings, stop: threading.Event) -> None:
 def serve_ranker(settings: Settings, stop: threading.Event) -> None:
     """One ranker. Blocks until `stop`. Raises PortInUse."""
     from penstock.ranker import server
+
+    server.serve(settings, stop)
+
+
+def serve_gateway(settings: Settings, stop: threading.Event) -> None:
+    """HTTP for people and programs. Blocks until `stop`. Raises PortInUse."""
+    from penstock.infra.gateway import server
 
     server.serve(settings, stop)

@@ -1,4 +1,4 @@
-"""`penstock serve models | retrieval | ranker`: one process, one role, until SIGTERM or Ctrl-C."""
+"""`penstock serve models | enrich | retrieval | ranker | gateway`: one process, one role, until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def models() -> None:
 
 
 @_app.command()
+def enrich() -> None:
+    """Refine what was published fast, and heal what was published without a vector, when nobody else is busy."""
+    from penstock.infra import roles
+
+    _run("enrich", roles.serve_enrich)
+
+
+@_app.command()
 def retrieval() -> None:
     """Hold a shard of the index and answer exact filtered searches."""
     from penstock.infra import roles
@@ -44,6 +52,14 @@ def ranker() -> None:
     from penstock.infra import roles
 
     _run("ranker", roles.serve_ranker)
+
+
+@_app.command()
+def gateway() -> None:
+    """HTTP: search, publish, subscribe, follow alerts."""
+    from penstock.infra import roles
+
+    _run("gateway", roles.serve_gateway)
 
 
 def _run(role: str, serve: Callable[[Settings, threading.Event], None]) -> None:

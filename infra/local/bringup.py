@@ -183,8 +183,10 @@ _LISTENERS: dict[str, tuple[str, ...]] = {
     "redis": ("redis",),
     "jobmanager": ("flink_rest", "flink_rpc"),
     "models": ("models",),
+    "enrich": ("enrich",),
     "retrieval": ("retrieval",),
     "ranker": ("ranker",),
+    "gateway": ("gateway",),
 }
 
 

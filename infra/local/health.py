@@ -6,6 +6,8 @@ its address answers, and tasks only if they were deployed in the life of the pre
 
 from __future__ import annotations
 
+import http.client
+import json
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -15,12 +17,18 @@ from penstock.infra.local.flink import FlinkUnreachable, JobRecord, Rest
 from penstock.infra.local.parts import Kind, Part
 from penstock.infra.settings import Settings
 from penstock.schemas.grpc_avro import CallError, Client
-from penstock.schemas.rpc import Method, Models, Ranker, Retrieval, StatusRequest
+from penstock.schemas.rpc import EnrichWorkers, Method, Models, Ranker, Retrieval, StatusRequest
 
-STATUS: dict[str, Method] = {"models": Models.STATUS, "retrieval": Retrieval.STATUS, "ranker": Ranker.STATUS}
+STATUS: dict[str, Method] = {
+    "models": Models.STATUS,
+    "enrich": EnrichWorkers.STATUS,
+    "retrieval": Retrieval.STATUS,
+    "ranker": Ranker.STATUS,
+}
 # Of a role's numbers, those that a person looks at first; its own Status has all of them.
 NOTABLE: dict[str, tuple[str, ...]] = {
     "models": ("postings_done", "queries_done"),
+    "enrich": ("refined", "healed", "lag"),
     "retrieval": ("rows", "lag_seconds"),
     "ranker": ("served_total", "queue_depth"),
 }
@@ -109,6 +117,20 @@ class Probe:
         for port in self.rest.task_manager_ports():
             socket.create_connection(("127.0.0.1", port), timeout).close()
         return Health(True, f"{overview['slots-available']} of {overview['slots-total']} slots free")
+
+    def _gateway(self, timeout: float) -> Health:
+        self._listens("gateway")
+        connection = http.client.HTTPConnection("127.0.0.1", self._ports["gateway"], timeout=timeout)
+        try:
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            told = json.loads(answer.read())
+        except (http.client.HTTPException, ValueError) as error:
+            return Health(False, f"answered what is no HTTP or no JSON: {error}")
+        finally:
+            connection.close()
+        reasons = [reason for reason in told.get("checks", {}).values() if reason]
+        return Health(answer.status == 200, "; ".join(reasons))
 
     def _role(self, name: str, timeout: float) -> Health:
         self._listens(name)

@@ -34,11 +34,14 @@ PARTS: tuple[Part, ...] = (
     Part("models", "encoders and query understanding", deadline=180),
     Part("redis", "Redis", deadline=30, outlives=True),
     Part("topics", "Kafka topics", Kind.STEP, after=("kafka",), deadline=60),
+    Part("enrich", "enrichment workers", after=("topics",), deadline=180),
     Part("retrieval", "retrieval shard", after=("topics",), deadline=180),
     Part("ranker", "ranker", after=("topics", "redis", "models", "retrieval"), deadline=180),
+    Part("gateway", "HTTP", after=("topics", "retrieval", "ranker"), deadline=60),
     # The jobs call the models role but do not wait for it: its start and theirs take longest, side by side.
     Part("postings", "Flink job", Kind.JOB, after=("topics", "jobmanager", "taskmanager"), deadline=180),
     Part("queries", "Flink job", Kind.JOB, after=("topics", "jobmanager", "taskmanager"), deadline=180),
+    Part("alerts", "Flink job", Kind.JOB, after=("topics", "jobmanager", "taskmanager"), deadline=180),
 )
 
 

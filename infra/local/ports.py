@@ -26,6 +26,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "enrich": ("enrich", "listen"),
     "retrieval": ("retrieval", "listen"),
     "ranker": ("ranker", "listen"),
+    "gateway": ("gateway", "listen"),
 }
 # Settings that are a bare port, 0 for none: where Prometheus scrapes the roles.
 METRICS = {f"metrics_{role}": ("metrics", role) for role in ("models", "retrieval", "ranker", "enrich", "gateway")}

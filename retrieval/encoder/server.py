@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import numpy as np
@@ -25,6 +25,7 @@ import structlog
 
 from penstock.infra.settings import Settings
 from penstock.infra.telemetry import DEGRADED, STAGE_SECONDS
+from penstock.retrieval.encoder.enriching import Summarizer, check_unit, each, enrichments
 from penstock.retrieval.encoder.interface import Encoder
 from penstock.retrieval.encoder.lanes import Lane, LaneLimits, Precedence
 from penstock.retrieval.encoder.planes import dense_floats
@@ -50,25 +51,9 @@ WORKERS = 32  # gRPC threads; most of them wait for a lane
 CACHED = 8_192  # enrichments kept, about 3 KB each
 PROVEN_S = 10.0  # a forward this recent proves health
 PROBE_TIMEOUT_S = 5.0
-UNIT_TOLERANCE = 0.02  # bfloat16 keeps eight bits
 
 _PROBE_QUERY = "registered nurse"
 _PROBE_POSTING = PostingText(title="Registered Nurse", description="Cares for patients on a medical ward.")
-
-
-class Summarizer(Protocol):
-    """The ranker's summariser, as this role sees it (retrieval does not import the ranker)."""
-
-    @property
-    def summarizer_id(self) -> str: ...
-
-    def summarize(self, posting: PostingText) -> str: ...
-
-    def item_text(self, posting: PostingText, summary: str) -> str: ...
-
-
-class BadForward(Exception):
-    """An encoder gave something that is no finite unit vector."""
 
 
 class ModelsService:
@@ -164,9 +149,11 @@ class ModelsService:
 
     def warm_up(self) -> None:
         """Every path once, outside the lanes. Raises BadForward or whatever the encoder raises."""
-        _check_unit(dense_floats(self._encoder.encode_postings([_PROBE_POSTING])[0].dense), "a posting")
-        _check_unit(dense_floats(self._refine([_PROBE_POSTING])[0].dense), "a refined posting")
-        _check_unit(np.frombuffer(self._encoder.encode_queries([_PROBE_QUERY])[0].dense, "<f4"), "a query")
+        check_unit(dense_floats(self._encoder.encode_postings([_PROBE_POSTING])[0].dense), "a posting of the warm-up")
+        check_unit(dense_floats(self._refine([_PROBE_POSTING])[0].dense), "a refined posting of the warm-up")
+        check_unit(
+            np.frombuffer(self._encoder.encode_queries([_PROBE_QUERY])[0].dense, "<f4"), "a query of the warm-up"
+        )
         self._summarizer.item_text(_PROBE_POSTING, self._summarizer.summarize(_PROBE_POSTING))
         self._understander.understand("nurse in Columbus, Ohio", now_ms=0)
         self._warm = True
@@ -179,7 +166,7 @@ class ModelsService:
             vector = self._queries.submit([text]).result(PROBE_TIMEOUT_S)[0]
             if isinstance(vector, Exception):
                 raise vector
-            _check_unit(np.frombuffer(vector.dense, "<f4"), "a query")
+            check_unit(np.frombuffer(vector.dense, "<f4"), "a query")
         except Refused:
             return  # as many wait as may: that is load, and the work itself proves health
         except Exception as error:  # whatever it is, health must say so and go on
@@ -207,7 +194,7 @@ class ModelsService:
     # --- work of the lanes ---------------------------------------------------------------------------------------
 
     def _encode_queries(self, texts: list[str]) -> list[QueryVector | Exception]:
-        out = _each(self._encoder.encode_queries, texts, "encode_query")
+        out = each(self._encoder.encode_queries, texts, "encode_query", ROLE)
         if any(not isinstance(vector, Exception) for vector in out):
             self._proven = time.monotonic()
         return out
@@ -221,24 +208,7 @@ class ModelsService:
     def _enrich(
         self, encode: Callable[[Sequence[PostingText]], list[Vector]], postings: list[PostingText]
     ) -> list[Enrichment]:
-        with STAGE_SECONDS.labels(ROLE, "encode").time():
-            vectors = _each(encode, postings, "encode_posting")
-        with STAGE_SECONDS.labels(ROLE, "summarize").time():
-            texts = _each(lambda some: [self._texts(posting) for posting in some], postings, "summarize")
-        out = []
-        for vector, text in zip(vectors, texts, strict=True):
-            if isinstance(vector, Exception):
-                vector = None
-            elif not np.any(dense_floats(vector.dense)):
-                DEGRADED.labels(ROLE, "posting_without_words").inc()
-                vector = None
-            summary, item = (None, None) if isinstance(text, Exception) else text
-            out.append(Enrichment(vector=vector, summary=summary, item_text=item))
-        return out
-
-    def _texts(self, posting: PostingText) -> tuple[str, str]:
-        summary = self._summarizer.summarize(posting)
-        return summary, self._summarizer.item_text(posting, summary)
+        return [made.enrichment for made in enrichments(encode, self._summarizer, postings, ROLE)]
 
     def _understand(self, text: str) -> tuple[Understood, ...]:
         try:
@@ -279,30 +249,6 @@ def _wait(coming: Future[list[Any]], context: grpc.ServicerContext) -> list[Any]
         return coming.result(left)
     except TimeoutError as error:
         raise TimeoutError(str(error) or f"not done in the {left:.3f} s that the caller left") from error
-
-
-def _each(work: Callable[[list[Any]], list[Any]], items: list[Any], what: str) -> list[Any]:
-    """`work` on all items at once; if that fails, one by one, an exception for each at fault."""
-    try:
-        return work(items)
-    except Exception:  # counted below, item by item
-        out: list[Any] = []
-        for item in items:
-            try:
-                out.extend(work([item]))
-            except Exception as error:
-                DEGRADED.labels(ROLE, what).inc()
-                structlog.get_logger(role=ROLE).warning(
-                    "item failed", what=what, error=repr(error), item=repr(item)[:200]
-                )
-                out.append(error)
-        return out
-
-
-def _check_unit(dense: np.ndarray[Any, np.dtype[np.float32]], what: str) -> None:
-    norm = float(np.linalg.norm(dense)) if np.isfinite(dense).all() else float("nan")
-    if not abs(norm - 1.0) <= UNIT_TOLERANCE:
-        raise BadForward(f"{what} of the warm-up has norm {norm}, expected 1: are the encoder's weights intact?")
 
 
 def serve(

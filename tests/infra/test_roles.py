@@ -22,4 +22,4 @@ def test_naming_the_roles_loads_none_of_them():
 def test_a_directory_that_is_no_encoder_is_named(tmp_path):
     settings = Settings(models=ModelsSettings(encoder=str(tmp_path / "absent")))
     with pytest.raises(EncoderWeightsError, match="absent"):
-        roles.make_encoder(settings)
+        roles.make_encoder(settings, "cpu")

@@ -73,6 +73,24 @@ def test_the_forward_is_that_of_transformers(minilm: MiniLM) -> None:
     np.testing.assert_allclose(minilm.encode(TEXTS), reference.encode(TEXTS), atol=2e-6)
 
 
+def test_the_small_twin_makes_the_same_vectors(minilm: MiniLM) -> None:
+    small = MiniLM(small=True)
+    texts = [*TEXTS, "Œuvre: naïve café, 日本語 " * 40, "a", "Cares for patients. " * 400]
+    np.testing.assert_allclose(small.encode(texts), minilm.encode(texts), atol=2e-6)
+    assert small.encode([]).shape == (0, 384)
+    assert small.tokenizer_digest == minilm.tokenizer_digest
+    with pytest.raises(ValueError, match="float32 on 'cpu'"):
+        MiniLM(small=True, precision="bfloat16")
+
+
+def test_the_small_twin_imports_no_torch() -> None:
+    script = "import sys; from penstock.retrieval.encoder.embedded import EmbeddedEncoder;"
+    script += "from penstock.retrieval.encoder.minilm import MiniLM;"
+    script += "EmbeddedEncoder(minilm=MiniLM(small=True)).encode_queries(['nurse']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_loading_it_imports_no_transformers() -> None:
     script = "import sys; from penstock.retrieval.encoder.minilm import MiniLM; MiniLM().encode(['nurse']);"
     script += "print('transformers' in sys.modules)"

@@ -13,6 +13,7 @@ from penstock.infra.settings import ModelsSettings, Settings
 from penstock.ranker.summarizer.extractive import ExtractiveSummarizer
 from penstock.retrieval.client import ModelsClient
 from penstock.retrieval.encoder import server
+from penstock.retrieval.encoder.enriching import BadForward
 from penstock.retrieval.encoder.planes import dense_floats
 from penstock.retrieval.understanding.rules import RuleUnderstander
 from penstock.schemas.events import PostingText
@@ -201,7 +202,7 @@ def test_an_encoder_that_gives_no_unit_vectors_never_becomes_ready(embedded, fre
 
     settings = Settings(models=ModelsSettings(listen=f"127.0.0.1:{free_port()}"))
     parts = {"understander": RuleUnderstander(), "summarizer": ExtractiveSummarizer(32)}
-    with pytest.raises(server.BadForward, match="norm 0"):
+    with pytest.raises(BadForward, match="norm 0"):
         server.serve(settings, threading.Event(), encoder=Zeroes(embedded), **parts)
 
 
