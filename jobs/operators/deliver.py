@@ -20,8 +20,10 @@ from penstock.infra.settings import Settings
 from penstock.jobs.operators import alert_state, ledger
 from penstock.jobs.operators.alert_state import Ask, Rules, Send, Wait
 from penstock.jobs.operators.kafka import KEY_AND_VALUE, keyed_bytes
+from penstock.jobs.operators.metrics import Freshness, counters
 from penstock.jobs.operators.percolate import Keyed
 from penstock.jobs.operators.subscription_state import SubscriptionArrival
+from penstock.jobs.operators.worker import begin, passed
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.states import Candidate, PersonAlerts, Subject
 from penstock.schemas.topics import ALERTS, RANK_REQUESTS
@@ -73,8 +75,9 @@ class Deliver(KeyedCoProcessFunction):  # type: ignore[misc]  # pyflink carries 
         redis = self._settings.redis
         self._ledger = ledger.Ledger(ledger.connect(redis), redis.prefix, LEDGER_PATIENCE_S)
         self._subject: tuple[bytes, Subject] | None = None
-        metrics = runtime_context.get_metrics_group()
-        self._counters = {name: metrics.counter(name) for name in COUNTED}
+        group = begin(runtime_context, self._settings)
+        self._counters = counters(group, "alerts", COUNTED)
+        self._freshness = Freshness(group, "alerted")
 
     def close(self) -> None:
         self._ledger.close()
@@ -113,7 +116,7 @@ class Deliver(KeyedCoProcessFunction):  # type: ignore[misc]  # pyflink carries 
         self, state: PersonAlerts, candidate: Candidate, until: int | None, ctx: Any
     ) -> tuple[PersonAlerts, list[Any]]:
         """The way of one candidate: weighed, granted by the ledger, settled; again for its other matches."""
-        subject, full = self._read(candidate.subject), frozenset[str]()
+        subject, full, began = self._read(candidate.subject), frozenset[str](), _now_ms()
         while True:
             verdict = alert_state.weigh(state, candidate, subject, _now_ms(), self._rules, until=until, full=full)
             self._count(verdict.counted)
@@ -132,6 +135,8 @@ class Deliver(KeyedCoProcessFunction):  # type: ignore[misc]  # pyflink carries 
             state, alert, counted = alert_state.settle(state, act, grant, candidate, subject, _now_ms(), self._rules)
             self._count(counted)
             if alert is not None:
+                alert = passed(alert, "alerts.deliver", began)
+                self._freshness.observe(alert.produced_at, alert.alerted_at)
                 return state, [keyed_bytes(ALERTS.key(alert), self._alerts.encode(alert))]
             if not act.more or not grant.person:
                 return state, []

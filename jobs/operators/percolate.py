@@ -18,6 +18,8 @@ from pyflink.datastream.functions import AsyncFunction, RuntimeContext
 from penstock.infra.settings import Settings
 from penstock.jobs.operators.enrich import Batcher, Breaker, Rejected, Unavailable
 from penstock.jobs.operators.identity import person_key
+from penstock.jobs.operators.metrics import counters
+from penstock.jobs.operators.worker import begin, passed
 from penstock.retrieval.client import AsyncRetrievalClient, shard_addresses
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import IndexOp, IndexUpdate, Match
@@ -28,6 +30,9 @@ from penstock.schemas.states import Candidate, Subject
 from penstock.schemas.topics import INDEX
 from penstock.schemas.wire import codec
 
+log = structlog.get_logger()
+
+COUNTED = ("percolated", "matched", "asked_again", "refused_by_shards", "unreadable")
 CONCURRENCY = 2  # calls on their way: one is answered while the next is written
 PAUSE_S = 0.1  # before what failed is asked again
 PATIENCE_S = 30.0
@@ -119,10 +124,7 @@ class Percolate(AsyncFunction):  # type: ignore[misc]  # pyflink carries no type
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._codec = topic_codec(INDEX, self._settings.kafka.schema_registry)
-        self._log = structlog.get_logger(role="alerts")
-        metrics = runtime_context.get_metrics_group()
-        names = ("percolated", "matched", "asked_again", "refused_by_shards", "unreadable")
-        self._counters = {name: metrics.counter(name) for name in names}
+        self._counters = counters(begin(runtime_context, self._settings), "alerts", COUNTED)
 
     async def async_invoke(self, value: bytes) -> list[Keyed]:
         try:
@@ -130,11 +132,12 @@ class Percolate(AsyncFunction):  # type: ignore[misc]  # pyflink carries no type
         except WireError:  # the shards, which read the same topic, make it a dead letter
             self._counters["unreadable"].inc()
             return []
-        if not wanted(update, int(time.time() * 1000)):
+        began = int(time.time() * 1000)
+        if not wanted(update, began):
             return []
         found = await self._found(lean(update))
         self._counters["percolated"].inc()
-        out = candidates_of(update, found)
+        out = candidates_of(passed(update, "alerts.percolate", began), found)
         if out:
             self._counters["matched"].inc(len(found.matches))
         return out
@@ -157,7 +160,7 @@ class Percolate(AsyncFunction):  # type: ignore[misc]  # pyflink carries no type
             except CallError as error:
                 if not error.retryable:
                     self._counters["refused_by_shards"].inc()
-                    self._log.error("a posting cannot be percolated", posting_id=update.posting_id, error=str(error))
+                    log.error("a posting cannot be percolated", posting_id=update.posting_id, error=str(error))
                     return Matches()
                 await self._pause(give_up, error)
 

@@ -13,12 +13,16 @@ from penstock.infra.settings import Settings
 from penstock.jobs.operators.alert_state import REQUEST_PREFIX
 from penstock.jobs.operators.identity import person_key
 from penstock.jobs.operators.intake import DEAD_LETTERS, REFUSED, dead_letter_row
+from penstock.jobs.operators.metrics import counters
+from penstock.jobs.operators.worker import begin
 from penstock.schemas.dead_letters import dead_letter
 from penstock.schemas.events import RankClass, RankResult
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.states import Candidate
 from penstock.schemas.topics import RANK_RESULTS
 from penstock.schemas.wire import codec
+
+COUNTED = ("answers_with_score", "answers_without_score", "withdrawn", "answers_refused")
 
 
 def is_ours(result: RankResult) -> bool:
@@ -52,8 +56,7 @@ class TakeScores(ProcessFunction):  # type: ignore[misc]  # pyflink carries no t
     def open(self, runtime_context: RuntimeContext) -> None:
         self._codec = topic_codec(RANK_RESULTS, self._settings.kafka.schema_registry)
         self._echo = codec(Candidate)
-        metrics = runtime_context.get_metrics_group()
-        self._counters = {name: metrics.counter(name) for name in ("scored", "unscored", "withdrawn", "refused")}
+        self._counters = counters(begin(runtime_context, self._settings), "alerts", COUNTED)
 
     def process_element(self, value: bytes, ctx: ProcessFunction.Context) -> Iterator[Any]:
         raw = bytes(value) if value is not None else b""
@@ -63,7 +66,7 @@ class TakeScores(ProcessFunction):  # type: ignore[misc]  # pyflink carries no t
                 return
             asked = self._echo.decode(result.echo)
         except REFUSED as error:
-            self._counters["refused"].inc()
+            self._counters["answers_refused"].inc()
             letter = dead_letter(
                 RANK_RESULTS,
                 key=None,
@@ -79,5 +82,5 @@ class TakeScores(ProcessFunction):  # type: ignore[misc]  # pyflink carries no t
         if candidate is None:
             self._counters["withdrawn"].inc()
             return
-        self._counters["scored" if result.error is None and result.items else "unscored"].inc()
+        self._counters["answers_with_score" if result.error is None and result.items else "answers_without_score"].inc()
         yield person_key(candidate.tenant, candidate.person_id), self._echo.encode_unbounded(candidate)

@@ -20,7 +20,9 @@ from penstock.jobs.operators import subscription_state
 from penstock.jobs.operators.enrich import Batcher, Breaker, Rejected, Unavailable
 from penstock.jobs.operators.intake import DEAD_LETTERS, MAX_QUERY_RECORD_BYTES, dead_letter_row
 from penstock.jobs.operators.kafka import keyed_bytes
+from penstock.jobs.operators.metrics import counters
 from penstock.jobs.operators.subscription_state import SubscriptionArrival, SubscriptionTransition
+from penstock.jobs.operators.worker import begin
 from penstock.retrieval.client import AsyncModelsClient, ModelsClient
 from penstock.schemas import validate
 from penstock.schemas.dead_letters import dead_letter
@@ -108,8 +110,7 @@ class KeepSubscriptions(KeyedProcessFunction):  # type: ignore[misc]  # pyflink 
         self._state = runtime_context.get_state(state)
         self._packed = codec(HeldSubscription)
         self._queries = topic_codec(STANDING_QUERIES, self._settings.kafka.schema_registry)
-        metrics = runtime_context.get_metrics_group()
-        self._counters = {name: metrics.counter(name) for name in COUNTED}
+        self._counters = counters(begin(runtime_context, self._settings), "subscriptions", COUNTED)
 
     def close(self) -> None:
         if self._models is not None:
