@@ -53,6 +53,7 @@ def up() -> None:
     say(f"  Kafka     127.0.0.1:{ports['kafka']}")
     say(f"  Flink     http://127.0.0.1:{ports['flink_rest']}")
     say(f"  Redis     127.0.0.1:{ports['redis']}")
+    say(f"  HTTP      http://127.0.0.1:{ports['gateway']}")
     say(f"  settings  {stack.layout.settings}")
     say(f"  logs      {stack.layout.logs} (penstock logs PART)")
     say(

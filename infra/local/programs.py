@@ -21,7 +21,7 @@ from penstock.infra.local.processes import MARK
 
 # The parts live for minutes to days on few cores: start quickly, stay small.
 _SMALL_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:+ExitOnOutOfMemoryError")
-ROLES = ("models", "retrieval", "ranker")
+ROLES = ("models", "retrieval", "ranker", "gateway")
 
 
 def java() -> str:
