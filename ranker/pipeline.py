@@ -85,8 +85,16 @@ class Pipeline:
 
     def rank(self, job: Job, waited_ms: float) -> RankResult:
         """Raises InvalidRecord, DeadlinePassed, CallerLeft or RankFailed naming the stage."""
-        request = job.request
         stages = Stages(job.deadline_ms, self._now_ms, self._clock, job.left.is_set, waited_ms)
+        try:
+            result = self._rank(job.request, stages)
+        except Exception as error:
+            stages.traced(job.request, error)
+            raise
+        trace = stages.traced(job.request)
+        return replace(result, degraded=tuple(stages.degraded), timings=dict(stages.timings), trace=trace)
+
+    def _rank(self, request: RankRequest, stages: Stages) -> RankResult:
         window = policy.decide_window(request, self._limits)
         with stages.stage("analyze"):
             query = self._understand(request, stages)
@@ -106,8 +114,7 @@ class Pipeline:
         else:
             scored, model_id = self._score(request, query.vector, found, stages), self._scorers.model_id
         with stages.stage("reply"):
-            result = self._reply(request, window, query, found, scored, model_id)
-        return replace(result, degraded=tuple(stages.degraded), timings=dict(stages.timings))
+            return self._reply(request, window, query, found, scored, model_id)
 
     def _understand(self, request: RankRequest, stages: Stages) -> _Query:
         vector, understood = request.query.vector, request.query.understood

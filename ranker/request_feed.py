@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from penstock.infra.telemetry import DEAD_LETTERS, DEGRADED
+from penstock.infra.telemetry import DEAD_LETTERS, DEGRADED, ids_of
 from penstock.ranker.errors import QueueClosed, QueueFull
 from penstock.ranker.offsets import OffsetTracker
 from penstock.ranker.service import Job, RankService, error_result
@@ -156,7 +156,9 @@ class RequestFeed:
             self._check(request)
         except WireError as error:
             DEAD_LETTERS.labels(topics.RANK_REQUESTS.name, STAGE, type(error).__name__).inc()
-            messages = [self._dead_letter(record, error)]
+            where = {"partition": record.partition, "offset": record.offset}
+            log.warning("rank request refused", error=str(error), **where, **ids_of(request))
+            messages = [self._dead_letter(record, error, request.trace if request is not None else None)]
             if request is not None:  # somebody may wait for it by name
                 messages.append(self._result_message(error_result(request, error)))
             self._post(record, messages)
@@ -216,7 +218,7 @@ class RequestFeed:
         for _, message, delivered in due:
             self._send(message, delivered)
 
-    def _dead_letter(self, record: Record, error: WireError) -> _Message:
+    def _dead_letter(self, record: Record, error: WireError, trace: str | None) -> _Message:
         raw = record.value or b""
         letter = dead_letter(
             topics.RANK_REQUESTS,
@@ -226,6 +228,7 @@ class RequestFeed:
             error=error,
             failed_at=self._now_ms(),
             produced_at=record.timestamp_ms,
+            trace=trace,
         )
         where = f"partition {record.partition}, offset {record.offset}"
         without = replace(
@@ -251,7 +254,7 @@ class RequestFeed:
             return _Message(topics.RANK_RESULTS.name, key, self._results.encode(result), instead)
         except WireError as error:  # past Kafka's bound: say so instead
             DEGRADED.labels("ranker", "result too large").inc()
-            log.error("result not encodable", request_id=result.request_id, error=str(error))
+            log.error("result not encodable", error=str(error), **ids_of(result))
             return _Message(topics.RANK_RESULTS.name, key, instead)
 
     # --- offsets -----------------------------------------------------------------------------------------------------

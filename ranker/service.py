@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import structlog
 from prometheus_client import Counter
 
+from penstock.infra.telemetry import about
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull, RankFailed
 from penstock.ranker.shaping.queue import Admission, Policy, Ticket
 from penstock.schemas.errors import WireError
@@ -103,7 +104,8 @@ class RankService:
                 late, waited = now - ticket.deadline_ms, now - ticket.offered_ms
                 self._end(ticket.item, "expired", DeadlinePassed("ranking began", late_ms=late, waited_ms=waited))
             if taken.work is not None:
-                self._serve(taken.work.item, float(now - taken.work.offered_ms))
+                with about(taken.work.item.request):
+                    self._serve(taken.work.item, float(now - taken.work.offered_ms))
 
     def _serve(self, job: Job, waited_ms: float) -> None:
         try:
@@ -115,7 +117,7 @@ class RankService:
         except (RankFailed, WireError) as error:
             self._end(job, "failed", error)
         except Exception as error:  # whatever it is, the caller is told and the worker lives on
-            log.exception("a request broke its stage", request_id=job.request.request_id)
+            log.exception("a request broke its stage")
             self._end(job, "failed", RankFailed("rank", error))
         else:
             self._count(job, "served")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from penstock.infra import tracing
 from penstock.infra.telemetry import STAGE_SECONDS
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, RankFailed
 from penstock.schemas.errors import WireError
+from penstock.schemas.events import RankRequest
 
 LONGEST_CALL_S = 10.0  # a call to another role never holds a worker for longer, however far the deadline
 
@@ -34,12 +36,13 @@ class Stages:
         self._inside: list[float] = []  # seconds that stages within each open stage took
         self.timings: dict[str, float] = {"queue": waited_ms}
         self.degraded: dict[str, None] = {}  # in order, each once
+        self._spans: list[tuple[str, float, float]] = []  # stage, epoch ms of its beginning and end
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Raises DeadlinePassed or CallerLeft on entry; what goes wrong inside leaves as RankFailed(name)."""
         self._check(name)
-        begin = self._clock()
+        begin, begin_ms = self._clock(), self._now_ms()
         self._inside.append(0.0)
         try:
             yield
@@ -56,6 +59,27 @@ class Stages:
                 self._inside[-1] += took
             self.timings[name] = self.timings.get(name, 0.0) + own * 1000
             STAGE_SECONDS.labels("ranker", name).observe(own)
+            if tracing.exporting():
+                self._spans.append((name, begin_ms, begin_ms + took * 1000))
+
+    def traced(self, request: RankRequest, error: Exception | None = None) -> str | None:
+        """The request's span with those of its stages; the traceparent of its answer."""
+        if not tracing.exporting():
+            return request.trace
+        trace = tracing.passed(
+            "rank",
+            request.trace,
+            self._began_ms,
+            self._now_ms(),
+            request_id=request.request_id,
+            tenant=request.tenant,
+            rank_class=request.class_.value,
+            error=None if error is None else f"{type(error).__name__}: {error}",
+        )
+        queued = ("queue", self._began_ms, self._began_ms + self.timings["queue"])
+        for name, began_ms, ended_ms in (queued, *self._spans):
+            tracing.passed(f"rank.{name}", trace, began_ms, ended_ms)
+        return trace
 
     @property
     def remaining_s(self) -> float:

@@ -49,7 +49,9 @@ class DeadLetters:
 
     def send(self, record: Record, error: Exception, failed_at: int) -> None:
         DEAD_LETTERS.labels(topics.INDEX.name, STAGE, type(error).__name__).inc()
-        log.warning("update refused", partition=record.partition, offset=record.offset, error=str(error))
+        posting_id = record.key.decode(errors="replace") if record.key is not None else None
+        where = {"partition": record.partition, "offset": record.offset}
+        log.warning("update refused", posting_id=posting_id, error=str(error), **where)
         letter = dead_letter(
             topics.INDEX,
             key=record.key,

@@ -1,8 +1,9 @@
 """Records of index.update.v1 into the store, and how far that has come. No Kafka, no clock of its own.
 
     1. decode    what is no update goes to the dead letters, with its bytes
-    2. apply     the rest is one epoch; what the store refuses goes to the dead letters too
-    3. account   offsets move on, freshness is observed, and what was left out is counted
+    2. word      a posting without a vector gets the lexical plane of its words, so that words find it
+    3. apply     the rest is one epoch; what the store refuses goes to the dead letters too
+    4. account   offsets move on, freshness is observed, and what was left out is counted
 
 Invariant: `offsets` covers exactly what has been applied or dead-lettered, so a snapshot taken between two calls of
 `take` may stand for the log below them. One thread calls everything here.
@@ -11,12 +12,15 @@ Invariant: `offsets` covers exactly what has been applied or dead-lettered, so a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
-from penstock.infra.telemetry import DEGRADED, FRESHNESS_SECONDS
+from penstock.infra import tracing
+from penstock.infra.telemetry import DEGRADED, FRESHNESS_SECONDS, ids_of
+from penstock.retrieval.encoder.weights import EncoderWeightsError
 from penstock.retrieval.feed import Polled, Record
+from penstock.retrieval.lexicon import Lexicon
 from penstock.retrieval.store.records import Applied
 from penstock.retrieval.store.store import Store
 from penstock.schemas.errors import MalformedRecord, WireError
@@ -41,6 +45,7 @@ class Indexer:
     store: Store
     codec: Codec[IndexUpdate]
     dead_letter: DeadLetter
+    lexicon: Lexicon = field(default_factory=Lexicon)
     offsets: dict[int, int] = field(default_factory=dict)  # partition -> next offset
     targets: dict[int, int] | None = None  # how long the log was when this process began to read it; None: not yet
     caught_up: bool = False  # once true, it stays so
@@ -58,6 +63,7 @@ class Indexer:
         """Applies what was polled. An exception other than a record's own fault leaves everything as it was."""
         updates, origins, wrong = self._decoded(polled.records)
         if updates:
+            updates = [self._worded(update) for update in updates]
             self._apply(updates, origins, wrong, now_ms)
         for record, error in wrong:
             self.refused += 1
@@ -96,6 +102,18 @@ class Indexer:
                 wrong.append((record, error))
         return updates, origins, wrong
 
+    def _worded(self, update: IndexUpdate) -> IndexUpdate:
+        if update.op is not IndexOp.UPSERT or update.vector is not None:
+            return update
+        try:
+            vector = self.lexicon.row(update, self.store.space_id)
+        except EncoderWeightsError as error:  # filters find it all the same
+            DEGRADED.labels("retrieval", "posting without words").inc()
+            log.error("posting found by filters only", posting_id=update.posting_id, error=str(error))
+            return update
+        DEGRADED.labels("retrieval", "posting by words alone").inc()
+        return replace(update, vector=vector)
+
     def _apply(
         self,
         updates: list[IndexUpdate],
@@ -120,19 +138,23 @@ class Indexer:
                     wrong.append((record, fault))
         for batch, records, applied in batches:
             wrong.extend((records[refusal.position], refusal.error) for refusal in applied.refused)
-            self._account(batch, applied)
+            self._account(batch, records, applied)
 
-    def _account(self, updates: list[IndexUpdate], applied: Applied) -> None:
+    def _account(self, updates: list[IndexUpdate], records: list[Record], applied: Applied) -> None:
         for position, reason in applied.without_vector:
             DEGRADED.labels("retrieval", "vector refused").inc()
-            log.warning("vector refused", posting_id=updates[position].posting_id, reason=reason)
+            log.warning("vector refused", reason=reason, **ids_of(updates[position]))
         if not self.caught_up:
             return  # a replay says nothing about freshness
         for position in applied.accepted:
             update = updates[position]
-            if update.revision <= 0 and update.op is not IndexOp.EXPIRE:
+            if update.op is not IndexOp.EXPIRE:
                 seconds = max(0, applied.published_at - update.produced_at) / 1000
-                FRESHNESS_SECONDS.labels("searchable").observe(seconds)
+                FRESHNESS_SECONDS.labels("searchable" if update.revision <= 0 else "refined").observe(seconds)
+            if tracing.exporting():
+                began = records[position].timestamp_ms or update.produced_at
+                ids = {"posting_id": update.posting_id, "version": update.version, "revision": update.revision}
+                tracing.passed("index.apply", update.trace, began, applied.published_at, **ids)
 
     def _check(self) -> None:
         if not self.caught_up and self.targets is not None:
