@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from penstock.schemas import validate
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import (
+    Cadence,
     EnrichedPosting,
     Enrichment,
     Location,
@@ -16,9 +17,12 @@ from penstock.schemas.events import (
     Page,
     Posting,
     Promotion,
+    QuietHours,
     RankClass,
     Salary,
     SearchQuery,
+    Subscription,
+    SubscriptionState,
     Vector,
 )
 from penstock.schemas.filters import is_in
@@ -140,3 +144,77 @@ def test_the_text_hash_sees_text_and_nothing_else():
 def test_the_text_hash_keeps_parts_apart(first, second):
     one, two = (validate.text_of(replace(GOOD, skills=tuple(skills))) for skills in (first, second))
     assert (validate.text_hash(one) == validate.text_hash(two)) == (first == second)
+
+
+WANTED = Subscription(subscription_id="s", version=0, person_id="p", text="nurse")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        WANTED,
+        replace(WANTED, text="", filters=is_in("company", "x")),
+        replace(WANTED, min_score=0.0, max_per_day=1, time_zone="Asia/Kathmandu", digest_at="23:59"),
+        replace(WANTED, min_score=1.0, quiet_hours=QuietHours(start="22:00", end="07:00"), cadence=Cadence.AUTO),
+        replace(WANTED, state=SubscriptionState.SNOOZED, snoozed_until=NOW),
+        # Whoever leaves need not know what they had asked for.
+        Subscription(subscription_id="s", version=1, person_id="p", op=Op.DELETE, time_zone="Mars/Olympus"),
+    ],
+)
+def test_good_subscriptions_pass(event):
+    validate.check_subscription(event)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"subscription_id": ""}, "subscription_id"),
+        ({"subscription_id": "é" * 129}, "subscription_id"),
+        ({"person_id": ""}, "person_id"),
+        ({"tenant": ""}, "tenant"),
+        ({"version": -1}, "version"),
+        ({"op": Op.UNKNOWN}, "op"),
+        ({"text": " "}, "text"),
+        ({"text": "x" * (validate.MAX_QUERY_BYTES + 1)}, "text"),
+        ({"filters": is_in("colour", "red")}, "filters.field"),
+        ({"cadence": Cadence.UNKNOWN}, "cadence"),
+        ({"state": SubscriptionState.UNKNOWN}, "state"),
+        ({"state": SubscriptionState.SNOOZED}, "snoozed_until"),
+        ({"snoozed_until": -1}, "snoozed_until"),
+        ({"max_per_day": 0}, "max_per_day"),
+        ({"min_score": 1.1}, "min_score"),
+        ({"min_score": float("nan")}, "min_score"),
+        ({"min_score": 0.5, "text": "", "filters": is_in("company", "x")}, "min_score"),
+        ({"time_zone": "Mars/Olympus"}, "time_zone"),
+        ({"time_zone": ""}, "time_zone"),
+        ({"time_zone": "../../etc/passwd"}, "time_zone"),
+        ({"time_zone": "America"}, "time_zone"),
+        ({"time_zone": "x\0"}, "time_zone"),
+        ({"time_zone": "é" * 5_000}, "time_zone"),
+        ({"quiet_hours": QuietHours(start="7:00", end="08:00")}, "quiet_hours.start"),
+        ({"quiet_hours": QuietHours(start="07:00", end="24:00")}, "quiet_hours.end"),
+        ({"quiet_hours": QuietHours(start="07:00", end="07:00")}, "quiet_hours.end"),
+        ({"digest_at": "07:00 "}, "digest_at"),
+        ({"digest_at": "٠٧:٠٠"}, "digest_at"),
+        ({"channel": "x" * 2_000}, "channel"),
+        ({"locale": "x" * 2_000}, "locale"),
+        ({"trace": "x" * 1_000}, "trace"),
+    ],
+)
+def test_bad_subscriptions_name_the_field(change, field):
+    with pytest.raises(InvalidRecord) as caught:
+        validate.check_subscription(replace(WANTED, **change))
+    assert caught.value.field == field
+
+
+@given(st.text(max_size=60))
+def test_any_time_zone_is_known_or_refused(name):
+    try:
+        validate.check_subscription(replace(WANTED, time_zone=name))
+    except InvalidRecord as error:
+        assert error.field == "time_zone"
+
+
+def test_two_subscriptions_are_the_same_event_when_they_differ_in_their_trace_alone():
+    assert validate.event_hash(WANTED) == validate.event_hash(replace(WANTED, trace="t"))
+    assert validate.event_hash(WANTED) != validate.event_hash(replace(WANTED, text="doctor"))
