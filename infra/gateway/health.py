@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -28,22 +29,22 @@ ASK_S = 2.0
 class Health:
     """Owned by the event loop; one look at a time, the others wait for its outcome."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = asyncio.Lock()
         self._looked_at = float("-inf")
         self._last = Readiness(ready=False, checks={})
 
     async def readiness(self, parts: Parts) -> Readiness:
         async with self._lock:
-            if time.monotonic() - self._looked_at > AGAIN_S:
-                self._last = await look(parts)
-                self._looked_at = time.monotonic()
+            if self._clock() - self._looked_at > AGAIN_S:
+                self._last = await look(parts, self._clock())
+                self._looked_at = self._clock()
             return self._last
 
 
-async def look(parts: Parts) -> Readiness:
-    """Each check with the reason it fails; empty when it does not."""
-    now = time.monotonic()
+async def look(parts: Parts, now: float) -> Readiness:
+    """Each check with the reason it fails; empty when it does not. `now`: monotonic seconds."""
     searched = now - parts.worked_at < FRESH_S
     delivered = now - parts.publisher.delivered_at < FRESH_S
     ranker, retrieval, broker = await asyncio.gather(
