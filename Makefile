@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 verdict = { status=$$?; echo; echo "What this machine has:"; $(PYTHON) infra/doctor.py; exit $$status; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit e2e lint format lock wheel clean
+.PHONY: help setup demo test unit e2e containers lint format lock wheel clean
 
 help: ## what there is
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,15 +23,23 @@ setup: ## prepare .venv and the JVM parts (seconds when they are there)
 demo: setup ## the main job on a real sample, with its report; ARGS="--seconds 30"
 	@.venv/bin/penstock demo $(ARGS) || $(verdict)
 
-test: setup ## unit tests, then end to end on a real stack
+# On the embedded stack, then on what the compose file starts: two stacks at once would not fit a small machine.
+scenarios = $(PYTHON) -m pytest $(wildcard tests/e2e tests/faults) $(ARGS)
+in_containers = infra/engine.sh run env PENSTOCK_TEST_FIXTURE=containers $(scenarios)
+
+test: setup ## unit tests, then end to end on a real stack, then in containers
 	@$(PYTHON) -m pytest tests --ignore=tests/e2e --ignore=tests/faults $(ARGS) || $(verdict)
-	@$(PYTHON) -m pytest $(wildcard tests/e2e tests/faults) $(ARGS) || $(verdict)
+	@$(scenarios) || $(verdict)
+	@$(in_containers) || $(verdict)
 
 unit: setup ## unit tests alone
 	@$(PYTHON) -m pytest tests --ignore=tests/e2e --ignore=tests/faults $(ARGS)
 
 e2e: setup ## end to end alone
-	@$(PYTHON) -m pytest $(wildcard tests/e2e tests/faults) $(ARGS) || $(verdict)
+	@$(scenarios) || $(verdict)
+
+containers: setup ## the end-to-end scenarios in containers alone
+	@$(in_containers) || $(verdict)
 
 # Type checkers cannot follow an editable mapping: links give them the folders under the name they are imported by.
 # mypy cannot follow an editable install's mapping of folders to penstock.*, so it reads an installed copy.
@@ -46,9 +54,13 @@ format: setup ## ruff, changing files
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-lock: setup ## resolve pyproject.toml again into infra/requirements.lock
+lock: setup ## resolve pyproject.toml again into infra/requirements.lock and the images' locks
 	@.venv/bin/uv pip compile --generate-hashes --universal --python-version 3.11 --extra dev \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header -q pyproject.toml -o infra/requirements.lock
+	@for image in "roles --extra serve --extra gateway --extra tracing" "flink --extra jobs --extra tracing"; do set -- $$image; \
+	  printf '%s\n' 'setuptools>=77' pip | .venv/bin/uv pip compile --generate-hashes --universal \
+	    --python-version 3.11 "$${@:2}" -c infra/requirements.lock --no-emit-index-url --no-emit-find-links \
+	    --no-annotate --no-header -q pyproject.toml - -o infra/compose/$$1.lock || exit 1; done
 
 wheel: setup ## dist/penstock-*.whl, for your own Flink cluster
 	@.venv/bin/uv build --wheel --no-build-isolation --python $(PYTHON) --out-dir dist .

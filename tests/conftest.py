@@ -1,4 +1,8 @@
-"""Fixtures that every folder may use."""
+"""Fixtures that every folder may use.
+
+The end-to-end scenarios run on one of two installations, named by PENSTOCK_TEST_FIXTURE: `embedded`, what `penstock up`
+starts, or `containers`, what the compose file starts. `make test` runs them on one after the other.
+"""
 
 import os
 import socket
@@ -14,6 +18,38 @@ settings.register_profile(
 )
 settings.load_profile("penstock")
 
+FIXTURES = ("embedded", "containers")
+FIXTURE = os.environ.get("PENSTOCK_TEST_FIXTURE", FIXTURES[0])
+NO_CONTAINERS = pytest.StashKey[str]()
+
+
+def pytest_configure(config):
+    if FIXTURE not in FIXTURES:
+        raise pytest.UsageError(f"PENSTOCK_TEST_FIXTURE is {FIXTURE!r}: expected one of {', '.join(FIXTURES)}")
+    config.addinivalue_line("markers", "installation(name): runs on this installation alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what belongs to the other installation; on containers, also what needs none, for it has run before."""
+
+    def belongs(item):
+        mark = item.get_closest_marker("installation")
+        if mark is not None:
+            return mark.args[0] == FIXTURE
+        return FIXTURES[0] == FIXTURE or "machinery" in item.fixturenames
+
+    left_out = [item for item in items if not belongs(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if belongs(item)]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    why = config.stash.get(NO_CONTAINERS, "")
+    if why:
+        terminalreporter.section("THE CONTAINER SCENARIOS DID NOT RUN", red=True, bold=True)
+        terminalreporter.line(why)
+
 
 @pytest.fixture
 def free_port():
@@ -28,17 +64,41 @@ def free_port():
     return choose
 
 
-@pytest.fixture(scope="session")
-def machinery(tmp_path_factory):
-    """A whole Penstock on this machine, for the scenarios of a session; PENSTOCK_TEST_STACK names one already up."""
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+@pytest.fixture(scope="session", params=[FIXTURE])
+def machinery(request, tmp_path_factory):
+    """A whole Penstock, for the scenarios of a session; PENSTOCK_TEST_STACK names an embedded one already up."""
+    if request.param == "containers":
+        yield from _containers(request.config, tmp_path_factory.mktemp("containers"))
+        return
     from embedded import EmbeddedStack
 
     given = os.environ.get("PENSTOCK_TEST_STACK")
     machinery = EmbeddedStack(Path(given) if given else tmp_path_factory.mktemp("stack"))
-    machinery.stack.up(lambda line: print(line, file=sys.stderr))
+    machinery.stack.up(say)
     yield machinery
     if not given:
         machinery.stack.down()
+
+
+def _containers(config, data_dir):
+    from containers import ContainerStack, NoEngine
+    from standins import CannotBuild
+
+    try:
+        stack = ContainerStack(data_dir, say)
+        images = stack.images()
+    except (NoEngine, CannotBuild) as error:
+        config.stash[NO_CONTAINERS] = str(error)
+        pytest.skip(f"no containers on this machine: {error}")
+    try:
+        stack.up(images)
+        yield stack
+    finally:
+        stack.down()
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ PENSTOCK = str(Path(sys.executable).parent / "penstock")
 # "workers" are the Python processes under the TaskManager; everything else is a part of the stack by name.
 VICTIMS = ["models", "retrieval", "ranker", "taskmanager", "workers", "jobmanager", "redis", "kafka", "supervisord"]
 
+pytestmark = pytest.mark.installation("embedded")
+
 
 def published(system) -> int:
     """How many records the postings topic has ever had; -1 while the broker does not say."""

