@@ -235,6 +235,27 @@ def check_maven(environ: Mapping[str, str], jars_present: bool) -> Check:
     )
 
 
+def check_docker(environ: Mapping[str, str]) -> Check:
+    """Docker runs the scenarios in containers; everything else works without it, so nothing is missing here."""
+    needed = "nothing; a Docker engine for the tests in containers"
+    path = shutil.which("docker", path=environ.get("PATH", ""))
+    if path is None:
+        return Check("docker", True, "none: not needed, the tests in containers start one or are skipped", needed)
+    try:
+        done = subprocess.run(
+            [path, "version", "--format", "{{.Server.Version}}"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env=dict(environ),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("docker", True, f"{path} does not answer ({error}): the tests in containers are skipped", needed)
+    if done.returncode != 0:
+        return Check("docker", True, "no engine runs: the tests in containers start one or are skipped", needed)
+    return Check("docker", True, f"engine {done.stdout.strip()}", needed)
+
+
 # --- ports -----------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +349,7 @@ def diagnose(root: Path, data_dir: Path, environ: Mapping[str, str]) -> list[Che
         check_memory(memory_available(), memory_of_stacks()),
         check_java(environ),
         check_maven(environ, jars),
+        check_docker(environ),
         check_ports(ports, port_taken),
     ]
 

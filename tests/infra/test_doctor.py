@@ -158,3 +158,16 @@ def test_it_runs_alone_and_its_exit_code_is_its_verdict(tmp_path):
 def test_nothing_missing_is_exit_code_0(capsys):
     assert doctor.report([doctor.Check("java", True, "Java 17", "Java 17 or newer")], as_json_text=False) == 0
     assert "Everything Penstock needs is here." in capsys.readouterr().out
+
+
+def test_docker_is_told_of_and_never_missing(tmp_path):
+    nothing = {"PATH": str(tmp_path)}
+    assert doctor.check_docker(nothing).found.startswith("none")
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\necho 27.1.2\n")
+    docker.chmod(0o755)
+    assert doctor.check_docker(nothing).found == "engine 27.1.2"
+    script(docker, "Cannot connect to the Docker daemon", 1)
+    stopped = doctor.check_docker({"PATH": f"{tmp_path}:/bin:/usr/bin"})
+    assert stopped.ok
+    assert "no engine runs" in stopped.found
