@@ -68,7 +68,9 @@ def test_jobs_never_name_a_model_library(request):
         assert not {name.split(".")[0] for name in imports(path.read_text(encoding="utf-8"))} & HEAVY, path
 
 
-@pytest.mark.parametrize("module", ["penstock.jobs.postings", "penstock.jobs.queries", "penstock.infra.cli.main"])
+@pytest.mark.parametrize(
+    "module", ["penstock.jobs.alerts", "penstock.jobs.postings", "penstock.jobs.queries", "penstock.infra.cli.main"]
+)
 def test_light_processes_stay_light(module):
     """Nothing on the way of these imports pulls in a model library, not even through another module."""
     script = f"import sys, {module}; print(*sorted({HEAVY!r} & sys.modules.keys()))"

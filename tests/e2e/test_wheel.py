@@ -60,7 +60,7 @@ def test_a_taskmanager_s_environment_has_no_torch_and_imports_the_jobs(cluster_p
 import importlib.util
 assert importlib.util.find_spec("torch") is None
 assert importlib.util.find_spec("transformers") is None
-import penstock.jobs.postings, penstock.jobs.queries
+import penstock.jobs.alerts, penstock.jobs.postings, penstock.jobs.queries
 print(penstock.jobs.postings.__file__)
 """
     where = run(cluster_python, "-c", script, cwd=tmp_path)
