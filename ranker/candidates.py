@@ -46,17 +46,19 @@ def find(
     retrieval: Retrieval,
     request: RankRequest,
     vector: QueryVector | None,
+    words: str | None,
     tree: Filter | None,
     window: Window,
     *,
     shards: int,
     remaining_s: Callable[[], float],
 ) -> Found:
-    """The block's candidates. Raises CallError."""
+    """The block's candidates; `words` decide where there is no vector. Raises CallError."""
     named = list(dict.fromkeys(request.candidates)) if request.candidates is not None else None
     ask = SearchRequest(
         tenant=request.tenant,
         vector=vector,
+        words=words if vector is None else None,
         filters=tree if named is None else filters.all_of(tree, filters.is_in("posting_id", *named)),
         k=window.stop,
         at_epoch=window.epoch if shards == 1 else None,
@@ -68,10 +70,12 @@ def find(
         hits, total = reply.hits[window.start : window.stop], reply.total
     else:
         hits = _exactly(retrieval, replace(ask, min_version=None), reply, set(named), remaining_s)
-        if vector is not None and (rest := [name for name in named if name not in {hit.posting_id for hit in hits}]):
+        scored = vector is not None or words is not None
+        if scored and (rest := [name for name in named if name not in {hit.posting_id for hit in hits}]):
             bare = replace(
                 ask,
                 vector=None,
+                words=None,
                 min_version=None,
                 filters=filters.all_of(tree, filters.is_in("posting_id", *rest)),
                 k=len(rest),

@@ -37,14 +37,8 @@ class DeadlinePassed(RankerError, TimeoutError):
         )
 
 
-class NotEncoded(RankerError):
-    """The models role could not make a vector of a query's words."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(
-            f"the words {text[:80]!r} could not be encoded: put them otherwise, or ask by filters alone (the models "
-            "role's log has the cause)"
-        )
+class ModelsAway(RankerError):
+    """The models role did not answer (or did not a moment ago, and is not asked again yet)."""
 
 
 class CallerLeft(RankerError):

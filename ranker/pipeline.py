@@ -1,7 +1,8 @@
 """The way of one request through the ranker, step by step; each step's time is in the result.
 
 queue      waited for a worker (measured by the desk)
-analyze    the text's vector and what it says, where the request does not bring them; what of that is strict
+analyze    the text's vector and what it says, where the request does not bring them; what of that is strict;
+           while the models role is away, the words alone
 retrieve   the block of candidates that the page lies in, exactly filtered
 cache      scores already known of these posting versions
 features   the postings behind the others
@@ -13,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from penstock.infra.telemetry import DEGRADED
 from penstock.ranker import candidates, policy, scoring, strictness
+from penstock.ranker.analyst import Analyst, Models
 from penstock.ranker.backends.scorer import ScoringQuery
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.candidates import Found, Retrieval
-from penstock.ranker.errors import NotEncoded
+from penstock.ranker.errors import ModelsAway
 from penstock.ranker.feature_store import FeatureStore
 from penstock.ranker.policy import DepthLimits, Window
 from penstock.ranker.records import Records
@@ -31,20 +32,15 @@ from penstock.ranker.service import Job
 from penstock.ranker.stages import Stages
 from penstock.schemas.events import Filter, QueryVector, RankedItem, RankRequest, RankResult, Understood
 from penstock.schemas.grpc_avro import CallError
-from penstock.schemas.rpc import AnalyzeQueriesReply, AnalyzeQueriesRequest, HoldsRequest
+from penstock.schemas.rpc import HoldsRequest
 
 NEWEST_FIRST = "newest-first"  # the model id of a request that has neither words nor a vector
-
-
-class Models(Protocol):
-    """What the ranker asks of `penstock.retrieval.client.ModelsClient`."""
-
-    def analyze(self, request: AnalyzeQueriesRequest, timeout: float) -> AnalyzeQueriesReply: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Query:
     vector: QueryVector | None
+    words: str | None  # what retrieval goes by where there is no vector
     understood: tuple[Understood, ...]
     filters: Filter | None
 
@@ -68,7 +64,7 @@ class Pipeline:
         now_ms: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
-        self._models = models
+        self._analyst = Analyst(models, clock)
         self._retrieval = retrieval
         self._shards = shards
         self._store = store
@@ -103,13 +99,14 @@ class Pipeline:
                 self._retrieval,
                 request,
                 query.vector,
+                query.words,
                 query.filters,
                 window,
                 shards=self._shards,
                 remaining_s=lambda: stages.remaining_s,
             )
             stages.degrade(*found.degraded)
-        if query.vector is None:
+        if query.vector is None and query.words is None:
             scored, model_id = _unscored(found), NEWEST_FIRST
         else:
             scored, model_id = self._score(request, query.vector, found, stages), self._scorers.model_id
@@ -118,13 +115,9 @@ class Pipeline:
 
     def _understand(self, request: RankRequest, stages: Stages) -> _Query:
         vector, understood = request.query.vector, request.query.understood
-        if vector is None and request.query.text.strip():
-            [analysis] = self._models.analyze(
-                AnalyzeQueriesRequest(texts=(request.query.text,)), stages.remaining_s
-            ).analyses
-            vector, understood = analysis.vector, understood or analysis.understood
-            if vector is None:  # without one, words would find nothing and the newest would pass for an answer
-                raise NotEncoded(request.query.text)
+        words = request.query.text if request.query.text.strip() else None
+        if vector is None and words is not None:
+            vector, understood = self._analyze(words, understood, stages)
 
         def holds(clauses: tuple[Filter, ...]) -> tuple[bool, ...]:
             try:
@@ -136,9 +129,24 @@ class Pipeline:
                 return (False,) * len(clauses)
 
         decided = strictness.decide_strictness(understood, request.query.filters, holds)
-        return _Query(vector, decided.understood, decided.filters)
+        return _Query(vector, words, decided.understood, decided.filters)
 
-    def _score(self, request: RankRequest, vector: QueryVector, found: Found, stages: Stages) -> Scored:
+    def _analyze(
+        self, words: str, understood: tuple[Understood, ...], stages: Stages
+    ) -> tuple[QueryVector | None, tuple[Understood, ...]]:
+        """The words' vector, if the models role gives one in time, and what is understood of them."""
+        try:
+            analysis = self._analyst.ask(words, stages.remaining_s)
+        except ModelsAway as error:
+            DEGRADED.labels("ranker", "analyze").inc()
+            stages.degrade(f"analyze: models away, words alone ({error})")
+            return None, understood
+        if analysis.vector is None:
+            DEGRADED.labels("ranker", "not encoded").inc()
+            stages.degrade("analyze: the words could not be encoded, words alone (the models role's log has the cause)")
+        return analysis.vector, understood or analysis.understood
+
+    def _score(self, request: RankRequest, vector: QueryVector | None, found: Found, stages: Stages) -> Scored:
         records = Records(self._store, self._retrieval, found.hits, lambda: stages.remaining_s)
         query = ScoringQuery(request.query.text, vector)
         return scoring.score(self._scorers, self._cache, query, request.tenant, found.hits, records, stages)

@@ -7,6 +7,7 @@ nothing else: share one between threads, close it when done.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from concurrent import futures
@@ -18,6 +19,7 @@ import grpc
 from penstock.infra.telemetry import DEGRADED
 from penstock.retrieval.search.order import merge
 from penstock.schemas.errors import InvalidRecord
+from penstock.schemas.events import Match, StandingQuery
 from penstock.schemas.grpc_avro import AsyncClient, CallError, Client
 from penstock.schemas.rpc import (
     AnalyzeQueriesReply,
@@ -31,18 +33,24 @@ from penstock.schemas.rpc import (
     GetRequest,
     HoldsReply,
     HoldsRequest,
+    Matches,
     Method,
     Models,
+    PercolateReply,
+    PercolateRequest,
     Retrieval,
     RoleStatus,
     Row,
     RowState,
     SearchReply,
     SearchRequest,
+    StandingReply,
+    StandingRequest,
     StatusRequest,
 )
 
 MIN_VERSION_TIMED_OUT = "min_version timed out"
+NO_SHARDS = "no shard addresses: give at least one host:port (retrieval.shards or retrieval.listen)"
 
 
 class ModelsClient:
@@ -113,7 +121,7 @@ class RetrievalClient:
 
     def __init__(self, shards: Sequence[str]) -> None:
         if not shards:
-            raise ValueError("no shard addresses: give at least one host:port (retrieval.shards or retrieval.listen)")
+            raise ValueError(NO_SHARDS)
         self._clients = [Client(address) for address in shards]
 
     def search(self, request: SearchRequest, timeout: float) -> SearchReply:
@@ -140,7 +148,11 @@ class RetrievalClient:
             request = replace(request, min_version=None)
         replies, missing = self._gather(Retrieval.SEARCH, request, max(give_up - time.monotonic(), 0.001))
         return SearchReply(
-            hits=merge((hit for r in replies for hit in r.hits), request.k, by_recency=request.vector is None),
+            hits=merge(
+                (hit for r in replies for hit in r.hits),
+                request.k,
+                by_recency=request.vector is None and request.words is None,
+            ),
             total=sum(r.total for r in replies),
             epoch=min(r.epoch for r in replies),
             shard=",".join(f"{r.shard}@{r.epoch}" for r in replies),
@@ -209,6 +221,32 @@ class RetrievalClient:
         for client in self._clients:
             client.close()
 
+    def percolate(self, request: PercolateRequest, timeout: float) -> PercolateReply:
+        """What each posting matches, over all shards. Every shard must answer: a missing one would lose alerts."""
+        give_up = time.monotonic() + timeout
+        found: list[list[PercolateReply]] = [[] for _ in self._clients]
+        while open_ := _unanswered(found, len(request.updates)):
+            left = max(give_up - time.monotonic(), 0.001)
+            waiting = [
+                self._clients[shard].start(Retrieval.PERCOLATE, replace(request, updates=request.updates[begin:]), left)
+                for shard, begin in open_
+            ]
+            for (shard, _), future in zip(open_, waiting, strict=True):
+                found[shard].append(self._answer(Retrieval.PERCOLATE, shard, future))
+        return _percolated(found)
+
+    def standing(self, request: StandingRequest, timeout: float) -> StandingReply:
+        """Which version of each subscription is percolated. Every shard must answer: a subscription lives in one."""
+        waiting = [client.start(Retrieval.STANDING, request, timeout) for client in self._clients]
+        return _standing([self._answer(Retrieval.STANDING, shard, call) for shard, call in enumerate(waiting)])
+
+    def _answer(self, method: Method, shard: int, call: Any) -> Any:
+        """The reply of a call under way. Raises CallError."""
+        try:
+            return call.result()
+        except grpc.RpcError as error:
+            raise CallError(method, self._clients[shard].address, error.code(), error.details() or "") from error
+
     def _gather(self, method: Method, request: Any, timeout: float) -> tuple[list[Any], tuple[str, ...]]:
         """(replies, the shards that did not answer). Raises CallError when none did, or one says the call is wrong."""
         waiting = [client.start(method, request, timeout) for client in self._clients]
@@ -260,6 +298,85 @@ class RetrievalClient:
             shard=",".join(reply.shard for reply in replies),
             degraded=_union((reply.degraded for reply in replies), degraded),
         )
+
+
+class AsyncRetrievalClient:
+    """The alerts job's side of all shards, with coroutines. Make it on the event loop that will use it."""
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        if not shards:
+            raise ValueError(NO_SHARDS)
+        self._clients = [AsyncClient(address) for address in shards]
+
+    async def percolate(self, request: PercolateRequest, timeout: float) -> PercolateReply:
+        """As RetrievalClient.percolate: every shard must answer, else CallError."""
+        give_up = time.monotonic() + timeout
+        found: list[list[PercolateReply]] = [[] for _ in self._clients]
+        while open_ := _unanswered(found, len(request.updates)):
+            left = max(give_up - time.monotonic(), 0.001)
+            calls = [
+                self._clients[shard].call(Retrieval.PERCOLATE, replace(request, updates=request.updates[begin:]), left)
+                for shard, begin in open_
+            ]
+            for (shard, _), reply in zip(open_, await asyncio.gather(*calls), strict=True):
+                found[shard].append(reply)
+        return _percolated(found)
+
+    async def standing(self, request: StandingRequest, timeout: float) -> StandingReply:
+        """As RetrievalClient.standing."""
+        return _standing(
+            await asyncio.gather(*(client.call(Retrieval.STANDING, request, timeout) for client in self._clients))
+        )
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+
+def _unanswered(found: list[list[PercolateReply]], updates: int) -> list[tuple[int, int]]:
+    """(shard, first update it has not answered yet): a shard answers as many as fit a reply, and at least one."""
+    reached = [sum(len(reply.found) for reply in replies) for replies in found]
+    return [(shard, n) for shard, n in enumerate(reached) if n < updates or not found[shard]]
+
+
+def _percolated(found: list[list[PercolateReply]]) -> PercolateReply:
+    """All shards' answers as one, matches by subscription_id. A subscription that two shards know counts once."""
+    by_shard = [[one for reply in replies for one in reply.found] for replies in found]
+    replies = [reply for answered in found for reply in answered]
+    return PercolateReply(
+        found=tuple(_united(of_one) for of_one in zip(*by_shard, strict=True)),
+        shard=",".join(f"{answered[-1].shard}@{answered[-1].epoch}" for answered in found),
+        epoch=min(reply.epoch for reply in replies),
+        degraded=_union((reply.degraded for reply in replies), ()),
+    )
+
+
+def _united(parts: Sequence[Matches]) -> Matches:
+    if len(parts) == 1:
+        return parts[0]
+    matches: dict[str, Match] = {}
+    queries: dict[str, StandingQuery] = {}
+    for match in sorted((m for part in parts for m in part.matches), key=lambda match: match.version):
+        matches[match.subscription_id] = match
+    for query in sorted((q for part in parts for q in part.queries), key=lambda query: query.version):
+        queries[query.subscription_id] = query
+    ordered = tuple(matches[one] for one in sorted(matches))
+    asked = [queries.get(match.subscription_id) for match in ordered]
+    both = zip(asked, ordered, strict=True)
+    return Matches(
+        matches=ordered,
+        queries=tuple(query for query, match in both if query is not None and query.version == match.version),
+    )
+
+
+def _standing(replies: Sequence[StandingReply]) -> StandingReply:
+    """Of each id the newest version that any shard has heard of."""
+    pairs = [max(of_one) for of_one in zip(*(zip(r.versions, r.in_force, strict=True) for r in replies), strict=True)]
+    return StandingReply(
+        versions=tuple(version for version, _ in pairs),
+        in_force=tuple(in_force for _, in_force in pairs),
+        shard=",".join(reply.shard for reply in replies),
+    )
 
 
 def _age(row: Row) -> tuple[int, int]:

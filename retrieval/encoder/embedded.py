@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from penstock.retrieval.encoder.minilm import DENSE_SPACE, DIMENSIONS, MiniLM, tokenizer_file
+from penstock.retrieval.encoder.minilm import MiniLM, tokenizer_file
 from penstock.retrieval.encoder.planes import Floats, dense_bytes, float_bytes
-from penstock.retrieval.encoder.shipped import TABLES, load_sketch, load_token_table
-from penstock.retrieval.encoder.sketch import SKETCH_ID, WIDTH, LexicalSketch
+from penstock.retrieval.encoder.shipped import DENSE_SPACE, SHIPPED_SPACE, TABLES, load_sketch, load_token_table
+from penstock.retrieval.encoder.sketch import SKETCH_ID, LexicalSketch
 from penstock.retrieval.encoder.template import TEMPLATE_ID, posting_text
 from penstock.retrieval.encoder.token_table import TokenTable
 from penstock.retrieval.encoder.wordpieces import WordPieces
@@ -31,7 +31,7 @@ class EmbeddedEncoder:
         self._table = TokenTable(WordPieces(tokenizer_file()), table.rows, table.scale, table.position_weight)
         self.sketch = LexicalSketch(lexical.parameters)
         made_of = f"{TEMPLATE_ID}-{self._minilm.tokenizer_digest}"
-        self._space_id = f"{DENSE_SPACE}/{DIMENSIONS}+{SKETCH_ID}/{WIDTH}"
+        self._space_id = SHIPPED_SPACE
         self._encoder_id = f"token-table/{table.digest}/{made_of}+{SKETCH_ID}/{lexical.digest}"
         self._refined_id = f"{DENSE_SPACE}/{made_of}+{SKETCH_ID}/{lexical.digest}"
 

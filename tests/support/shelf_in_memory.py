@@ -42,12 +42,15 @@ class Shelf:
                 if dense is None:
                     continue
                 score = float(np.frombuffer(request.vector.dense, "<f4") @ dense)
+            elif request.words is not None:
+                score = float(request.words in update.attributes.title)
             recency = update.attributes.posted_at or update.produced_at
             hits.append(Hit(
                 posting_id=update.posting_id, version=update.version, revision=update.revision, score=score,
-                dense=score, lexical=0.0, recency=recency,
+                dense=score if request.vector is not None else 0.0,
+                lexical=score if request.vector is None else 0.0, recency=recency,
             ))  # fmt: skip
-        by = (lambda h: -h.score) if request.vector is not None else (lambda h: -h.recency)
+        by = (lambda h: -h.score) if request.vector is not None or request.words is not None else (lambda h: -h.recency)
         hits.sort(key=lambda h: (by(h), stable_hash(h.posting_id)))
         return SearchReply(hits=tuple(hits[: request.k]), total=len(hits), epoch=self.epoch, shard="shelf")
 
