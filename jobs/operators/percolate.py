@@ -20,7 +20,7 @@ from penstock.jobs.operators.enrich import Batcher, Breaker, Rejected, Unavailab
 from penstock.jobs.operators.identity import person_key
 from penstock.jobs.operators.metrics import counters
 from penstock.jobs.operators.worker import begin, passed
-from penstock.retrieval.client import shard_addresses
+from penstock.retrieval.client import AsyncRetrievalClient, shard_addresses
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import IndexOp, IndexUpdate, Match
 from penstock.schemas.framing import topic_codec
@@ -198,6 +198,4 @@ class Percolate(AsyncFunction):  # type: ignore[misc]  # pyflink carries no type
         return self._batcher
 
     def _connect(self) -> Percolator:
-        from penstock.retrieval.client import AsyncRetrievalClient
-
         return AsyncRetrievalClient(shard_addresses(self._settings.retrieval))
