@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from penstock.infra.telemetry import about
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull, RankFailed
@@ -26,6 +26,12 @@ from penstock.schemas.validate import MAX_ECHO_BYTES
 log = structlog.get_logger(role="ranker")
 
 REQUESTS = Counter("penstock_rank_requests_total", "Rank requests by how they ended", ["class", "outcome"])
+SECONDS = Histogram(
+    "penstock_rank_seconds",
+    "From taking a request in to its answer",
+    ["class"],
+    buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30),
+)
 OUTCOMES = ("served", "failed", "expired", "refused", "left")
 
 
@@ -104,8 +110,10 @@ class RankService:
                 late, waited = now - ticket.deadline_ms, now - ticket.offered_ms
                 self._end(ticket.item, "expired", DeadlinePassed("ranking began", late_ms=late, waited_ms=waited))
             if taken.work is not None:
-                with about(taken.work.item.request):
-                    self._serve(taken.work.item, float(now - taken.work.offered_ms))
+                job, offered_ms = taken.work.item, taken.work.offered_ms
+                with about(job.request):
+                    self._serve(job, float(now - offered_ms))
+                SECONDS.labels(job.request.class_.value).observe(max(0, self._clock() - offered_ms) / 1000)
 
     def _serve(self, job: Job, waited_ms: float) -> None:
         try:

@@ -21,7 +21,7 @@ from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import RoleStatus
 
 QUEUE_DEPTH = Gauge("penstock_rank_queue_depth", "Rank requests that wait for a worker")
-CACHE_HIT_RATE = Gauge("penstock_score_cache_hit_rate", "Pairs found over pairs asked, since the start")
+CACHE_HIT_RATIO = Gauge("penstock_score_cache_hit_ratio", "Pairs found over pairs asked, since the start")
 FEATURES_LAG_SECONDS = Gauge("penstock_features_lag_seconds", "How far the feature store is behind index.update.v1")
 FEATURES_LAG_OFFSETS = Gauge("penstock_features_lag_offsets", "Index updates not yet in the feature store")
 
@@ -71,7 +71,7 @@ class StatusReport:
     def export(self) -> None:
         """Let Prometheus read the same numbers, where they are, at every scrape."""
         QUEUE_DEPTH.set_function(lambda: self.service.depth)
-        CACHE_HIT_RATE.set_function(lambda: self.cache.hit_rate)
+        CACHE_HIT_RATIO.set_function(lambda: self.cache.hit_rate)
         FEATURES_LAG_SECONDS.set_function(lambda: self.features.progress.lag_seconds)
         FEATURES_LAG_OFFSETS.set_function(lambda: self.features.progress.lag_offsets)
 

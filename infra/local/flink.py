@@ -61,12 +61,13 @@ class Rest:
 
     def overview(self) -> dict[str, Any]:
         """taskmanagers, slots-total, slots-available, flink-version, …"""
-        return self._get("/overview")
+        found: dict[str, Any] = self.get("/overview")
+        return found
 
     def job(self, job_id: str) -> JobState:
         """A job's state, ABSENT when there is no such job."""
         try:
-            found = self._get(f"/jobs/{job_id}")
+            found = self.get(f"/jobs/{job_id}")
         except FlinkUnreachable as error:
             if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 404:
                 return JobState(job_id, "ABSENT", 0, 0)
@@ -77,17 +78,17 @@ class Rest:
 
     def task_manager_ports(self) -> list[int]:
         """RPC ports of the registered TaskManagers, from addresses such as pekko.tcp://flink@127.0.0.1:1234/user/…"""
-        found = self._get("/taskmanagers")["taskmanagers"]
+        found = self.get("/taskmanagers")["taskmanagers"]
         return [port for each in found if (port := urlsplit(each["path"]).port) is not None]
 
     def checkpoint_age_ms(self, job_id: str, now_ms: int) -> int | None:
         """Since the newest completed checkpoint, or None before the first."""
-        newest = (self._get(f"/jobs/{job_id}/checkpoints").get("latest") or {}).get("completed")
+        newest = (self.get(f"/jobs/{job_id}/checkpoints").get("latest") or {}).get("completed")
         return now_ms - int(newest["latest_ack_timestamp"]) if newest else None
 
     def failure(self, job_id: str) -> str:
         """The first line of the root cause of the newest failure, if any."""
-        entries = self._get(f"/jobs/{job_id}/exceptions").get("exceptionHistory", {}).get("entries", [])
+        entries = self.get(f"/jobs/{job_id}/exceptions").get("exceptionHistory", {}).get("entries", [])
         return str(entries[0]["stacktrace"]).splitlines()[0] if entries else ""
 
     def checkpoint(self, job_id: str, timeout: float) -> bool:
@@ -95,7 +96,7 @@ class Rest:
         trigger = self._request("POST", f"/jobs/{job_id}/checkpoints", {"checkpointType": "CONFIGURED"})["request-id"]
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            answer = self._get(f"/jobs/{job_id}/checkpoints/{trigger}")
+            answer = self.get(f"/jobs/{job_id}/checkpoints/{trigger}")
             if answer["status"]["id"] == "COMPLETED":
                 return "failureCause" not in (answer.get("operation") or {})
             time.sleep(0.05)
@@ -105,18 +106,18 @@ class Rest:
         """Ask for the job's end; its checkpoints are retained."""
         self._request("PATCH", f"/jobs/{job_id}?mode=cancel", {})
 
-    def _get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str) -> Any:
+        """What the interface answers to GET `path`. Raises FlinkUnreachable."""
         return self._request("GET", path, None)
 
-    def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             self._base + path, data, method=method, headers={"Content-Type": "application/json"}
         )
         try:
             with self._opener.open(request, timeout=self._timeout) as reply:
-                answer: dict[str, Any] = json.load(reply)
-                return answer
+                return json.load(reply)
         except (OSError, ValueError) as error:
             raise FlinkUnreachable(f"Flink's REST interface at {self._base}{path}: {error}") from error
 
