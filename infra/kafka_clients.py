@@ -163,13 +163,21 @@ class Publisher:
 
 
 class Tail:
-    """Reads what comes after a moment: made at the present end of the topics, then polled. One thread uses it."""
+    """Reads what comes after a moment: made at the present end of the topics (or their beginning), then polled.
 
-    def __init__(self, settings: KafkaSettings, topics: Sequence[str]) -> None:
+    One thread uses it.
+    """
+
+    def __init__(self, settings: KafkaSettings, topics: Sequence[str], *, from_beginning: bool = False) -> None:
         self._consumer = _consumer(settings)
+        low_or_high = 0 if from_beginning else 1
         try:
             ends = [
-                TopicPartition(topic, partition, _watermarks(self._consumer, settings, topic, partition)[1])
+                TopicPartition(
+                    topic,
+                    partition,
+                    _watermarks(self._consumer, settings, topic, partition)[low_or_high],
+                )
                 for topic, partitions in _partitions(settings, topics).items()
                 for partition in range(partitions)
             ]

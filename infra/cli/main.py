@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from penstock.infra.cli import demo, dlq, doctor, publish, search, serve, stack, topics
+from penstock.infra.cli import alerts, demo, dlq, doctor, publish, search, serve, stack, subscriptions, top, topics
 
 
 class Root(TyperGroup):
@@ -68,8 +68,11 @@ def _root(
 demo.register(app)
 publish.register(app)
 search.register(app)
+subscriptions.register(app)
+alerts.register(app)
 dlq.register(app)
 stack.register(app)
+top.register(app)
 doctor.register(app)
 serve.register(app)
 topics.register(app)

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from penstock.schemas.events import Attributes, Filter, RankRequest, RankResult
-    from penstock.schemas.rpc import Row
+    from penstock.schemas.rpc import ExplainReply, Row
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
@@ -48,7 +48,7 @@ def search(
     ] = 10_000,
     tenant: Annotated[str, typer.Option("--tenant", help="Whose postings.")] = "default",
     explain: Annotated[
-        bool, typer.Option("--explain", help="What each score is made of, and the filter trees.")
+        bool, typer.Option("--explain", help="What each score is made of, and what each filter does.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,6 +64,7 @@ def search(
     from penstock.infra.settings import load
     from penstock.ranker.client import RankerClient
     from penstock.retrieval.client import RetrievalClient, shard_addresses
+    from penstock.schemas import jsonl
 
     settings = load()
     with closing(RankerClient(settings.ranker.dial)) as ranker:
@@ -72,10 +73,16 @@ def search(
         raise SearchFailed(f"no answer: {result.error}")
     with closing(RetrievalClient(shard_addresses(settings.retrieval))) as retrieval:
         rows = fetch(retrieval, [item.posting_id for item in result.items])
+        explanation = _explained(retrieval, request, result) if explain else None
     if as_json:
-        output.emit(result_json(result, rows))
+        document = result_json(result, rows)
+        if explanation is not None:
+            document["explanation"] = jsonl.to_json(explanation)
+        output.emit(document)
     else:
         show(text, result, rows, explain=explain)
+        if explanation is not None:
+            _show_explanation(explanation)
 
 
 class SearchFailed(Exception):
@@ -134,6 +141,18 @@ def fetch(retrieval: Any, posting_ids: list[str]) -> dict[str, Row]:
         part = tuple(posting_ids[start : start + 500])
         rows.update({row.posting_id: row for row in retrieval.get(GetRequest(posting_ids=part), timeout=10.0).rows})
     return rows
+
+
+def _explained(retrieval: Any, request: RankRequest, result: RankResult) -> ExplainReply | None:
+    """What each clause that decided does to the tenant's postings. `retrieval` is a RetrievalClient."""
+    from penstock.schemas import filters
+    from penstock.schemas.rpc import ExplainRequest
+
+    tree = filters.all_of(request.query.filters, *(one.filter for one in result.understood if one.applied))
+    if tree is None:
+        return None
+    reply: ExplainReply = retrieval.explain(ExplainRequest(tenant=request.tenant, filters=tree), timeout=10.0)
+    return reply
 
 
 # --- showing -----------------------------------------------------------------------------------------------------
@@ -205,6 +224,17 @@ def show(text: str, result: RankResult, rows: dict[str, Row], *, explain: bool =
     for reason in result.degraded:
         console.print(f"degraded: {escape(reason)}", style="yellow")
     console.print(escape(_timings(result)), style="dim")
+
+
+def _show_explanation(explanation: ExplainReply) -> None:
+    from penstock.infra.cli import output
+
+    table = output.table("filter", "lets through", "of", "lack it", right=("lets through", "of", "lack it"))
+    for clause in explanation.clauses:
+        table.add_row(output.cut(clause.clause), str(clause.passed), str(explanation.postings), str(clause.missing))
+    if len(explanation.clauses) > 1:
+        table.add_row("all of it", str(explanation.passed), str(explanation.postings), "")
+    output.out().print(table)
 
 
 def _timings(result: RankResult) -> str:

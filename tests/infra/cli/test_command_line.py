@@ -96,6 +96,11 @@ def cli(free_port, monkeypatch, tmp_path, asked, answers):
         known = [ROWS.get(i, rpc.Row(posting_id=i, state=rpc.RowState.ABSENT)) for i in request.posting_ids]
         return rpc.GetReply(rows=tuple(known), shard="shard-0")
 
+    def explain(request, context):
+        asked.append(request)
+        effects = (rpc.ClauseEffect(clause=filters.describe(request.filters), passed=12, missing=5),)
+        return rpc.ExplainReply(filter="", postings=40, passed=12, clauses=effects)
+
     def rank(request, context):
         asked.append(request)
         if isinstance(answers["result"], Exception):
@@ -103,7 +108,10 @@ def cli(free_port, monkeypatch, tmp_path, asked, answers):
         return answers["result"]
 
     retrieval, ranker = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    servers = [grpc_avro.serve(retrieval, {rpc.Retrieval.GET: get}), grpc_avro.serve(ranker, {rpc.Ranker.RANK: rank})]
+    servers = [
+        grpc_avro.serve(retrieval, {rpc.Retrieval.GET: get, rpc.Retrieval.EXPLAIN: explain}),
+        grpc_avro.serve(ranker, {rpc.Ranker.RANK: rank}),
+    ]
     monkeypatch.setenv("PENSTOCK_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("PENSTOCK_RETRIEVAL__LISTEN", retrieval)
     monkeypatch.setenv("PENSTOCK_RANKER__LISTEN", ranker)
@@ -141,6 +149,17 @@ def test_search_explains_scores_and_trees(cli):
     result = cli("search", "nurse", "--explain")
     assert "dense 0.5 lexical 0.25" in result.stdout
     assert "location.region=OH" in result.stdout
+
+
+def test_search_explains_what_each_filter_does(cli, asked):
+    result = cli("search", "nurse", "--explain", "--tenant", "acme")
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("location.region=OH")]
+    assert line.split()[1:] == ["12", "40", "5"]
+    [ask] = [request for request in asked if isinstance(request, rpc.ExplainRequest)]
+    assert (ask.tenant, ask.filters) == ("acme", filters.is_in("location.region", "OH"))  # what was applied, alone
+    document = json.loads(cli("search", "nurse", "--explain", "--json").stdout)
+    assert document["explanation"]["clauses"][0]["passed"] == 12
+    assert "explanation" not in json.loads(cli("search", "nurse", "--json").stdout)
 
 
 def test_search_in_json_is_one_document(cli, asked):
@@ -309,7 +328,21 @@ def test_the_demo_does_not_touch_a_configured_system_unless_told_to(alone, monke
 
 def test_help_names_every_command(alone):
     text = alone("--help").stdout
-    for command in ("demo", "search", "get", "publish", "dlq", "serve", "up", "down", "status", "logs", "doctor"):
+    for command in (
+        "demo",
+        "search",
+        "get",
+        "publish",
+        "subscriptions",
+        "alerts",
+        "dlq",
+        "serve",
+        "up",
+        "down",
+        "status",
+        "logs",
+        "doctor",
+    ):
         assert f"│ {command} " in text, command
 
 
