@@ -18,7 +18,7 @@ from pyflink.datastream import AsyncDataStream, StreamExecutionEnvironment
 
 from penstock.infra.settings import Settings, load
 from penstock.jobs.operators.enrich import Enrich
-from penstock.jobs.operators.environment import job_environment
+from penstock.jobs.operators.environment import in_process, job_environment, run_python_as_set
 from penstock.jobs.operators.intake import DEAD_LETTERS, Intake, check_enriched, check_posting
 from penstock.jobs.operators.kafka import KEY_AND_VALUE, read, write
 from penstock.jobs.operators.keep import ENRICH_REQUESTS, Keep
@@ -34,6 +34,7 @@ NO_OPERATOR_TIMEOUT = Time.milliseconds(0)  # Enrich keeps its own deadline: Fli
 def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     """The topology, top to bottom."""
     kafka = settings.kafka
+    run_python_as_set(env, settings)
 
     decoded = (
         read(env, POSTINGS, kafka, job=JOB, uid="postings-source")
@@ -43,13 +44,14 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     )
     # In order: of two contents under one version, the one published first stands, also when a crash has it replayed.
     # It costs nothing, since an async operator of PyFlink hands on nothing new before its bundle is done anyway.
-    enriched = (
-        AsyncDataStream.ordered_wait(
-            decoded, Enrich(settings), NO_OPERATOR_TIMEOUT, IN_FLIGHT, Types.PICKLED_BYTE_ARRAY()
+    with in_process(env):
+        enriched = (
+            AsyncDataStream.ordered_wait(
+                decoded, Enrich(settings), NO_OPERATOR_TIMEOUT, IN_FLIGHT, Types.PICKLED_BYTE_ARRAY()
+            )
+            .name("enrich, fast lane")
+            .uid("postings-enrich")
         )
-        .name("enrich, fast lane")
-        .uid("postings-enrich")
-    )
     answers = (
         read(env, ENRICHED, kafka, job=JOB, uid="enriched-source")
         .process(Intake(ENRICHED, check_enriched, settings), output_type=Types.PICKLED_BYTE_ARRAY())

@@ -155,7 +155,7 @@ class _KafkaFeed:
         self._consumer = Consumer(
             {
                 **QUIET,
-                "fetch.wait.max.ms": 50,  # how long an idle fetch rests at the broker; a new record ends it at once
+                "fetch.wait.max.ms": 500,  # how long an idle fetch rests at the broker; a new record ends it at once
                 "fetch.error.backoff.ms": 100,
                 "fetch.queue.backoff.ms": 50,
                 "reconnect.backoff.max.ms": 1_000,

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import replace
 from zoneinfo import ZoneInfo
 
 from penstock.schemas import filters
@@ -243,7 +242,9 @@ def check_enriched(event: EnrichedPosting) -> None:
 
 def event_hash(event: Posting | Subscription) -> bytes:
     """16 bytes that are equal when two events of a kind say the same (trace aside): exact repeats."""
-    plain = codec(type(event)).encode_unbounded(replace(event, trace=None))
+    values = to_plain(event)
+    values["trace"] = None
+    plain = codec(type(event)).encode_plain(values)
     return hashlib.blake2b(plain, digest_size=16).digest()
 
 

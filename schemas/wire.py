@@ -69,12 +69,16 @@ class Codec(Generic[R]):
 
     def encode_unbounded(self, value: R) -> bytes:
         """The same without the bound of a Kafka message: calls between roles have their own."""
-        out = io.BytesIO()
-        out.write(self._frame())
         try:
-            fastavro.schemaless_writer(out, self._schema, to_plain(value))
+            return self.encode_plain(to_plain(value))
         except (ValueError, TypeError, AttributeError, struct.error, OverflowError) as error:
             raise InvalidRecord(self.record.__name__, value, f"values of the schema's types ({error})") from error
+
+    def encode_plain(self, plain: dict[str, Any]) -> bytes:
+        """One framed record from its plain values (`records.to_plain`), unbounded. Raises what fastavro raises."""
+        out = io.BytesIO()
+        out.write(self._frame())
+        fastavro.schemaless_writer(out, self._schema, plain)
         return out.getvalue()
 
     def decode(self, data: bytes) -> R:

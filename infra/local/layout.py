@@ -78,6 +78,11 @@ class Layout:
         return self.flink / "lib"
 
     @property
+    def flink_python(self) -> Path:
+        """What the Python inside the TaskManager's JVM reads first."""
+        return self.flink / "python"
+
+    @property
     def checkpoints(self) -> Path:
         return self.flink / "checkpoints"
 
@@ -86,7 +91,7 @@ class Layout:
 
     def make(self) -> None:
         """Create the folders. Raises OSError."""
-        for folder in (self.launch, self.logs, self.kafka, self.redis, self.flink_conf, self.flink_lib):
+        for folder in (self.launch, self.logs, self.kafka, self.redis, self.flink_conf, self.flink_lib, self.flink_python):
             folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         (self.flink / "tmp").mkdir(exist_ok=True)

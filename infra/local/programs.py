@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import shutil
+import site
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from penstock.infra.local.processes import MARK
 
 # The parts live for minutes to days on few cores: start quickly, stay small.
 _SMALL_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:+ExitOnOutOfMemoryError")
-ROLES = ("models", "retrieval", "ranker", "gateway")
+ROLES = ("models", "enrich", "retrieval", "ranker", "gateway")
 
 
 def java() -> str:
@@ -75,8 +76,14 @@ def flink_environment(layout: Layout, java_path: str) -> dict[str, str]:
         "FLINK_OPT_DIR": str(home / "opt"),
         "FLINK_PLUGINS_DIR": str(home / "plugins"),
         "FLINK_LOG_DIR": str(layout.logs),
+        "PYTHONPATH": str(layout.flink_python),
         "JVM_ARGS": "-Xmx320m " + " ".join(_SMALL_JVM),  # of `flink run`
     }
+
+
+def site_folders() -> list[str]:
+    """Where this interpreter's packages are: the Python inside the TaskManager's JVM needs the same."""
+    return [folder for folder in site.getsitepackages() if Path(folder).is_dir()]
 
 
 def link_flink_lib(layout: Layout) -> None:

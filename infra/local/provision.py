@@ -17,7 +17,7 @@ from penstock.infra.local.parts import PARTS, Kind
 from penstock.infra.settings import Settings
 
 _HEADER = """\
-# `penstock up` writes the addresses it chooses here. Your own settings, addresses too, are kept: yours win.
+# `penstock up` writes the addresses it chooses, and how its Flink runs Python, here. Your own settings, addresses too, are kept: yours win.
 
 """
 
@@ -56,6 +56,8 @@ def choose_ports(layout: Layout, settings: Settings) -> Ports:
     for listener, (section, key) in ports.SETTINGS.items():
         if listener in fixed.chosen:
             tree.setdefault(section, {})[key] = ports.address_of(listener, fixed.chosen[listener])
+    # This stack's TaskManager is started with what its own Python needs (python_start), so that the jobs may use it.
+    tree.setdefault("flink", {}).setdefault("python", "thread")
     config.write(layout.settings, _HEADER + config.toml(tree))
     config.write(layout.ports, json.dumps(asdict(fixed), indent=2))
     return fixed
@@ -86,6 +88,7 @@ def write_files(layout: Layout, settings: Settings, chosen: dict[str, int], java
     config.write(layout.flink_conf / "config.yaml", cluster)
     for name in ("log4j.properties", "log4j-cli.properties"):
         config.write(layout.flink_conf / name, config.flink_log4j())
+    config.write(layout.flink_python / "sitecustomize.py", config.python_start(programs.site_folders()))
     flink_variables = programs.flink_environment(layout, java_path)
     for part, argv in programs.commands(layout, java_path).items():
         variables = programs.variables(part, flink_variables)

@@ -33,16 +33,28 @@ def job_environment(settings: Settings) -> StreamExecutionEnvironment:
     return env
 
 
-@contextmanager
-def cheapest_python(env: StreamExecutionEnvironment, settings: Settings) -> Iterator[None]:
-    """Operators built in here run their Python where `flink.python` says; those built outside, in a process.
+def run_python_as_set(env: StreamExecutionEnvironment, settings: Settings) -> None:
+    """Operators built from now on run their Python where `flink.python` says, but for those `in_process`.
 
-    PyFlink asks the environment for the mode each time it builds an operator, and an async one must be in a process. In
-    the TaskManager's own JVM an element costs no serialised hop, and state no round trip.
+    In the TaskManager's own JVM an element costs no serialised hop and no bundle, and state costs no round trip.
     """
-    configuration = get_j_env_configuration(env._j_stream_execution_environment)
-    configuration.setString(MODE, settings.flink.python)
+    _set_mode(env, settings.flink.python)
+
+
+@contextmanager
+def in_process(env: StreamExecutionEnvironment) -> Iterator[None]:
+    """Operators built in here run in a Python process whatever is set: PyFlink refuses async ones anywhere else.
+
+    It asks the environment each time it builds one. (At run time only those in the JVM look again, which is why this
+    is the exception and the other the rule: all operators of a job share one configuration.)
+    """
+    before = get_j_env_configuration(env._j_stream_execution_environment).getString(MODE, "process")
+    _set_mode(env, "process")
     try:
         yield
     finally:
-        configuration.setString(MODE, "process")
+        _set_mode(env, before)
+
+
+def _set_mode(env: StreamExecutionEnvironment, mode: str) -> None:
+    get_j_env_configuration(env._j_stream_execution_environment).setString(MODE, mode)

@@ -28,6 +28,10 @@ from penstock.infra.settings import KafkaSettings, SettingsError
 from penstock.schemas.topics import DEAD_LETTER_BYTES, Topic
 
 ASK_S = 10.0  # how long the broker may take to say where a topic ends
+# A record waits this long for company. At a few hundred a second each alone would cost the broker more than everything
+# else that it does, since every consumer of the topic fetches once for each.
+LINGER_MS = "10"
+
 BYTES = Types.PRIMITIVE_ARRAY(Types.BYTE())
 KEY_AND_VALUE = Types.ROW([BYTES, BYTES])
 
@@ -218,7 +222,7 @@ def read(
         .set_group_id(_group(kafka, job))
         .set_starting_offsets(start if start is not None else from_committed())
         .set_value_only_deserializer(ByteArraySchema())
-        .set_properties({"fetch.max.wait.ms": "50", **java_properties(kafka)})
+        .set_properties(java_properties(kafka))
         .build()
     )
     stream = env.from_source(source, WatermarkStrategy.no_watermarks(), f"read {topic.name}", type_info=BYTES)
@@ -249,7 +253,7 @@ def write(stream: DataStream, name: str, kafka: KafkaSettings, *, uid: str) -> N
         .set_record_serializer(records)
         .set_delivery_guarantee(DeliveryGuarantee.AT_LEAST_ONCE)
     )
-    properties = {"linger.ms": "0", "acks": "all", "max.request.size": str(DEAD_LETTER_BYTES), **java_properties(kafka)}
+    properties = {"linger.ms": LINGER_MS, "acks": "all", "max.request.size": str(DEAD_LETTER_BYTES), **java_properties(kafka)}
     for key, value in properties.items():
         builder.set_property(key, value)
     stream.sink_to(builder.build()).name(f"write {name}").uid(uid)

@@ -56,7 +56,7 @@ class Keep(KeyedCoProcessFunction):  # type: ignore[misc]  # pyflink carries no 
         self._window_ms = settings.postings.tombstone_window_ms
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        self._state = runtime_context.get_state(ValueStateDescriptor("posting", Types.PRIMITIVE_ARRAY(Types.BYTE())))
+        self._state = runtime_context.get_state(ValueStateDescriptor("posting", Types.PICKLED_BYTE_ARRAY()))
         self._packed = codec(PostingState)
         self._updates = topic_codec(INDEX, self._settings.kafka.schema_registry)
         self._requests = topic_codec(ENRICH, self._settings.kafka.schema_registry)

@@ -12,6 +12,7 @@ Invariants, for any order, repetition and interleaving of an id's events:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import (
@@ -26,6 +27,7 @@ from penstock.schemas.events import (
     PostingText,
     Vector,
 )
+from penstock.schemas.records import from_plain, to_plain
 from penstock.schemas.states import PostingState
 from penstock.schemas.validate import material_class
 
@@ -47,6 +49,33 @@ class Arrival:
     text: PostingText | None = None  # None on DELETE
     text_hash: str | None = None
     enrichment: Enrichment | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As plain values, which pickle writes in C: it crosses between operators twice, and would otherwise cost more
+        # there than everything that is done with it.
+        text, made = self.text, self.enrichment
+        return _arrival, (
+            to_plain(self.posting),
+            self.raw,
+            self.produced_at,
+            self.event_hash,
+            None if text is None else to_plain(text),
+            self.text_hash,
+            None if made is None else to_plain(made),
+        )
+
+
+def _arrival(posting: Any, raw: bytes, produced_at: int, event_hash: bytes, text: Any, key: Any, made: Any) -> Arrival:
+    """The inverse of `Arrival.__reduce__`."""
+    return Arrival(
+        from_plain(Posting, posting),
+        raw,
+        produced_at,
+        event_hash,
+        None if text is None else from_plain(PostingText, text),
+        key,
+        None if made is None else from_plain(Enrichment, made),
+    )
 
 
 @dataclass(frozen=True, slots=True)
