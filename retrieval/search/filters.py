@@ -6,8 +6,9 @@ its `missing` says: whatever NOTs stand above, INCLUDE lets the row through the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,12 @@ from penstock.schemas.filters import FIELDS, FieldType, check, describe
 EARTH_RADIUS_KM = 6371.0088  # mean radius, IUGG
 
 Mask = npt.NDArray[np.bool_]
+B = TypeVar("B", Mask, int)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Clause:
-    """A leaf of the tree, with the NOTs above it folded in."""
+    """A leaf of the tree, with the NOTs above it folded in. Equal only to itself."""
 
     filter: Filter
     negated: bool
@@ -75,18 +77,25 @@ def _pushed(tree: Filter, negated: bool) -> Program:
     return Clause(tree, negated)
 
 
+def fold(program: Program, leaf: Callable[[Clause], B]) -> B:
+    """What the program says, given what each of its clauses says: masks, or integers with a bit a row."""
+    if isinstance(program, Clause):
+        return leaf(program)
+    out = fold(program.parts[0], leaf)
+    for part in program.parts[1:]:
+        more = leaf(part) if isinstance(part, Clause) else fold(part, leaf)
+        out = out & more if program.every else out | more
+    return out
+
+
 def evaluate(program: Program, columns: Columns, rows: int) -> Mask:
     """bool [rows]: which of the slots 0 … rows-1 pass. What it says of slots the caller cannot see means nothing."""
-    if isinstance(program, Group):
-        out = evaluate(program.parts[0], columns, rows)
-        for part in program.parts[1:]:
-            more = evaluate(part, columns, rows)
-            out = out & more if program.every else out | more
-        return out
-    matched, present = _clause(program.filter, columns, rows)
-    known = matched ^ program.negated
-    include = program.filter.missing is Missing.INCLUDE
-    return np.where(present, known, include)
+
+    def passes(clause: Clause) -> Mask:
+        matched, present = _clause(clause.filter, columns, rows)
+        return np.where(present, matched ^ clause.negated, clause.filter.missing is Missing.INCLUDE)
+
+    return fold(program, passes)
 
 
 def positive(tree: Filter) -> Filter:
@@ -103,21 +112,26 @@ def explain(tree: Filter, columns: Columns, visible: Mask) -> Explanation:
     program = compile_tree(tree)
     rows = len(visible)
     counts = []
-    for clause in _leaves(program):
+    for clause in leaves(program):
         passed = evaluate(clause, columns, rows) & visible
         absent = ~_clause(clause.filter, columns, rows)[1] & visible
-        said = f"!({describe(clause.filter)})" if clause.negated else describe(clause.filter)
-        counts.append(ClauseCount(said, int(passed.sum()), int(absent.sum())))
+        counts.append(ClauseCount(said(clause), int(passed.sum()), int(absent.sum())))
     whole = evaluate(program, columns, rows) & visible
     return Explanation(describe(tree), int(visible.sum()), int(whole.sum()), tuple(counts))
 
 
-def _leaves(program: Program) -> Iterator[Clause]:
+def said(clause: Clause) -> str:
+    """The clause in the text form."""
+    return f"!({describe(clause.filter)})" if clause.negated else describe(clause.filter)
+
+
+def leaves(program: Program) -> Iterator[Clause]:
+    """Its clauses, in order."""
     if isinstance(program, Clause):
         yield program
     else:
         for part in program.parts:
-            yield from _leaves(part)
+            yield from leaves(part)
 
 
 def _clause(clause: Filter, columns: Columns, rows: int) -> tuple[Mask, Mask]:

@@ -56,7 +56,7 @@ class Layout:
 
     def query(self, vector: QueryVector) -> QueryPlanes | None:
         """The query's planes; None where no row has a vector. Raises SpaceMismatch or InvalidRecord."""
-        parts = {"dense": _query_floats("dense", vector.dense), "lexical": _query_floats("lexical", vector.lexical)}
+        parts = {"dense": query_floats("dense", vector.dense), "lexical": query_floats("lexical", vector.lexical)}
         space = self.space
         if space is None:
             return None
@@ -160,21 +160,17 @@ class Planes:
         self.held = grown(self.held, capacity, 0)
 
     def _refusal(self, vector: Vector) -> str | None:
-        if len(vector.dense) % 2:
-            return f"dense: {len(vector.dense)} bytes, expected two a value"
-        dense, sketch = len(vector.dense) // 2, len(vector.sketch or b"")
-        if not dense and not sketch:
-            return "neither plane has a value"
+        reason = vector_fault(vector)
         space = self.layout.space
-        if space is not None:
-            if vector.space_id != space.space_id:
-                return f"space {vector.space_id!r}, the store holds {space.space_id!r}"
-            if dense and space.dense and dense != space.dense:
-                return f"dense: {dense} values, the store's rows have {space.dense}"
-            if sketch and space.sketch and sketch != space.sketch:
-                return f"sketch: {sketch} values, the store's rows have {space.sketch}"
-        if (np.frombuffer(vector.dense, "<u2") & _EXPONENT == _EXPONENT).any():
-            return "dense: a value that is not finite"
+        if reason is not None or space is None:
+            return reason
+        dense, sketch = len(vector.dense) // 2, len(vector.sketch or b"")
+        if vector.space_id != space.space_id:
+            return f"space {vector.space_id!r}, the store holds {space.space_id!r}"
+        if dense and space.dense and dense != space.dense:
+            return f"dense: {dense} values, the store's rows have {space.dense}"
+        if sketch and space.sketch and sketch != space.sketch:
+            return f"sketch: {sketch} values, the store's rows have {space.sketch}"
         return None
 
     def _admit(self, vector: Vector) -> None:
@@ -191,6 +187,17 @@ class Planes:
             self.layout = Layout(wanted, dense, sketch, layout.norms)
 
 
+def vector_fault(vector: Vector) -> str | None:
+    """Why nothing can be compared with this vector; None when all is well."""
+    if len(vector.dense) % 2:
+        return f"dense: {len(vector.dense)} bytes, expected two a value"
+    if not vector.dense and not vector.sketch:
+        return "neither plane has a value"
+    if (np.frombuffer(vector.dense, "<u2") & _EXPONENT == _EXPONENT).any():
+        return "dense: a value that is not finite"
+    return None
+
+
 def _resized(plane: torch.Tensor, capacity: int, width: int) -> torch.Tensor:
     """A copy of the plane with that many places and values a row; rows of another width hold nothing to copy."""
     out = torch.zeros((capacity, width), dtype=plane.dtype)
@@ -199,7 +206,8 @@ def _resized(plane: torch.Tensor, capacity: int, width: int) -> torch.Tensor:
     return out
 
 
-def _query_floats(name: str, raw: bytes | None) -> Floats:
+def query_floats(name: str, raw: bytes | None) -> Floats:
+    """A part of a QueryVector as float32; of none, no values. Raises InvalidRecord naming `vector.<name>`."""
     if raw is None:
         return np.zeros(0, np.float32)
     if len(raw) % 4:
