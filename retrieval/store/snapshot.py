@@ -1,6 +1,9 @@
-"""Snapshots: the whole store and the Kafka offsets it covers, in one checksummed file that appears by rename.
+"""Snapshots: a whole store and the Kafka offsets it covers, in one checksummed file that appears by rename.
 
     file      MAGIC | sections … | manifest (JSON) | manifest's length, 8 bytes | its BLAKE2b, 16 bytes | MAGIC
+
+What the sections are, the store's `Format` says. That of postings (`POSTINGS`):
+
     sections  fixed: int64 [n, 5]   body length, searchable at, died at, planes held, encoder's number
               bodies: n updates, framed Avro, their vectors left out
               dense: bfloat16 [m, D] and sketch: int8 [r, L], of the rows that hold them, in order
@@ -18,7 +21,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +30,18 @@ import torch
 from penstock.retrieval.store.errors import SnapshotCorrupt
 from penstock.retrieval.store.planes import DENSE, REFUSED, SKETCH
 from penstock.retrieval.store.records import NO_SLOT, Capture, Kept
-from penstock.retrieval.store.store import Store
 from penstock.schemas.events import Vector
 
 MAGIC = b"PENSTOCK-SNAP-1\n"
 KEEP = 2
 CHUNK = 4_096  # rows copied out of the planes at a time
 _TAIL = struct.Struct(f"<Q16s{len(MAGIC)}s")
+
+K = TypeVar("K")
+K_co = TypeVar("K_co", covariant=True)
+K_contra = TypeVar("K_contra", contravariant=True)
+X = TypeVar("X", bound="Captured")
+X_contra = TypeVar("X_contra", bound="Captured", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +61,36 @@ class Restored:
     problems: tuple[str, ...]  # snapshots that could not be used, and why
 
 
-class Snapshots:
-    """A folder of snapshots of one shard. One thread writes at a time."""
+class Captured(Protocol):
+    """A store at one epoch, held until released."""
 
-    def __init__(self, folder: Path) -> None:
+    @property
+    def epoch(self) -> int: ...
+
+    def release(self) -> None: ...
+
+
+class Format(Protocol[X_contra, K_co]):
+    """How one kind of store is laid out in a snapshot: a capture of type X, what was kept of type K."""
+
+    def sections(self, capture: X_contra) -> tuple[dict[str, Iterable[bytes]], dict[str, Any]]:
+        """The sections by name, and what the manifest says besides."""
+
+    def kept(self, manifest: dict[str, Any], parts: dict[str, bytes]) -> Iterator[K_co]:
+        """What the sections hold."""
+
+
+class Restorable(Protocol[K_contra]):
+    def restore(self, kept: Iterable[K_contra]) -> None:
+        """Fills an empty store with what a snapshot kept."""
+
+
+class Snapshots(Generic[X, K]):
+    """A folder of snapshots of one store. One thread writes at a time."""
+
+    def __init__(self, folder: Path, form: Format[X, K]) -> None:
         self.folder = folder
+        self._form = form
         folder.mkdir(parents=True, exist_ok=True)
         for torn in folder.glob("*.tmp"):  # a writer that was killed
             torn.unlink()
@@ -66,13 +99,13 @@ class Snapshots:
         """Newest first."""
         return sorted(self.folder.glob("snapshot-*.penstock"), reverse=True)
 
-    def write(self, capture: Capture, covered: Covered) -> Path:
+    def write(self, capture: X, covered: Covered) -> Path:
         """Writes a capture and releases it; older snapshots but one go. Raises OSError when the disk refuses."""
         final = self.folder / f"snapshot-{capture.epoch:020d}.penstock"
         draft = final.with_suffix(".tmp")
         try:
             with draft.open("wb") as out:
-                _write(out, capture, covered)
+                _write(out, capture.epoch, *self._form.sections(capture), covered)
                 out.flush()
                 os.fsync(out.fileno())
             draft.replace(final)
@@ -84,12 +117,12 @@ class Snapshots:
             old.unlink()
         return final
 
-    def restore(self, store: Store) -> Restored:
+    def restore(self, store: Restorable[K]) -> Restored:
         """Fills the empty store from the newest snapshot that is whole."""
         problems = []
         for path in self.paths():
             try:
-                kept, covered = read(path)
+                kept, covered = read(path, self._form)
             except SnapshotCorrupt as error:
                 problems.append(str(error))
                 self._set_aside(path)
@@ -108,36 +141,16 @@ class Snapshots:
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def _write(out: IO[bytes], capture: Capture, covered: Covered) -> None:
-    entries = capture.entries
-    slots = np.asarray([entry.slot for entry in entries], np.int64)
-    filled = slots != NO_SLOT
-    held = np.zeros(len(entries), np.int64)
-    held[filled] = capture.held[slots[filled]]
-    encoders = {encoder: number for number, encoder in enumerate(dict.fromkeys(e.encoder_id for e in entries))}
-    fixed = np.asarray(
-        [
-            (len(entry.body), entry.searchable_at, entry.died_at, planes, encoders[entry.encoder_id])
-            for entry, planes in zip(entries, held.tolist(), strict=True)
-        ],
-        "<i8",
-    ).reshape(len(entries), 5)
+def _write(
+    out: IO[bytes], epoch: int, sections: Mapping[str, Iterable[bytes]], more: Mapping[str, Any], covered: Covered
+) -> None:
     out.write(MAGIC)
-    sections = [
-        _section(out, "fixed", [fixed.tobytes()]),
-        _section(out, "bodies", (entry.body for entry in entries)),
-        _section(out, "dense", _rows(capture.layout.dense.view(torch.int16), slots[(held & DENSE) > 0])),
-        _section(out, "sketch", _rows(capture.layout.sketch, slots[(held & SKETCH) > 0])),
-    ]
     manifest = {
-        "epoch": capture.epoch,
-        "space_id": capture.space_id,
-        "widths": [capture.layout.dense.shape[1], capture.layout.sketch.shape[1]],
-        "entries": len(entries),
-        "encoders": list(encoders),
+        "epoch": epoch,
+        **more,
         "offsets": {str(partition): offset for partition, offset in covered.offsets.items()},
         "log_id": covered.log_id,
-        "sections": sections,
+        "sections": [_section(out, name, parts) for name, parts in sections.items()],
     }
     text = json.dumps(manifest).encode()
     out.write(text + _TAIL.pack(len(text), _digest(text), MAGIC))
@@ -150,12 +163,6 @@ def _section(out: IO[bytes], name: str, parts: Iterable[bytes]) -> dict[str, Any
         digest.update(part)
         length += len(part)
     return {"name": name, "bytes": length, "blake2b": digest.hexdigest()}
-
-
-def _rows(plane: torch.Tensor, slots: npt.NDArray[np.int64]) -> Iterator[bytes]:
-    for start in range(0, len(slots), CHUNK):
-        rows = plane[torch.from_numpy(slots[start : start + CHUNK])].numpy()
-        yield rows.astype(rows.dtype.newbyteorder("<")).tobytes()
 
 
 def _digest(data: bytes) -> bytes:
@@ -173,7 +180,7 @@ def _sync_folder(folder: Path) -> None:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> tuple[Iterator[Kept], Covered]:
+def read(path: Path, form: Format[X, K]) -> tuple[Iterator[K], Covered]:
     """What a snapshot kept, and what it covers. Raises SnapshotCorrupt before anything of it is used."""
     with path.open("rb") as file:
         manifest = _manifest(path, file)
@@ -185,7 +192,7 @@ def read(path: Path) -> tuple[Iterator[Kept], Covered]:
                 raise SnapshotCorrupt(f"{path}: section {section['name']} is not what was written")
             parts[section["name"]] = data
     offsets = {int(partition): offset for partition, offset in manifest["offsets"].items()}
-    return _kept(manifest, parts), Covered(offsets, manifest["log_id"])
+    return form.kept(manifest, parts), Covered(offsets, manifest["log_id"])
 
 
 def _manifest(path: Path, file: IO[bytes]) -> dict[str, Any]:
@@ -210,28 +217,70 @@ def _manifest(path: Path, file: IO[bytes]) -> dict[str, Any]:
     return manifest
 
 
-def _kept(manifest: dict[str, Any], parts: dict[str, bytes]) -> Iterator[Kept]:
-    fixed = np.frombuffer(parts["fixed"], "<i8").reshape(manifest["entries"], 5)
-    bodies, planes = memoryview(parts["bodies"]), (memoryview(parts["dense"]), memoryview(parts["sketch"]))
-    sizes = (2 * manifest["widths"][0], manifest["widths"][1])
-    body_at, plane_at = 0, [0, 0]
-    for length, searchable_at, died_at, held, encoder in fixed.tolist():
-        taken: list[bytes | None] = [None, None]
-        for part, bit in enumerate((DENSE, SKETCH)):
-            if held & bit:
-                taken[part] = bytes(planes[part][plane_at[part] : plane_at[part] + sizes[part]])
-                plane_at[part] += sizes[part]
-        encoder_id = manifest["encoders"][encoder]
-        vector = None
-        if held & (DENSE | SKETCH):
-            vector = Vector(
-                space_id=manifest["space_id"], encoder_id=encoder_id, dense=taken[0] or b"", sketch=taken[1]
+# --- postings ----------------------------------------------------------------------------------------------------
+
+
+class _Postings:
+    """The format of the postings' store."""
+
+    def sections(self, capture: Capture) -> tuple[dict[str, Iterable[bytes]], dict[str, Any]]:
+        entries = capture.entries
+        slots = np.asarray([entry.slot for entry in entries], np.int64)
+        filled = slots != NO_SLOT
+        held = np.zeros(len(entries), np.int64)
+        held[filled] = capture.held[slots[filled]]
+        encoders = {encoder: number for number, encoder in enumerate(dict.fromkeys(e.encoder_id for e in entries))}
+        fixed = np.asarray(
+            [
+                (len(entry.body), entry.searchable_at, entry.died_at, planes, encoders[entry.encoder_id])
+                for entry, planes in zip(entries, held.tolist(), strict=True)
+            ],
+            "<i8",
+        ).reshape(len(entries), 5)
+        sections: dict[str, Iterable[bytes]] = {
+            "fixed": [fixed.tobytes()],
+            "bodies": (entry.body for entry in entries),
+            "dense": _rows(capture.layout.dense.view(torch.int16), slots[(held & DENSE) > 0]),
+            "sketch": _rows(capture.layout.sketch, slots[(held & SKETCH) > 0]),
+        }
+        return sections, {
+            "space_id": capture.space_id,
+            "widths": [capture.layout.dense.shape[1], capture.layout.sketch.shape[1]],
+            "entries": len(entries),
+            "encoders": list(encoders),
+        }
+
+    def kept(self, manifest: dict[str, Any], parts: dict[str, bytes]) -> Iterator[Kept]:
+        fixed = np.frombuffer(parts["fixed"], "<i8").reshape(manifest["entries"], 5)
+        bodies, planes = memoryview(parts["bodies"]), (memoryview(parts["dense"]), memoryview(parts["sketch"]))
+        sizes = (2 * manifest["widths"][0], manifest["widths"][1])
+        body_at, plane_at = 0, [0, 0]
+        for length, searchable_at, died_at, held, encoder in fixed.tolist():
+            taken: list[bytes | None] = [None, None]
+            for part, bit in enumerate((DENSE, SKETCH)):
+                if held & bit:
+                    taken[part] = bytes(planes[part][plane_at[part] : plane_at[part] + sizes[part]])
+                    plane_at[part] += sizes[part]
+            encoder_id = manifest["encoders"][encoder]
+            vector = None
+            if held & (DENSE | SKETCH):
+                vector = Vector(
+                    space_id=manifest["space_id"], encoder_id=encoder_id, dense=taken[0] or b"", sketch=taken[1]
+                )
+            yield Kept(
+                body=bytes(bodies[body_at : body_at + length]),
+                searchable_at=searchable_at,
+                died_at=died_at,
+                refused_vector=bool(held & REFUSED),
+                vector=vector,
             )
-        yield Kept(
-            body=bytes(bodies[body_at : body_at + length]),
-            searchable_at=searchable_at,
-            died_at=died_at,
-            refused_vector=bool(held & REFUSED),
-            vector=vector,
-        )
-        body_at += length
+            body_at += length
+
+
+POSTINGS: Format[Capture, Kept] = _Postings()
+
+
+def _rows(plane: torch.Tensor, slots: npt.NDArray[np.int64]) -> Iterator[bytes]:
+    for start in range(0, len(slots), CHUNK):
+        rows = plane[torch.from_numpy(slots[start : start + CHUNK])].numpy()
+        yield rows.astype(rows.dtype.newbyteorder("<")).tobytes()

@@ -6,7 +6,7 @@ from store_inputs import gone, query, upsert, vector
 from store_oracle import shown
 
 from penstock.retrieval.store.errors import SnapshotCorrupt
-from penstock.retrieval.store.snapshot import Covered, Snapshots, read
+from penstock.retrieval.store.snapshot import POSTINGS, Covered, Snapshots, read
 from penstock.retrieval.store.store import Store
 
 ASKED = query([0.5, -1.0, 2.0, 0.0, 1.0, 0.25], [0.01] * 16)
@@ -27,7 +27,7 @@ def filled(count=60, first_epoch=0):
 
 def test_a_restored_store_is_the_same_store(tmp_path):
     store = filled()
-    snapshots = Snapshots(tmp_path)
+    snapshots = Snapshots(tmp_path, POSTINGS)
     path = snapshots.write(store.capture(), COVERED)
     back = Store()
     restored = snapshots.restore(back)
@@ -45,7 +45,7 @@ def test_a_restored_store_is_the_same_store(tmp_path):
 
 
 def test_an_empty_store_has_a_snapshot_too(tmp_path):
-    snapshots = Snapshots(tmp_path)
+    snapshots = Snapshots(tmp_path, POSTINGS)
     snapshots.write(Store().capture(), Covered({}, ""))
     store = Store()
     assert snapshots.restore(store).covered == Covered({}, "")
@@ -59,16 +59,16 @@ def test_a_capture_does_not_change_while_the_store_does(tmp_path):
     capture = store.capture()
     for version in range(3, 9):  # every slot would have gone round several times
         store.apply([upsert(id_, version, vector=vector([9.0] * 6, [9] * 16)) for id_ in ids], now_ms=10_000 * version)
-    Snapshots(tmp_path).write(capture, COVERED)
+    Snapshots(tmp_path, POSTINGS).write(capture, COVERED)
     back = Store()
-    Snapshots(tmp_path).restore(back)
+    Snapshots(tmp_path, POSTINGS).restore(back)
     assert back.get(ids, now_ms=0) == before
     store.apply([upsert("last")], now_ms=100_000)
     assert store.counts().held_dead == 0  # the capture was released
 
 
 def test_the_newest_two_are_kept(tmp_path):
-    store, snapshots = filled(), Snapshots(tmp_path)
+    store, snapshots = filled(), Snapshots(tmp_path, POSTINGS)
     paths = []
     for version in range(4):
         store.apply([upsert("p1", 10 + version)], now_ms=5)
@@ -92,51 +92,51 @@ def damaged(data, how):
 
 @pytest.mark.parametrize("how", ["truncated", "half", "empty", "flipped", "first byte", "last byte", "grown", "zeros"])
 def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(tmp_path, how):
-    store, snapshots = filled(), Snapshots(tmp_path)
+    store, snapshots = filled(), Snapshots(tmp_path, POSTINGS)
     older = snapshots.write(store.capture(), COVERED)
     store.apply([upsert("p1", 10)], now_ms=5)
     newer = snapshots.write(store.capture(), COVERED)
     newer.write_bytes(damaged(newer.read_bytes(), how))
     with pytest.raises(SnapshotCorrupt, match=newer.name):
-        read(newer)
+        read(newer, POSTINGS)
     back = Store()
-    restored = Snapshots(tmp_path).restore(back)
+    restored = Snapshots(tmp_path, POSTINGS).restore(back)
     assert restored.path == older
     assert newer.name in restored.problems[0]
     assert back.get(["p1"], now_ms=0)[0].update.version == 1
-    again = Snapshots(tmp_path).restore(Store())  # set aside: the next start does not trip over it
+    again = Snapshots(tmp_path, POSTINGS).restore(Store())  # set aside: the next start does not trip over it
     assert (again.path, again.problems) == (older, ())
 
 
 def test_every_single_flipped_byte_is_noticed(tmp_path):
-    path = Snapshots(tmp_path).write(filled(3).capture(), COVERED)
+    path = Snapshots(tmp_path, POSTINGS).write(filled(3).capture(), COVERED)
     data = path.read_bytes()
     for place in range(len(data)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
         with pytest.raises(SnapshotCorrupt):
-            read(path)
+            read(path, POSTINGS)
 
 
 def test_no_usable_snapshot_means_replay_everything(tmp_path):
-    path = Snapshots(tmp_path).write(filled(3).capture(), COVERED)
+    path = Snapshots(tmp_path, POSTINGS).write(filled(3).capture(), COVERED)
     path.write_bytes(b"")
     store = Store()
-    restored = Snapshots(tmp_path).restore(store)
+    restored = Snapshots(tmp_path, POSTINGS).restore(store)
     assert restored.covered is None and len(restored.problems) == 1
     assert store.counts().live == 0
 
 
 def test_a_writer_killed_half_way_leaves_the_older_one(tmp_path, monkeypatch):
-    store, snapshots = filled(), Snapshots(tmp_path)
+    store, snapshots = filled(), Snapshots(tmp_path, POSTINGS)
     older = snapshots.write(store.capture(), COVERED)
     store.apply([upsert("p1", 10)], now_ms=5)
     (tmp_path / "snapshot-00000000000000009999.tmp").write_bytes(b"half a snap")
-    assert Snapshots(tmp_path).restore(Store()).path == older
+    assert Snapshots(tmp_path, POSTINGS).restore(Store()).path == older
     assert list(tmp_path.glob("*.tmp")) == []
 
 
 def test_a_disk_that_refuses_costs_nothing_but_the_snapshot(tmp_path, monkeypatch):
-    store, snapshots = filled(), Snapshots(tmp_path)
+    store, snapshots = filled(), Snapshots(tmp_path, POSTINGS)
     older = snapshots.write(store.capture(), COVERED)
     store.apply([upsert("p1", 10)], now_ms=5)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from store_inputs import ids, queries, query, trees, updates, upsert, vector
 from store_oracle import Oracle, shown
 
-from penstock.retrieval.store.snapshot import Covered, Snapshots
+from penstock.retrieval.store.snapshot import POSTINGS, Covered, Snapshots
 from penstock.retrieval.store.store import Store
 
 torch.set_num_threads(1)
@@ -60,7 +60,7 @@ def test_any_history(tmp_path_factory, script, final):
             elif what == "restart":
                 while held:
                     held.pop()[0].__exit__(None, None, None)
-                snapshots = Snapshots(tmp_path_factory.mktemp("snapshots"))
+                snapshots = Snapshots(tmp_path_factory.mktemp("snapshots"), POSTINGS)
                 snapshots.write(store.capture(), Covered({0: 7}, "log"))
                 store = fresh()
                 assert snapshots.restore(store).covered == Covered({0: 7}, "log")

@@ -1,0 +1,140 @@
+"""Standing queries in blocks of a thousand: what percolation reads of them, as arrays.
+
+A block is immutable. A change builds it anew beside the old one, which its readers keep for as long as they need it:
+so there is nothing to lock, to pin or to reclaim, and a change costs one block (1.5 MB of 384 values) and not the
+store. The queries of a block are of one space, or have no vector at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from penstock.retrieval.percolate.entries import Draft, Entry, Tree
+from penstock.retrieval.store.planes import QueryPlanes, Space
+from penstock.schemas.events import QueryVector
+
+BLOCK = 1_024  # queries
+
+K = TypeVar("K", bound=Hashable)
+Rows = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The vectors of a block: dense rows, and the lexical parts' few values that are not zero (CSR)."""
+
+    space: Space
+    dense: torch.Tensor  # float32 [n, D]
+    starts: torch.Tensor  # int32 [n + 1]: where each query's terms begin
+    terms: torch.Tensor  # int32 [t]
+    weights: torch.Tensor  # float32 [t]
+    norms: npt.NDArray[np.float64]  # [n, 2]: Euclidean, of the dense and the lexical part, rounded up
+    thresholds: npt.NDArray[np.float64]  # [n]
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.dense, self.starts, self.terms, self.weights)
+        return sum(tensor.nbytes for tensor in tensors) + self.norms.nbytes + self.thresholds.nbytes
+
+    def planes(self, row: int) -> QueryPlanes:
+        """One query's values."""
+        begin, end = self.starts[row : row + 2].tolist()
+        return QueryPlanes(
+            self.dense[row].numpy(), self.terms[begin:end].numpy().astype(np.int64), self.weights[begin:end].numpy()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """At most BLOCK standing queries. `tenant_of` and `tree_of` (int32 [n]) are places in `tenants` and `trees`."""
+
+    entries: tuple[Entry, ...]
+    tenants: tuple[str, ...]
+    tenant_of: Codes
+    trees: tuple[Tree | None, ...]
+    tree_of: Codes
+    costs: Rows  # [n]: bytes a match takes in a reply
+    scored: Scored | None  # None: filters alone decide
+
+    @property
+    def nbytes(self) -> int:
+        own = self.tenant_of.nbytes + self.tree_of.nbytes + self.costs.nbytes
+        return own + (self.scored.nbytes if self.scored is not None else 0)
+
+    def vector(self, row: int) -> QueryVector | None:
+        """One query's vector, as it was published."""
+        if self.scored is None:
+            return None
+        entry, planes, space = self.entries[row], self.scored.planes(row), self.scored.space
+        lexical = np.zeros(space.sketch, "<f4")
+        lexical[planes.terms] = planes.weights
+        return QueryVector(
+            space_id=space.space_id,
+            encoder_id=entry.encoder_id,
+            dense=planes.dense.astype("<f4").tobytes(),
+            lexical=lexical.tobytes() if space.sketch else None,
+        )
+
+
+def build(space: Space | None, old: Block | None, kept: Rows, fresh: Sequence[Draft]) -> Block:
+    """The rows `kept` of the old block (ascending), then the fresh ones, all of one space."""
+    entries = tuple(old.entries[row] for row in kept.tolist()) if old is not None else ()
+    entries += tuple(draft.entry for draft in fresh)
+    tenants, tenant_of = _coded([entry.query.tenant for entry in entries])
+    trees, tree_of = _coded([entry.tree for entry in entries])
+    return Block(
+        entries=entries,
+        tenants=tenants,
+        tenant_of=tenant_of,
+        trees=trees,
+        tree_of=tree_of,
+        costs=np.asarray([entry.cost for entry in entries], np.int64),
+        scored=None if space is None else _scored(space, old.scored if old is not None else None, kept, fresh),
+    )
+
+
+def _scored(space: Space, old: Scored | None, kept: Rows, fresh: Sequence[Draft]) -> Scored:
+    planes = [draft.planes for draft in fresh if draft.planes is not None]
+    dense = np.empty((len(planes), space.dense), np.float32)
+    norms = np.empty((len(planes), 2))
+    for row, one in enumerate(planes):
+        dense[row] = one.dense
+        norms[row] = [np.linalg.norm(part.astype(np.float64)) * (1 + 1e-12) for part in (one.dense, one.weights)]
+    counts = np.asarray([len(one.terms) for one in planes], np.int64)
+    terms = np.concatenate([np.zeros(0, np.int64), *(one.terms for one in planes)]).astype(np.int32)
+    weights = np.concatenate([np.zeros(0, np.float32), *(one.weights for one in planes)])
+    thresholds = np.asarray([draft.entry.query.threshold for draft in fresh], np.float64)
+    if old is not None and len(kept):
+        begins = old.starts.numpy()[kept].astype(np.int64)
+        before = old.starts.numpy()[kept + 1] - begins
+        places = np.repeat(begins - (np.cumsum(before) - before), before) + np.arange(before.sum())
+        dense = np.concatenate((old.dense.numpy()[kept], dense))
+        counts = np.concatenate((before, counts))
+        terms = np.concatenate((old.terms.numpy()[places], terms))
+        weights = np.concatenate((old.weights.numpy()[places], weights))
+        norms = np.concatenate((old.norms[kept], norms))
+        thresholds = np.concatenate((old.thresholds[kept], thresholds))
+    starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+    return Scored(
+        space=space,
+        dense=torch.from_numpy(dense),
+        starts=torch.from_numpy(starts),
+        terms=torch.from_numpy(terms),
+        weights=torch.from_numpy(weights),
+        norms=norms,
+        thresholds=thresholds,
+    )
+
+
+def _coded(values: Sequence[K]) -> tuple[tuple[K, ...], Codes]:
+    """The distinct values, and which of them each is."""
+    codes: dict[K, int] = {}
+    which = [codes.setdefault(value, len(codes)) for value in values]
+    return tuple(codes), np.asarray(which, np.int32)

@@ -1,0 +1,131 @@
+"""What a shard knows of each subscription: the newest standing query, taken apart for percolation, or its tombstone.
+
+Frozen: a change is a new entry in the place of the old, so a reader or a snapshot that caught one has a whole one.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from penstock.retrieval.search.filters import Clause, Group, Program, compile_tree, leaves
+from penstock.retrieval.store.planes import QueryPlanes, Space, query_floats
+from penstock.schemas.errors import InvalidRecord
+from penstock.schemas.events import Filter, Op, QueryVector, StandingQuery
+
+MATCH_BYTES = 200  # of a match in a reply: ids, three doubles, the reason
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Tree:
+    """A distinct filter tree, compiled once and shared by every standing query that has it. Equal only to itself."""
+
+    filter: Filter
+    program: Program
+
+
+class Trees:
+    """The trees in use, and the clauses they share. The store's one writer writes; what nobody holds goes by itself.
+
+    Equal clauses are one object, so ten thousand different trees over the same few hundred clauses stay small, and a
+    batch knows by its identity which clause it has evaluated.
+    """
+
+    def __init__(self) -> None:
+        self._trees: weakref.WeakValueDictionary[Filter, Tree] = weakref.WeakValueDictionary()
+        self._clauses: weakref.WeakValueDictionary[tuple[Filter, bool], Clause] = weakref.WeakValueDictionary()
+
+    def __len__(self) -> int:
+        return len(self._trees)
+
+    def of(self, filter: Filter | None) -> Tree | None:
+        """The tree of these filters. Raises InvalidRecord naming what is wrong with them."""
+        if filter is None:
+            return None
+        tree = self._trees.get(filter)
+        if tree is None:
+            program = self._shared(compile_tree(filter))
+            shared = {clause.filter: clause.filter for clause in leaves(program)}
+            tree = Tree(_with_leaves(filter, shared), program)
+            self._trees[tree.filter] = tree
+        return tree
+
+    def _shared(self, program: Program) -> Program:
+        if isinstance(program, Group):
+            return Group(program.every, tuple(self._shared(part) for part in program.parts))
+        return self._clauses.setdefault((program.filter, program.negated), program)
+
+
+def _with_leaves(tree: Filter, shared: Mapping[Filter, Filter]) -> Filter:
+    if not tree.children:
+        return shared[tree]
+    return replace(tree, children=tuple(_with_leaves(child, shared) for child in tree.children))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One subscription. A tombstone has op DELETE, no space and no tree; it keeps its version until its window ends."""
+
+    query: StandingQuery  # without its vector, whose values are in a block; its filters are the tree's
+    space: Space | None  # of the vector; None without one
+    encoder_id: str
+    tree: Tree | None
+    known_at: int  # epoch ms: since when it is percolated, or gone
+    cost: int  # bytes that a match of it takes in a reply
+
+    @property
+    def in_force(self) -> bool:
+        return self.query.op is Op.UPSERT
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, as Python counts it: objects, strings, and the places in the dictionaries. Trees are shared."""
+        query = self.query
+        return 620 + sum(sys.getsizeof(text) for text in (query.subscription_id, query.person_id, query.text))
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An entry with the values of its vector, on the way into a block."""
+
+    entry: Entry
+    planes: QueryPlanes | None
+
+
+def draft_of(query: StandingQuery, trees: Trees, now_ms: int) -> Draft:
+    """A standing query taken apart. Raises InvalidRecord naming the field at fault."""
+    if not query.subscription_id:
+        raise InvalidRecord("subscription_id", query.subscription_id, "an id of at least one byte")
+    if query.op is Op.UNKNOWN:
+        raise InvalidRecord("op", query.op, "UPSERT or DELETE")
+    tenant = sys.intern(query.tenant)
+    if query.op is Op.DELETE:
+        bare = replace(query, tenant=tenant, text="", vector=None, filters=None, trace=None)
+        return Draft(Entry(bare, None, "", None, now_ms, 0), None)
+    if not math.isfinite(query.threshold):
+        raise InvalidRecord("threshold", query.threshold, "a finite number")
+    tree = trees.of(query.filters)
+    space, planes, encoder_id = None, None, ""
+    if query.vector is not None:
+        space, planes = _taken_apart(query.vector)
+        encoder_id = sys.intern(query.vector.encoder_id)
+    cost = MATCH_BYTES + len(query.subscription_id) + len(query.person_id)
+    if query.min_score is not None:  # such a query goes along with its match
+        cost += 200 + len(query.text) + (len(str(query.filters)) if tree is not None else 0)
+        cost += 4 * (space.dense + space.sketch) if space is not None else 0
+    filters = None if tree is None else tree.filter
+    kept = replace(query, tenant=tenant, vector=None, filters=filters)
+    return Draft(Entry(kept, space, encoder_id, tree, now_ms, cost), planes)
+
+
+def _taken_apart(vector: QueryVector) -> tuple[Space, QueryPlanes]:
+    dense, lexical = query_floats("dense", vector.dense), query_floats("lexical", vector.lexical)
+    if not len(dense) and not len(lexical):
+        raise InvalidRecord("vector", "neither part has a value", "dense, lexical or both; null for filters alone")
+    terms = np.flatnonzero(lexical)
+    return Space(sys.intern(vector.space_id), len(dense), len(lexical)), QueryPlanes(dense, terms, lexical[terms])
