@@ -28,7 +28,7 @@ import psutil
 
 from penstock.infra import settings as settings_module
 from penstock.infra import topics_admin
-from penstock.infra.local import flink, jars, processes, programs, provision
+from penstock.infra.local import config, flink, jars, processes, programs, provision, scrape
 from penstock.infra.local.bringup import LOG_LINES, Actions, BringUp, Progress
 from penstock.infra.local.errors import StackError
 from penstock.infra.local.health import Probe
@@ -175,6 +175,7 @@ class Stack:
             chosen = provision.choose_ports(self.layout, settings).all
             settings = self.settings()
             provision.write_files(self.layout, settings, chosen, java_path)
+            config.write(self.layout.run / "targets.json", scrape.targets(settings, chosen))
             self._supervisor().start(programs.environment(self.layout))
         else:
             chosen = provision.unchanged_ports(self.layout, settings)

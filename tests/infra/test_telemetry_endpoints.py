@@ -1,9 +1,11 @@
 """Where metrics are scraped: the local stack gives every role a loopback port, unless settings name or refuse it."""
 
+import json
+
 import yaml
 
 from penstock.infra import settings as settings_module
-from penstock.infra.local import config, ports, provision
+from penstock.infra.local import config, ports, provision, scrape
 from penstock.infra.local.layout import Layout
 from penstock.infra.settings import Settings
 
@@ -35,3 +37,12 @@ def test_flinks_reporter_is_on_only_where_settings_give_it_ports(tmp_path):
     asked = yaml.safe_load(config.flink_config(layout, CHOSEN, Settings(metrics={"flink": 9249}), "/python", []))
     assert asked["metrics.reporter.prometheus.port"] == "9249-9250"
     assert asked["metrics.reporter.prometheus.factory.class"].endswith(".PrometheusReporterFactory")
+
+
+def test_prometheus_finds_what_is_on(tmp_path):
+    chosen = {"metrics_models": 1_001, "metrics_ranker": 0, "kafka": 9_092}
+    found = json.loads(scrape.targets(Settings(metrics={"flink": 9249}), chosen))
+    assert found == [
+        {"targets": ["127.0.0.1:1001"], "labels": {"role": "models"}},
+        {"targets": ["127.0.0.1:9249", "127.0.0.1:9250"], "labels": {"role": "flink"}},
+    ]
