@@ -8,6 +8,7 @@ COPY infra/pom.xml /tmp/build/
 RUN [ -d /opt/jars/flink ] || mvn -q -B -C -f /tmp/build/pom.xml -Djars.directory=/opt/jars generate-resources
 
 FROM ${PENSTOCK_IMAGE_FLINK_BASE} AS packages
+LABEL penstock.image=flink
 ARG PIP_INDEX_URL
 COPY infra/compose/flink.lock /tmp/build/
 # A base that has Java and the locked packages already (tests/e2e/images) has nothing to fetch here.

@@ -31,7 +31,9 @@ def trouble(role: str, settings: Settings) -> str:
             client.close()
         return "" if status.ready else status.reason or "not ready"
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=TIMEOUT):
+        # Loopback must not go through a proxy that the environment names.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{port}/readyz", timeout=TIMEOUT):
             return ""
     except urllib.error.HTTPError as error:
         return error.read(400).decode(errors="replace")

@@ -4,6 +4,7 @@
 ARG PENSTOCK_IMAGE_ROLES_BASE=python:3.11-slim-bookworm
 
 FROM ${PENSTOCK_IMAGE_ROLES_BASE} AS packages
+LABEL penstock.image=roles
 ARG ACCELERATOR=cpu
 # An index of your own, for this step alone: --build-arg PIP_INDEX_URL=...
 ARG PIP_INDEX_URL

@@ -1,17 +1,18 @@
 """The compose file's cpu profile as a `Machinery`, through testcontainers: what `docker compose up` would start.
 
 Containers, networks and volumes carry the session's own name, and every published port is a free one of the host's
-loopback, so that several sessions, and a real `docker compose up`, live side by side. Health is asked as the compose
-file says, by running each service's own check inside it, but only while somebody waits.
+loopback, so that several sessions, and a real `docker compose up`, live side by side.
+Health is asked only while somebody waits: by each service's own check, run inside it. A role's check costs a second of
+a core, so it is first asked from here, by the same function, and its own check must then agree.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from docker.errors import APIError, DockerException, NotFound
 from system import eventually
 
 from penstock.infra import settings as settings_module
-from penstock.infra.local import config
+from penstock.infra.compose import health
+from penstock.infra.local import config, ports
 from penstock.infra.settings import Settings
 
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # an image of its own; the fixture removes what it made
@@ -106,8 +108,8 @@ class ContainerStack:
 
     def up(self, names: dict[str, str]) -> None:
         """Start everything from these images, in the compose file's order. AssertionError with logs."""
-        ports = {variable: str(port) for variable, port in self._ports.items()}
-        self._services = compose_file.load("cpu", names | ports)
+        published = {variable: str(port) for variable, port in self._ports.items()}
+        self._services = compose_file.load("cpu", names | published)
         tree: dict[str, dict[str, str]] = {}
         for variable, (section, key, form) in SETTINGS.items():
             tree.setdefault(section, {})[key] = form.format(self._ports[variable])
@@ -176,9 +178,11 @@ class ContainerStack:
         """Wait for a condition of `depends_on`. AssertionError with the container's log."""
         if condition == "service_started":
             return
+        pause = threading.Event()
         look = self._completed if condition == "service_completed_successfully" else self._healthy
         try:
-            eventually(lambda: look(service), f"{service.name}: {condition}", DEADLINE)
+            # Containers are asked a few times a second: each question takes processor time from what is coming up.
+            eventually(lambda: look(service) or pause.wait(0.3), f"{service.name}: {condition}", DEADLINE)
         except AssertionError as error:
             tail = self._container(service.name).logs(tail=60).decode(errors="replace")
             raise AssertionError(f"{error}\n{tail}") from None
@@ -194,10 +198,13 @@ class ContainerStack:
         if not service.healthy:
             container.reload()
             return bool(container.status == "running")
+        if service.healthy[-2] == health.__name__ and health.trouble(service.healthy[-1], self.settings()):
+            return False
         try:
-            return bool(container.exec_run(list(service.healthy)).exit_code == 0)
+            answer = container.exec_run(list(service.healthy))
         except APIError:  # it is not running at the moment
             return False
+        return bool(answer.exit_code == 0)
 
     def _container(self, part: str) -> docker.models.containers.Container:
         return self._containers[part].get_wrapped_container()
@@ -206,10 +213,11 @@ class ContainerStack:
         return f"{self._name}-{name}"
 
 
-def free_ports(count: int) -> Iterator[int]:
+def free_ports(count: int) -> list[int]:
     """Loopback ports that nobody listens on at the moment of asking, all different."""
-    with contextlib.ExitStack() as held:
-        for _ in range(count):
-            probe = held.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            yield probe.getsockname()[1]
+    found: set[int] = set()
+    while len(found) < count:
+        port = ports.candidate()
+        if ports.is_free(port):
+            found.add(port)
+    return sorted(found)

@@ -19,7 +19,6 @@ import standins
 from standins import ROOT
 
 OURS = ("PENSTOCK_IMAGE_ROLES", "PENSTOCK_IMAGE_FLINK", "PENSTOCK_IMAGE_ROLES_CUDA")
-PULL_TIMEOUT = 600.0  # seconds
 REGISTRY_TIMEOUT = 30.0  # seconds to find out whether a registry is in reach
 
 
@@ -73,7 +72,7 @@ def build(name: str, bases: Mapping[str, str], say: Callable[[str], None]) -> st
         say(f"building {tag}")
         words = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
         done = subprocess.run(
-            ["docker", "build", "-q", "-t", tag, "-f", recipe, *words, "-"],
+            ["docker", "build", "-q", "--force-rm", "-t", tag, "-f", recipe, *words, "-"],
             input=_archive(files),
             capture_output=True,
             check=False,
@@ -82,6 +81,7 @@ def build(name: str, bases: Mapping[str, str], say: Callable[[str], None]) -> st
         if done.returncode != 0:
             raise BuildFailed(f"{recipe} does not build:\n{(done.stdout + done.stderr).decode()[-3000:]}")
         standins.forget_others(f"penstock-{name}", tag)
+        standins.run("docker", "image", "prune", "-f", "--filter", f"label=penstock.image={name}")
     return tag
 
 

@@ -114,7 +114,7 @@ def _with_packages(name: str, base: str, say: Say) -> str:
         "--python-version", python.removeprefix("python"), "--require-hashes", "-r", lock)  # fmt: skip
     if name == "roles" and python == f"python{sys.version_info[0]}.{sys.version_info[1]}":
         run(sys.executable, "-I", pruner, site)
-    _import(tag, f"tar -C {_rootfs(base)} --exclude=./dev/* --exclude=./opt -c . -C {folder} ./opt")
+    _import(tag, f"tar -C {_rootfs(base)} --exclude=./dev/* --exclude=./opt -c . -C {folder} opt")
     shutil.rmtree(folder)
     forget_others(f"{REPOSITORY}-{name}", tag)
     return tag

@@ -1,4 +1,4 @@
-"""The compose file and its images, without an engine: everything that is named is there, and the parts are all in it."""
+"""The compose file and its images, without an engine: what is named is there, and the parts are all in it."""
 
 import re
 from pathlib import Path
