@@ -20,7 +20,18 @@ SECONDS = 8
 RATE = 40
 PENSTOCK = str(Path(sys.executable).parent / "penstock")
 # "workers" are the Python processes under the TaskManager; everything else is a part of the stack by name.
-VICTIMS = ["models", "retrieval", "ranker", "taskmanager", "workers", "jobmanager", "redis", "kafka", "supervisord"]
+VICTIMS = [
+    "models",
+    "enrich",
+    "retrieval",
+    "ranker",
+    "taskmanager",
+    "workers",
+    "jobmanager",
+    "redis",
+    "kafka",
+    "supervisord",
+]
 
 pytestmark = pytest.mark.installation("embedded")
 

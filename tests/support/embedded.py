@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -40,6 +42,20 @@ class EmbeddedStack:
             os.kill(pid, signal.SIGKILL)
         _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
         assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+    @contextmanager
+    def stopped(self, part: str) -> Iterator[None]:
+        """Holds a part's process still (SIGSTOP): it is there and answers nobody."""
+        pids = self.pids(part)
+        assert pids, f"{part} has no process"
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                if psutil.pid_exists(pid):
+                    os.kill(pid, signal.SIGCONT)
 
     def heal(self) -> None:
         self.stack.up()
