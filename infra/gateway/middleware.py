@@ -13,6 +13,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 from penstock.infra.gateway import metrics
 from penstock.infra.gateway.errors import Problem
@@ -77,12 +78,14 @@ class Observed:
                 metrics.SECONDS.labels(_route(scope)).observe(time.perf_counter() - began)
             await send(message)
 
+        ids = {"request_id": state["request_id"], "trace_id": state["trace"].split("-")[1]}
         try:
-            await self._app(scope, receive, observed)
+            with bound_contextvars(**ids):
+                await self._app(scope, receive, observed)
         except ClientDisconnect:
             status = status or CLIENT_LEFT
         except Exception as error:  # the caller learns that it is our fault, the log learns why
-            log.exception("a request broke the gateway", request_id=state["request_id"], path=scope["path"])
+            log.exception("a request broke the gateway", path=scope["path"], **ids)
             if status:
                 raise
             problem = Problem(500, "the gateway failed: its log says why, under this request_id")
