@@ -1,4 +1,4 @@
-"""Refused updates on their way to index.update.v1.dlq: at least once, counted, never in the way of the rest."""
+"""Refused records on their way to their topic's dead letters: at least once, counted, never in the way of the rest."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ STAGE = "index"
 class DeadLetters:
     """Used by the shard's loop alone: `send`, and `serve` now and then. What is refused for now is sent again."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._topic = topics.dead_letter_topic(topics.INDEX)
+    def __init__(self, settings: KafkaSettings, topic: topics.Topic) -> None:
+        self._of = topic
+        self._topic = topics.dead_letter_topic(topic)
         self._codec = codec(DeadLetter)
         self._producer = Producer(
             {
@@ -48,12 +49,12 @@ class DeadLetters:
         return self._flying + len(self._again)
 
     def send(self, record: Record, error: Exception, failed_at: int) -> None:
-        DEAD_LETTERS.labels(topics.INDEX.name, STAGE, type(error).__name__).inc()
+        DEAD_LETTERS.labels(self._of.name, STAGE, type(error).__name__).inc()
         posting_id = record.key.decode(errors="replace") if record.key is not None else None
         where = {"partition": record.partition, "offset": record.offset}
-        log.warning("update refused", posting_id=posting_id, error=str(error), **where)
+        log.warning("record refused", posting_id=posting_id, error=str(error), **where)
         letter = dead_letter(
-            topics.INDEX,
+            self._of,
             key=record.key,
             raw=record.value or b"",
             stage=STAGE,

@@ -1,10 +1,13 @@
 """`penstock serve retrieval`: one shard behind gRPC.
 
-    gRPC Search | Get | Holds | Explain | Status ──> the newest epoch of the store
-    index.update.v1 ──> the shard's loop ──> epochs                    (this process's main thread)
+    gRPC Search | Get | Holds | Explain ──> the newest epoch of the postings
+    gRPC Percolate | Standing           ──> the newest epoch of the standing queries
+    index.update.v1 ──> a shard's loop  ──> epochs of postings                    (this process's main thread)
+    alerts.query.v1 ──> a shard's loop  ──> epochs of standing queries            (a thread beside it)
 
-Until the shard has caught up with its log, searches are UNAVAILABLE; afterwards they are answered, and a store that
-cannot follow the log says so in `degraded`. A scan holds one of `threads` places; waiting for a version holds none.
+Until a shard has caught up with its log, calls that read it are UNAVAILABLE; afterwards they are answered, and a store
+that cannot follow its log says so in `degraded`. The role is ready when both have caught up. A scan holds one of
+`threads` places; waiting for a version holds none.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import grpc
 import structlog
@@ -20,16 +24,19 @@ import torch
 
 from penstock.infra.settings import Settings
 from penstock.infra.telemetry import DEGRADED, STAGE_SECONDS
+from penstock.retrieval import kinds
 from penstock.retrieval.client import MIN_VERSION_TIMED_OUT
 from penstock.retrieval.dead_letters import DeadLetters
 from penstock.retrieval.feed import KafkaLog, Source
-from penstock.retrieval.shard import Letters, Shard
+from penstock.retrieval.lexicon import Lexicon
+from penstock.retrieval.percolate.service import PercolationService, StandingShard
+from penstock.retrieval.shard import Letters, Shard, answering
+from penstock.retrieval.store.records import StoreCounts
 from penstock.retrieval.store.store import Store
 from penstock.schemas import grpc_avro, topics
 from penstock.schemas.errors import InvalidRecord
-from penstock.schemas.events import MinVersion
-from penstock.schemas.framing import topic_codec
-from penstock.schemas.grpc_avro import NotReady, Refused
+from penstock.schemas.events import IndexUpdate, MinVersion
+from penstock.schemas.grpc_avro import Refused
 from penstock.schemas.rpc import (
     ClauseEffect,
     ExplainReply,
@@ -55,6 +62,8 @@ MAX_IDS = 10_000
 MAX_CLAUSES = 256
 OTHER_SPACE = "some postings have a vector of another space and are found by filters only"
 
+PostingsShard = Shard[IndexUpdate, Store, StoreCounts]
+
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
@@ -63,10 +72,15 @@ def now_ms() -> int:
 class RetrievalService:
     """The calls. Holds no state but its bounds; called from gRPC's threads."""
 
-    def __init__(self, shard: Shard, name: str, threads: int) -> None:
+    def __init__(
+        self, shard: PostingsShard, standing: StandingShard, name: str, threads: int, lexicon: Lexicon | None = None
+    ) -> None:
         self._shard = shard
+        self._standing = standing
         self._name = name
+        self._lexicon = lexicon or Lexicon()
         self._scans = threading.BoundedSemaphore(max(1, threads))
+        self.percolation = PercolationService(standing, name, self._scans)
         self._waiters = threading.BoundedSemaphore(WAITERS)
 
     def search(self, request: SearchRequest, context: grpc.ServicerContext) -> SearchReply:
@@ -74,8 +88,11 @@ class RetrievalService:
         degraded += self._await(store, request.min_version, request.timeout_ms, context)
         began = time.perf_counter()
         with self._scans:
+            vector = request.vector
+            if vector is None and request.words is not None:
+                vector = self._lexicon.query(request.words, store.space_id)
             result = store.search(
-                request.vector,
+                vector,
                 request.filters,
                 request.k,
                 now_ms=now_ms(),
@@ -83,7 +100,7 @@ class RetrievalService:
                 at_epoch=request.at_epoch,
             )
         STAGE_SECONDS.labels("retrieval", "search").observe(time.perf_counter() - began)
-        if request.vector is not None and self._shard.view.counts.vectors_refused:
+        if vector is not None and self._shard.view.counts.vectors_refused:
             degraded.append(_counted(OTHER_SPACE))
         return SearchReply(
             hits=result.hits, total=result.total, epoch=result.epoch, shard=self._name, degraded=tuple(degraded)
@@ -123,7 +140,10 @@ class RetrievalService:
 
     def status(self, _request: StatusRequest, _context: grpc.ServicerContext) -> RoleStatus:
         """Ready means that the loop moves, the log is followed, and a read of the store has just worked."""
-        reason = self._shard.not_ready()
+        reasons = [self._shard.not_ready()]
+        if standing := self._standing.not_ready():
+            reasons.append(f"standing queries: {standing}")
+        reason = "; ".join(filter(None, reasons))
         store, view = self._shard.store, self._shard.view
         began = time.perf_counter()
         store.search(None, None, 1, now_ms=now_ms())
@@ -147,6 +167,7 @@ class RetrievalService:
                 "memory_bytes": counts.nbytes,
                 "snapshot_age_seconds": age,
                 "probe_ms": 1000 * (time.perf_counter() - began),
+                **self.percolation.numbers(),
             },
             texts={
                 "shard": self._name,
@@ -155,15 +176,13 @@ class RetrievalService:
                 "snapshot": view.snapshot,
                 "last_refusal": view.last_refusal,
                 "problems": "; ".join(view.problems),
+                **self.percolation.texts(),
             },
         )
 
     def _fit_store(self) -> tuple[Store, list[str]]:
         """The store, and what its answers lack. Raises NotReady."""
-        reason = self._shard.not_ready()
-        if reason and not self._shard.may_answer():
-            raise NotReady(f"{self._name}: {reason}")
-        return self._shard.store, [_counted("stale", reason)] if reason else []
+        return answering(self._shard, self._name)
 
     def _await(
         self, store: Store, wanted: MinVersion | None, timeout_ms: int, context: grpc.ServicerContext
@@ -193,36 +212,36 @@ def _counted(what: str, why: str = "") -> str:
     return f"{what}: {why}" if why else what
 
 
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A log to follow, and where its refused records go."""
+
+    source: Source
+    letters: Letters
+
+
 def serve(settings: Settings, stop: threading.Event) -> None:
-    """Blocks until `stop` is set, then writes a last snapshot. Raises PortInUse."""
+    """Blocks until `stop` is set, then writes the last snapshots. Raises PortInUse."""
     own = settings.retrieval
-    source = KafkaLog(settings.kafka, topics.INDEX.name, own.partitions, f"retrieval-{own.shard}")
-    serve_from(source, DeadLetters(settings.kafka), settings, stop)
+
+    def log_of(topic: topics.Topic) -> Log:
+        source = KafkaLog(settings.kafka, topic.name, own.partitions, f"retrieval-{own.shard}")
+        return Log(source, DeadLetters(settings.kafka, topic))
+
+    serve_from(log_of(topics.INDEX), log_of(topics.STANDING_QUERIES), settings, stop)
 
 
-def serve_from(source: Source, letters: Letters, settings: Settings, stop: threading.Event) -> None:
-    """The same over any log."""
+def serve_from(updates: Log, queries: Log, settings: Settings, stop: threading.Event) -> None:
+    """The same over any logs."""
     own = settings.retrieval
     torch.set_num_threads(own.threads)
-
-    def make_store(first_epoch: int) -> Store:
-        return Store(
-            capacity=own.initial_rows,
-            first_epoch=first_epoch,
-            tombstone_window_ms=settings.postings.tombstone_window_ms,
-            hold_ms=own.hold_epochs_ms,
-        )
-
-    shard = Shard(
-        own,
-        settings.data_dir / "retrieval" / own.shard,
-        source,
-        letters,
-        topic_codec(topics.INDEX, settings.kafka.schema_registry),
-        make_store,
-        now_ms,
+    folder = settings.data_dir / "retrieval" / own.shard
+    lexicon = kinds.lexicon_of(settings)
+    shard = Shard(own, folder, updates.source, updates.letters, kinds.postings(settings, lexicon), now_ms)
+    standing = Shard(
+        own, folder / "standing", queries.source, queries.letters, kinds.standing_queries(settings), now_ms
     )
-    service = RetrievalService(shard, own.shard, own.threads)
+    service = RetrievalService(shard, standing, own.shard, own.threads, lexicon)
     listener = grpc_avro.serve(
         own.listen,
         {
@@ -230,6 +249,8 @@ def serve_from(source: Source, letters: Letters, settings: Settings, stop: threa
             Retrieval.GET: service.get,
             Retrieval.HOLDS: service.holds,
             Retrieval.EXPLAIN: service.explain,
+            Retrieval.PERCOLATE: service.percolation.percolate,
+            Retrieval.STANDING: service.percolation.standing,
             Retrieval.STATUS: service.status,
         },
         workers=WORKERS,
@@ -238,9 +259,51 @@ def serve_from(source: Source, letters: Letters, settings: Settings, stop: threa
     def ready() -> None:
         gc.collect()
         gc.freeze()  # what was loaded stays: later collections need not look at it
-        log.info("ready", shard=own.shard, listen=own.listen, rows=shard.store.counts().live)
+        rows, queries = shard.store.counts().live, standing.store.counts().live
+        log.info("ready", shard=own.shard, listen=own.listen, rows=rows, standing_queries=queries)
 
+    both = _Both(ready)
+    beside = _Beside(standing, stop, both)
     try:
-        shard.run(stop, ready)
+        beside.start()
+        shard.run(stop, both)
     finally:
+        stop.set()
+        beside.join()
         listener.stop(1.0).wait()
+    if beside.failure is not None:
+        raise beside.failure
+
+
+class _Both:
+    """Calls on once both loops have called."""
+
+    def __init__(self, ready: Callable[[], None]) -> None:
+        self._ready = ready
+        self._lock = threading.Lock()
+        self._left = 2
+
+    def __call__(self) -> None:
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._ready()
+
+
+class _Beside(threading.Thread):
+    """The loop of the standing queries. If it cannot go on the process must not: it would miss alerts."""
+
+    def __init__(self, shard: StandingShard, stop: threading.Event, ready: Callable[[], None]) -> None:
+        super().__init__(name="standing")
+        self._shard = shard
+        self._end = stop
+        self._tell_ready = ready
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._shard.run(self._end, self._tell_ready)
+        except BaseException as error:
+            self.failure = error
+            self._end.set()

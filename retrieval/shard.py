@@ -1,4 +1,4 @@
-"""A shard: the store, the loop that fills it from its log, and its snapshots.
+"""A shard: a store, the loop that fills it from its log, and its snapshots. What it holds, its `Kind` says.
 
 How a shard starts and lives:
 
@@ -16,30 +16,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
-from prometheus_client import Gauge
 
 from penstock.infra.settings import RetrievalSettings
 from penstock.infra.telemetry import DEGRADED
 from penstock.retrieval.feed import Feed, LogInfo, LogUnavailable, Polled, Record, Source
-from penstock.retrieval.indexer import Indexer, Lag
-from penstock.retrieval.store.records import StoreCounts
-from penstock.retrieval.store.snapshot import Covered, Snapshots
-from penstock.retrieval.store.store import Store
-from penstock.schemas.events import IndexUpdate
-from penstock.schemas.wire import Codec
+from penstock.retrieval.follower import DeadLetter, Follower, Lag
+from penstock.retrieval.store.snapshot import Covered, Format, Snapshots
+from penstock.schemas.grpc_avro import NotReady
 
 log = structlog.get_logger(role="retrieval")
-
-ROWS = Gauge("penstock_index_rows", "Live postings of this shard")
-LAG_SECONDS = Gauge("penstock_index_lag_seconds", "How far this shard is behind index.update.v1")
-LAG_OFFSETS = Gauge("penstock_index_lag_offsets", "Index updates this shard has not read yet")
-MEMORY_BYTES = Gauge("penstock_index_memory_bytes", "Memory of this shard's planes, columns and records")
 
 BATCH = 500  # records applied at a time: about 70 ms
 POLL_S = 0.1
@@ -49,11 +40,39 @@ STUCK_AFTER_S = 20.0
 DELIVER_S = 5.0  # for dead letters at the end
 
 
+class Held(Protocol):
+    """A store as its shard sees it: changed in epochs by one thread, read by any."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    def reclaim(self, *, now_ms: int) -> int: ...
+
+    def capture(self) -> Any: ...
+
+    def restore(self, kept: Iterable[Any]) -> None: ...
+
+
+R = TypeVar("R")
+S = TypeVar("S", bound=Held)
+C = TypeVar("C")
+
+
 @dataclass(frozen=True, slots=True)
-class View:
+class Kind(Generic[R, S, C]):
+    """What a shard holds: how such a store is made, filled, kept and measured."""
+
+    make: Callable[[int], S]  # an empty store whose first epoch this is
+    follow: Callable[[S, DeadLetter], Follower[R]]
+    form: Format[Any, Any]
+    measure: Callable[[S, Lag], C]  # its counts, shown to Prometheus as well
+
+
+@dataclass(frozen=True, slots=True)
+class View(Generic[C]):
     """What the shard says of itself, renewed about once a second."""
 
-    counts: StoreCounts
+    counts: C
     lag: Lag
     refused: int
     last_refusal: str
@@ -75,8 +94,8 @@ class Letters(Protocol):
     def close(self, timeout_s: float) -> int: ...
 
 
-class Shard:
-    """`make_store(first_epoch)` gives an empty store; `now_ms` epoch milliseconds, `clock` monotonic seconds."""
+class Shard(Generic[R, S, C]):
+    """`now_ms` gives epoch milliseconds, `clock` monotonic seconds."""
 
     def __init__(
         self,
@@ -84,19 +103,17 @@ class Shard:
         folder: Path,
         source: Source,
         dead_letters: Letters,
-        codec: Codec[IndexUpdate],
-        make_store: Callable[[int], Store],
+        kind: Kind[R, S, C],
         now_ms: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._source = source
         self._dead_letters = dead_letters
-        self._codec = codec
-        self._make_store = make_store
+        self._kind = kind
         self._now_ms = now_ms
         self._clock = clock
-        self._snapshots = Snapshots(folder)
+        self._snapshots: Snapshots[Any, Any] = Snapshots(folder, kind.form)
         self._covered = Covered({}, "")
         self._problems: tuple[str, ...] = ()
         self._snapshot = ""
@@ -109,23 +126,23 @@ class Shard:
         self._chores_at = clock()
         self._published_at = clock()
         self.store = self._fresh()
-        self._indexer = Indexer(self.store, codec, dead_letters.send)
+        self._follower = kind.follow(self.store, dead_letters.send)
         self.view = self._look(None)
 
     def not_ready(self) -> str:
         """Why this shard is not fit to serve; empty when it is."""
         still = self._clock() - self._beat
         if still > STUCK_AFTER_S:
-            return f"the index loop has not moved for {still:.0f} s"
+            return f"its loop has not moved for {still:.0f} s"
         if self._waiting:
             return self._waiting
-        if not self._indexer.caught_up:
+        if not self._follower.caught_up:
             return f"replaying the log: {self.view.lag.offsets} records to go"
         return ""
 
     def may_answer(self) -> bool:
         """Whether the store has once been whole: stale answers are better than none, gaps are not."""
-        return self._indexer.caught_up
+        return self._follower.caught_up
 
     def run(self, stop: threading.Event, became_ready: Callable[[], None] = lambda: None) -> None:
         """Until `stop` is set; then a last snapshot."""
@@ -144,7 +161,7 @@ class Shard:
                         told = True
                         became_ready()
             except Exception as error:
-                log.error("index loop starts again", error=f"{type(error).__name__}: {error}", exc_info=True)
+                log.error("loop starts again", error=f"{type(error).__name__}: {error}", exc_info=True)
                 self._wait(f"starting again after {type(error).__name__}: {error}", stop)
             finally:
                 feed.close()
@@ -156,7 +173,7 @@ class Shard:
         now_ms = self._now_ms()
         if polled.records or polled.ends:
             epoch = self.store.epoch
-            self._indexer.take(polled, now_ms)
+            self._follower.take(polled, now_ms)
             if self.store.epoch != epoch:
                 self._published_at = self._clock()
         self._beat = self._clock()
@@ -181,10 +198,10 @@ class Shard:
 
     # --- beginning and end ---------------------------------------------------------------------------------------
 
-    def _fresh(self) -> Store:
+    def _fresh(self) -> S:
         """An empty store whose epochs come after every one this shard ever published: no reader mistakes one."""
         newest = max((int(path.stem.rpartition("-")[2]) for path in self._snapshots.paths()), default=0)
-        return self._make_store(max(self._now_ms(), newest))
+        return self._kind.make(max(self._now_ms(), newest))
 
     def _restore(self) -> None:
         began = self._clock()
@@ -196,9 +213,9 @@ class Shard:
         if restored.covered is not None:
             self._covered = restored.covered
             self._snapshot = restored.path.name if restored.path is not None else ""
-            self._indexer.offsets = dict(restored.covered.offsets)
+            self._follower.offsets = dict(restored.covered.offsets)
             self._kept = (self.store.epoch, dict(restored.covered.offsets))
-            log.info("restored", snapshot=self._snapshot, rows=self.store.counts().live, seconds=self._clock() - began)
+            log.info("restored", snapshot=self._snapshot, seconds=self._clock() - began)
         self._waiting = "waiting for the log"
         self.view = self._look(None)
 
@@ -213,10 +230,10 @@ class Shard:
                 log.warning("full replay", reason=reason)
                 self._problems = (*self._problems, f"full replay: {reason}")[-8:]
             self.store = self._fresh()
-            self._indexer = Indexer(self.store, self._codec, self._dead_letters.send)
+            self._follower = self._kind.follow(self.store, self._dead_letters.send)
             self._covered = Covered({}, info.log_id)
-        self._indexer.begin(info.highs)
-        feed = self._source.open({partition: self._indexer.offsets.get(partition) for partition in info.highs})
+        self._follower.begin(info.highs)
+        feed = self._source.open({partition: self._follower.offsets.get(partition) for partition in info.highs})
         self._beat = self._clock()
         self._waiting = ""
         self.view = self._look(feed)
@@ -224,7 +241,7 @@ class Shard:
 
     def _mismatch(self, info: LogInfo) -> str:
         """Why what the store holds does not belong to this log; empty when it does."""
-        offsets = self._indexer.offsets
+        offsets = self._follower.offsets
         if info.log_id != self._covered.log_id:
             return f"the log is {info.log_id}, the store holds {self._covered.log_id or 'nothing'}"
         if offsets and set(offsets) != set(info.highs):
@@ -253,7 +270,7 @@ class Shard:
     # --- snapshots and the view ----------------------------------------------------------------------------------
 
     def _changed(self) -> bool:
-        return bool(self._indexer.offsets) and self._kept != (self.store.epoch, self._indexer.offsets)
+        return bool(self._follower.offsets) and self._kept != (self.store.epoch, self._follower.offsets)
 
     def _snapshot_if_changed(self) -> None:
         busy = self._writer is not None and self._writer.is_alive()
@@ -264,7 +281,7 @@ class Shard:
 
     def _write(self, *, in_background: bool = False) -> None:
         capture = self.store.capture()
-        covered = Covered(dict(self._indexer.offsets), self._covered.log_id)
+        covered = Covered(dict(self._follower.offsets), self._covered.log_id)
 
         def write() -> None:
             try:
@@ -282,21 +299,27 @@ class Shard:
         else:
             write()
 
-    def _look(self, feed: Feed | None) -> View:
+    def _look(self, feed: Feed | None) -> View[C]:
         highs = feed.highs() if feed is not None else {}
-        targets = self._indexer.targets or {}
+        targets = self._follower.targets or {}
         known = {partition: max(highs.get(partition, 0), targets.get(partition, 0)) for partition in {*highs, *targets}}
-        counts, lag = self.store.counts(), self._indexer.lag(known, self._now_ms())
-        ROWS.set(counts.live)
-        MEMORY_BYTES.set(counts.nbytes)
-        LAG_OFFSETS.set(lag.offsets)
-        LAG_SECONDS.set(lag.seconds)
+        lag = self._follower.lag(known, self._now_ms())
         return View(
-            counts=counts,
+            counts=self._kind.measure(self.store, lag),
             lag=lag,
-            refused=self._indexer.refused,
-            last_refusal=self._indexer.last_refusal,
+            refused=self._follower.refused,
+            last_refusal=self._follower.last_refusal,
             snapshot=self._snapshot,
             snapshot_at_ms=self._snapshot_at_ms,
             problems=self._problems,
         )
+
+
+def answering(shard: Shard[R, S, C], name: str) -> tuple[S, list[str]]:
+    """The store, and what its answers lack. Raises NotReady: stale answers are better than none, gaps are not."""
+    reason = shard.not_ready()
+    if reason and not shard.may_answer():
+        raise NotReady(f"{name}: {reason}")
+    if reason:
+        DEGRADED.labels("retrieval", "stale").inc()
+    return shard.store, [f"stale: {reason}"] if reason else []

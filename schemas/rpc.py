@@ -216,7 +216,9 @@ class Matches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PercolateReply:
-    found: Annotated[tuple[Matches, ...], "one an update, in order"]
+    found: Annotated[
+        tuple[Matches, ...], "one an update, in order; of the first ones only where a reply could not hold more"
+    ]
     shard: str = ""
     epoch: Annotated[int, "of the standing queries"] = 0
     degraded: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ import pytest
 from penstock.infra.kafka_clients import Publisher
 from penstock.infra.settings import KafkaSettings
 from penstock.retrieval.dead_letters import DeadLetters
+from penstock.schemas import topics
 from penstock.schemas.kafka import KafkaSink
 
 MURMUR2 = {
@@ -35,7 +36,7 @@ def sink(kafka):
 
 
 def dead_letters(kafka):
-    return DeadLetters(kafka)._producer
+    return DeadLetters(kafka, topics.INDEX)._producer
 
 
 def partitions_of(producer, keys):

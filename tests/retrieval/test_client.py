@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
+from standing_inputs import StandingOracle, ended, standing
+from standing_inputs import shown as matched
 from store_inputs import gone, query, upsert, vector
 from store_oracle import Oracle, shown
 
@@ -14,10 +16,13 @@ from penstock.infra.settings import RetrievalSettings
 from penstock.retrieval.client import (
     MIN_VERSION_TIMED_OUT,
     AsyncModelsClient,
+    AsyncRetrievalClient,
     ModelsClient,
     RetrievalClient,
     shard_addresses,
 )
+from penstock.retrieval.percolate import service as percolation
+from penstock.retrieval.percolate.store import StandingQueries
 from penstock.retrieval.server import RetrievalService
 from penstock.retrieval.store.store import Store
 from penstock.schemas import grpc_avro
@@ -35,21 +40,23 @@ from penstock.schemas.rpc import (
     GetRequest,
     HoldsRequest,
     Models,
+    PercolateRequest,
     QueryAnalysis,
     Retrieval,
     RoleStatus,
     SearchRequest,
+    StandingRequest,
 )
 
 CALL_S = 10.0
 ASKED = query([1.0, 0.5, 0.0, 0.0, 0.0, 0.0])
 
 
-class Standing:
+class Still:
     """A shard that only answers: what RetrievalService asks of one."""
 
-    def __init__(self):
-        self.store = Store(capacity=4)
+    def __init__(self, store):
+        self.store = store
         self.reason = ""
 
     @property
@@ -75,16 +82,19 @@ class Cluster:
     """Shards with the postings dealt out between them."""
 
     def __init__(self, free_port, count):
-        self.shards = [Standing() for _ in range(count)]
+        self.shards = [Still(Store(capacity=4)) for _ in range(count)]
+        self.standing = [Still(StandingQueries()) for _ in range(count)]
         self.listeners, self.addresses = [], []
         for number, shard in enumerate(self.shards):
-            service = RetrievalService(shard, f"shard-{number}", 1)
+            service = RetrievalService(shard, self.standing[number], f"shard-{number}", 1)
             address = f"127.0.0.1:{free_port()}"
             handlers = {
                 Retrieval.SEARCH: service.search,
                 Retrieval.GET: service.get,
                 Retrieval.HOLDS: service.holds,
                 Retrieval.EXPLAIN: service.explain,
+                Retrieval.PERCOLATE: service.percolation.percolate,
+                Retrieval.STANDING: service.percolation.standing,
                 Retrieval.STATUS: service.status,
             }
             self.listeners.append(grpc_avro.serve(address, handlers))
@@ -94,6 +104,10 @@ class Cluster:
     def publish(self, *updates):
         for update in updates:
             self.shards[sum(update.posting_id.encode()) % len(self.shards)].store.apply([update], now_ms=0)
+
+    def subscribe(self, *queries):
+        for one in queries:
+            self.standing[sum(one.subscription_id.encode()) % len(self.standing)].store.apply([one], now_ms=0)
 
     def end(self, number):
         self.listeners[number].stop(0).wait()
@@ -241,9 +255,112 @@ def test_waiting_for_a_version_that_only_one_shard_will_have(cluster, count):
     assert answers[2].rows[0].state == "DELETED"
 
 
+def subscriptions(count=20, **more):
+    return [standing(f"s{i}", vector=ASKED, threshold=0.4 * i, **more) for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_matches_come_from_every_shard(cluster, count):
+    some = cluster(count)
+    some.subscribe(*subscriptions(), *(standing(f"m{i}", vector=ASKED, min_score=0.5, threshold=0.0) for i in range(3)))
+    some.subscribe(ended("s3", 2), standing("theirs", tenant="other"))
+    oracle = StandingOracle(subscriptions())
+    for i in range(3):
+        oracle.accept(standing(f"m{i}", vector=ASKED, min_score=0.5, threshold=0.0))
+    oracle.accept(ended("s3", 2))
+    request = PercolateRequest(updates=(*postings(6), gone("p9", 2)))
+
+    async def over_the_loop():
+        client = AsyncRetrievalClient(some.addresses)
+        reply = await client.percolate(request, CALL_S), await client.standing(asked, CALL_S)
+        await client.close()
+        return reply
+
+    asked = StandingRequest(subscription_ids=("s3", "s4", "theirs", "nobody"))
+    for reply, told in (
+        (some.client.percolate(request, CALL_S), some.client.standing(asked, CALL_S)),
+        asyncio.run(over_the_loop()),
+    ):
+        assert [matched(one.matches) for one in reply.found] == [oracle.percolate(u, 0) for u in request.updates]
+        for one in reply.found[:-1]:
+            assert [q.subscription_id for q in one.queries] == ["m0", "m1", "m2"]
+            assert one.queries[0].vector.dense == ASKED.dense
+        assert reply.degraded == () and reply.shard.startswith("shard-0@")
+        assert (told.versions, told.in_force) == ((2, 1, -1, -1), (False, True, False, False))
+
+
+def test_a_missing_shard_would_lose_alerts(cluster):
+    some = cluster(3)
+    some.end(1)
+
+    async def over_the_loop():
+        client = AsyncRetrievalClient(some.addresses)
+        try:
+            await client.percolate(PercolateRequest(updates=tuple(postings(1))), CALL_S)
+        finally:
+            await client.close()
+
+    for ask in (
+        lambda: some.client.percolate(PercolateRequest(updates=tuple(postings(1))), CALL_S),
+        lambda: some.client.standing(StandingRequest(subscription_ids=("s",)), CALL_S),
+        lambda: asyncio.run(over_the_loop()),
+    ):
+        with pytest.raises(CallError, match=some.addresses[1]) as error:
+            ask()
+        assert error.value.retryable
+
+
+def test_a_standing_store_that_is_not_whole_does_not_answer(cluster):
+    some = cluster(1)
+    some.standing[0].reason = "replaying the log"
+    with pytest.raises(CallError, match="replaying") as error:
+        some.client.percolate(PercolateRequest(updates=()), CALL_S)
+    assert error.value.retryable
+    assert not some.client.status(CALL_S)[0].ready
+    assert some.client.search(SearchRequest(), CALL_S).degraded == ()  # searches need the postings alone
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_reply_cannot_hold_is_asked_for_again(cluster, count, monkeypatch):
+    some = cluster(count)
+    some.subscribe(*subscriptions())
+    request = PercolateRequest(updates=tuple(postings(9)))
+    whole = some.client.percolate(request, CALL_S)
+    honest = StandingQueries.percolate
+    sizes = []
+
+    def narrow(self, updates, *, now_ms):
+        result, epoch = honest(self, updates, now_ms=now_ms, reply_bytes=3_000)
+        sizes.append((len(updates), len(result.found)))
+        return result, epoch
+
+    monkeypatch.setattr(StandingQueries, "percolate", narrow)
+    assert some.client.percolate(request, CALL_S).found == whole.found
+    assert any(answered < asked for asked, answered in sizes)
+
+
+def test_too_many_updates_at_once_are_refused(cluster):
+    some = cluster(1)
+    request = PercolateRequest(updates=tuple(postings(percolation.MAX_UPDATES + 1)))
+    with pytest.raises(CallError, match="at most 256") as error:
+        some.client.percolate(request, CALL_S)
+    assert error.value.code is grpc.StatusCode.INVALID_ARGUMENT and not error.value.retryable
+
+
+def test_what_cannot_be_compared_is_said(cluster):
+    some = cluster(1)
+    some.subscribe(standing("s", vector=ASKED, threshold=-9.0), standing("all"))
+    strange = [upsert("p", vector=vector([1.0], space="other")), upsert("q", vector=vector([float("nan")] * 6))]
+    reply = some.client.percolate(PercolateRequest(updates=tuple(strange)), CALL_S)
+    assert [[m.subscription_id for m in one.matches] for one in reply.found] == [["all"], ["all"]]
+    assert set(reply.degraded) == {percolation.OTHER_SPACE, percolation.NO_VECTOR}
+
+
 def test_a_client_needs_an_address():
     with pytest.raises(ValueError, match="at least one"):
         RetrievalClient([])
+    with pytest.raises(ValueError, match="at least one"):
+        AsyncRetrievalClient([])
     assert shard_addresses(RetrievalSettings(listen="h:1")) == ("h:1",)
     assert shard_addresses(RetrievalSettings(shards=("a:1", "b:2"))) == ("a:1", "b:2")
 

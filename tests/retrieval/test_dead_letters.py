@@ -18,7 +18,8 @@ def test_a_letter_needs_no_registry_to_be_written_or_read():
         KafkaSettings(
             client={"test.mock.num.brokers": "1", "log_level": "2"},
             schema_registry={"url": "http://127.0.0.1:1"},  # nobody is there, and nobody is asked
-        )
+        ),
+        topics.INDEX,
     )
     letters.send(Record(0, 7, 123, b"k", b"poison"), MalformedRecord("not a record"), 456)
     assert letters.close(20) == 0

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from index_log import IndexLog, LetterBox
 from prometheus_client import REGISTRY
+from standing_inputs import ended, standing
 from store_inputs import gone, query, upsert, vector
 from store_oracle import Oracle, shown
 
@@ -18,7 +19,7 @@ from penstock.schemas import filters
 from penstock.schemas.events import IndexOp, IndexUpdate, MinVersion
 from penstock.schemas.filters import is_in
 from penstock.schemas.grpc_avro import CallError
-from penstock.schemas.rpc import GetRequest, HoldsRequest, SearchRequest
+from penstock.schemas.rpc import GetRequest, HoldsRequest, PercolateRequest, SearchRequest, StandingRequest
 
 ROWS = [vector([float(i), 1.0, 0.5, 0.0, -1.0, 2.0], [i] * 16) for i in range(8)]
 ASKED = query([0.5, 1.0, 0.0, 0.0, 0.0, 0.0], [0.01] * 16)
@@ -37,19 +38,20 @@ def eventually(condition, what, seconds=20.0):
 class Role:
     """A served shard and a client of it; `stop` ends it well, `crash` without its last snapshot."""
 
-    def __init__(self, log, folder, port, **settings):
+    def __init__(self, log, queries, folder, port, **settings):
         own = {"listen": f"127.0.0.1:{port}", "initial_rows": 4, "publish_interval_ms": 5, **settings}
-        self.letters = LetterBox()
+        self.letters, self.query_letters = LetterBox(), LetterBox()
         self.stopping = threading.Event()
         self.settings = Settings(data_dir=folder, retrieval=RetrievalSettings(**own))
         self.failed = []
-        self.thread = threading.Thread(target=self._serve, args=(log,))
+        self.thread = threading.Thread(target=self._serve, args=(log, queries))
         self.thread.start()
         self.client = RetrievalClient([own["listen"]])
 
-    def _serve(self, log):
+    def _serve(self, log, queries):
         try:
-            server.serve_from(log, self.letters, self.settings, self.stopping)
+            logs = server.Log(log, self.letters), server.Log(queries, self.query_letters)
+            server.serve_from(*logs, self.settings, self.stopping)
         except Exception as error:
             self.failed.append(error)
 
@@ -92,11 +94,17 @@ def log():
 
 
 @pytest.fixture
-def start(log, tmp_path, free_port):
+def queries():
+    """alerts.query.v1."""
+    return IndexLog(log_id="cluster/queries")
+
+
+@pytest.fixture
+def start(log, queries, tmp_path, free_port):
     roles = []
 
     def make(log=log, **settings):
-        roles.append(Role(log, tmp_path, free_port(), **settings))
+        roles.append(Role(log, queries, tmp_path, free_port(), **settings))
         return roles[-1]
 
     yield make
@@ -182,12 +190,12 @@ def test_a_restart_goes_on_where_the_snapshot_ends(log, start):
 def test_epochs_of_one_life_are_never_those_of_another(log, start, monkeypatch):
     log.publish(upsert("p"))
     first = start().ready()
-    epoch = first.search().epoch
+    epoch = first.search(None).epoch
     first.crash(monkeypatch)
     second = start().ready()
-    assert second.search().epoch > epoch
+    assert second.search(None).epoch > epoch
     with pytest.raises(CallError, match="at_epoch") as error:
-        second.search(at_epoch=epoch)
+        second.search(None, at_epoch=epoch)
     assert error.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -311,6 +319,27 @@ def test_vectors_of_another_space_are_named_in_answers(log, start):
     assert reply.total == 2 and reply.degraded == (server.OTHER_SPACE,)
 
 
+def test_words_alone_are_searched_by_the_shard_s_own_sketch(log, start):
+    log.publish(
+        upsert("nurse", title="Veterinary nurse"), upsert("baker", title="Baker"), upsert("other", title="Plumber")
+    )
+    role = start().ready()
+    reply = role.search(None, words="a veterinary practice")
+    assert reply.hits[0].posting_id == "nurse"
+    assert reply.hits[0].lexical == reply.hits[0].score > reply.hits[1].score
+    assert reply.hits[0].dense == 0.0
+    assert reply.total == 3
+    assert eventually(lambda: role.status().numbers["rows_without_vector"] == 3, "they are counted")
+
+
+def test_words_alone_are_refused_where_no_row_could_answer(log, start):
+    log.publish(upsert("a", vector=ROWS[0]))
+    role = start().ready()
+    with pytest.raises(CallError, match="words: got 'nurse'") as caught:
+        role.search(None, words="nurse")
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def freshness_count():
     return REGISTRY.get_sample_value("penstock_freshness_seconds_count", {"until": "searchable"}) or 0
 
@@ -353,3 +382,89 @@ def test_a_snapshot_waits_for_dead_letters(log, start, tmp_path):
     eventually(lambda: role.status().numbers["rows"] == 1, "the chores have been done")
     role.stop()
     assert list((tmp_path / "retrieval" / "shard-0").glob("*.penstock")) == []
+
+
+# --- standing queries --------------------------------------------------------------------------------------------
+
+
+def matching(role, *updates):
+    reply = role.client.percolate(PercolateRequest(updates=updates), CALL_S)
+    assert reply.degraded == ()
+    return [[match.subscription_id for match in one.matches] for one in reply.found]
+
+
+def in_force(role, *ids):
+    return role.client.standing(StandingRequest(subscription_ids=ids), CALL_S).in_force
+
+
+def test_standing_queries_are_followed_and_kept(log, queries, start):
+    queries.publish(standing("s", vector=ASKED), standing("t", 2), standing("gone"), ended("gone", 2))
+    first = start().ready()
+    posting = upsert("p", vector=ROWS[1], expires_at=time.time_ns() // 1_000_000 + 3_600_000)
+    assert matching(first, posting, replace(posting, expires_at=1)) == [["s", "t"], []]
+    queries.publish(standing("u", vector=ASKED))
+    eventually(lambda: in_force(first, "u") == (True,), "it is percolated")
+    status = eventually(lambda: (s := first.status()).numbers["standing_queries"] == 3 and s, "the view is renewed")
+    assert (status.numbers["standing_tombstones"], status.numbers["standing_lag_offsets"]) == (1, 0)
+    assert REGISTRY.get_sample_value("penstock_standing_queries") == 3
+    first.stop()
+    queries.publish(ended("t", 3), standing("gone", 1))  # later than its end, and older
+    second = start().ready()
+    assert sum(queries.opened[-1].values()) == 5
+    assert matching(second, posting) == [["s", "u"]]
+    told = second.client.standing(StandingRequest(subscription_ids=("t", "gone", "s")), CALL_S)
+    assert (told.versions, told.in_force) == ((3, 2, 1), (False, False, True))
+
+
+def test_a_role_is_ready_when_both_logs_have_been_read(log, queries, start):
+    queries.publish(standing("s"))
+    queries.away = "no topic alerts.query.v1"
+    role = start()
+    status = eventually(lambda: "alerts.query.v1" in (s := role.status()).reason and s, "it says so")
+    assert not status.ready and status.reason.startswith("standing queries: ")
+    with pytest.raises(CallError, match=r"alerts\.query\.v1") as error:
+        matching(role, upsert("p"))
+    assert error.value.retryable
+    queries.away = ""
+    assert matching(role.ready(), upsert("p")) == [["s"]]
+
+
+def test_records_that_are_no_standing_queries_become_dead_letters(queries, start):
+    queries.append(b"garbage")
+    colour = replace(is_in("company", "x"), field="colour")
+    queries.publish(standing("bad", filters=colour), standing("worse", threshold=float("nan")), partition=0)
+    queries.publish(standing("ill", vector=query([float("inf")] * 6)), standing("well"), partition=0)
+    role = start().ready()
+    assert matching(role, upsert("p")) == [["well"]]
+    found = [(record.offset, str(error)) for record, error in role.query_letters.letters]
+    assert [offset for offset, _ in found] == [0, 1, 2, 3]
+    assert "filters.field" in found[1][1] and "threshold" in found[2][1] and "vector.dense" in found[3][1]
+    assert role.letters.letters == []
+    assert eventually(lambda: role.status().numbers["standing_refused"] == 4, "they are counted")
+
+
+def test_standing_queries_that_the_snapshot_lacks_come_from_the_log(queries, start, monkeypatch):
+    queries.publish(standing("s"))
+    first = start(snapshot_interval_s=0.0).ready()
+    eventually(lambda: first.status().texts["standing_snapshot"], "a snapshot while serving")
+    queries.publish(ended("s", 2), standing("t"))
+    eventually(lambda: in_force(first, "s", "t") == (False, True), "followed")
+    first.crash(monkeypatch)
+    assert matching(start().ready(), upsert("p")) == [["t"]]
+
+
+def test_a_standing_loop_that_cannot_go_on_ends_the_role(log, queries, start, monkeypatch):
+    from penstock.retrieval.shard import Shard
+
+    honest = Shard.run
+
+    def run(self, stop, ready):
+        if self._source is queries:
+            raise RuntimeError("a fault nobody thought of")
+        honest(self, stop, ready)
+
+    monkeypatch.setattr(Shard, "run", run)
+    role = start()
+    eventually(lambda: not role.thread.is_alive(), "the role ended")
+    assert [str(error) for error in role.failed] == ["a fault nobody thought of"]
+    role.failed.clear()

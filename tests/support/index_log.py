@@ -1,4 +1,4 @@
-"""index.update.v1 in memory, as a retrieval shard reads it: `Source` and `Feed`, and a place for dead letters."""
+"""A log in memory, as a retrieval shard reads it: `Source` and `Feed`, and a place for dead letters."""
 
 import threading
 import time
@@ -20,10 +20,11 @@ class IndexLog:
         self.fault = None
         self.opened = []  # the offsets each feed began with
 
-    def publish(self, *updates, partition=None):
-        for update in updates:
-            raw = codec(IndexUpdate).encode(update)
-            self.append(raw, len(update.posting_id) % len(self.partitions) if partition is None else partition)
+    def publish(self, *records, partition=None):
+        for record in records:
+            id_ = record.posting_id if isinstance(record, IndexUpdate) else record.subscription_id
+            raw = codec(type(record)).encode(record)
+            self.append(raw, len(id_) % len(self.partitions) if partition is None else partition)
 
     def append(self, raw, partition=0, key=b"key"):
         with self.changed:
