@@ -1,4 +1,4 @@
-"""The slow lane, through the real broker, the real Flink and the real roles: refined when all is well, healed when not."""
+"""The slow lane, through the real broker, Flink and roles: postings refined when all is well, healed when not."""
 
 import pytest
 from system import eventually, posting
