@@ -7,6 +7,7 @@ submitted, rather than ignored. `settings.kafka.java` is for this client alone a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -27,7 +28,8 @@ from pyflink.datastream.connectors.kafka import (
 from penstock.infra.settings import KafkaSettings, SettingsError
 from penstock.schemas.topics import DEAD_LETTER_BYTES, Topic
 
-ASK_S = 10.0  # how long the broker may take to say where a topic ends
+ASK_S = 10.0  # how long the broker may take to answer one question about where a topic ends
+PATIENCE_S, ASK_AGAIN_S = 60.0, 0.2  # and how long it may have no answer yet
 # A record waits this long for company. At a few hundred a second each alone would cost the broker more than everything
 # else that it does, since every consumer of the topic fetches once for each.
 LINGER_MS = "10"
@@ -182,24 +184,36 @@ def from_here(topic: Topic, kafka: KafkaSettings, *, job: str) -> KafkaOffsetsIn
     The end is looked up now, by whoever submits: a job that fails over before its first checkpoint begins again at the
     same records, where "latest" would have moved on past some. Partitions added later are read from their beginning.
     """
-    group = _group(kafka, job)
-    consumer = Consumer(kafka.properties() | {"group.id": group, "enable.auto.commit": False})
+    consumer = Consumer(kafka.properties() | {"group.id": _group(kafka, job), "enable.auto.commit": False})
+    give_up = time.monotonic() + PATIENCE_S
     try:
-        partitions = consumer.list_topics(topic.name, timeout=ASK_S).topics[topic.name].partitions
-        asked = [TopicPartition(topic.name, number) for number in partitions]
-        offsets = {}
-        for each in consumer.committed(asked, timeout=ASK_S) if asked else ():
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic.name, each.partition), timeout=ASK_S)
-            at = each.offset if each.offset >= 0 else high
-            offsets[KafkaTopicPartition(topic.name, each.partition)] = max(low, at)
-    except KafkaException as error:
-        raise SettingsError(
-            f"kafka.bootstrap_servers: {kafka.bootstrap_servers} does not say where {topic.name} ends ({error}): "
-            "submit from where the brokers are reachable"
-        ) from error
+        while True:
+            try:
+                positions = _positions(consumer, topic)
+                break
+            except KafkaException as error:
+                # A broker that has just begun has no coordinator for the group yet.
+                if not error.args[0].retriable() or time.monotonic() > give_up:
+                    raise SettingsError(
+                        f"kafka.bootstrap_servers: {kafka.bootstrap_servers} does not say where {topic.name} ends "
+                        f"({error}): submit from where the brokers are reachable"
+                    ) from error
+            time.sleep(ASK_AGAIN_S)
     finally:
         consumer.close()
+    offsets = {KafkaTopicPartition(topic.name, partition): offset for partition, offset in positions.items()}
     return KafkaOffsetsInitializer.offsets(offsets, KafkaOffsetResetStrategy.EARLIEST)
+
+
+def _positions(consumer: Consumer, topic: Topic) -> dict[int, int]:
+    """Partition -> committed offset, or else its end. Raises KafkaException."""
+    partitions = consumer.list_topics(topic.name, timeout=ASK_S).topics[topic.name].partitions
+    asked = [TopicPartition(topic.name, number) for number in partitions]
+    positions = {}
+    for each in consumer.committed(asked, timeout=ASK_S) if asked else ():
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic.name, each.partition), timeout=ASK_S)
+        positions[each.partition] = max(low, each.offset if each.offset >= 0 else high)
+    return positions
 
 
 def read(
@@ -253,7 +267,12 @@ def write(stream: DataStream, name: str, kafka: KafkaSettings, *, uid: str) -> N
         .set_record_serializer(records)
         .set_delivery_guarantee(DeliveryGuarantee.AT_LEAST_ONCE)
     )
-    properties = {"linger.ms": LINGER_MS, "acks": "all", "max.request.size": str(DEAD_LETTER_BYTES), **java_properties(kafka)}
+    properties = {
+        "linger.ms": LINGER_MS,
+        "acks": "all",
+        "max.request.size": str(DEAD_LETTER_BYTES),
+        **java_properties(kafka),
+    }
     for key, value in properties.items():
         builder.set_property(key, value)
     stream.sink_to(builder.build()).name(f"write {name}").uid(uid)
