@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import structlog
 from prometheus_client import Counter
 
+from penstock.infra import tracing
 from penstock.infra.telemetry import DEAD_LETTERS, DEGRADED
 from penstock.retrieval.encoder.enriching import Made
 from penstock.retrieval.enrichment.choose import choose
@@ -174,6 +175,7 @@ class EnrichLoop:
                 out += self._refused(record, "decode", error)
         choice = choose(requests, self._now_ms())
         wanted = self._mine(choice.chosen, requests)
+        began_ms = self._now_ms()
         made = self.lane.make([requests[position].text for position in wanted]) if wanted else []
         self.lane.bucket.spend(len(wanted))
         answers = 0
@@ -188,7 +190,7 @@ class EnrichLoop:
             elif one.enrichment.vector is None:
                 skipped["no_words"] += 1
             else:
-                out.append(self._answer_message(requests[position], one))
+                out.append(self._answer_message(requests[position], one, began_ms))
                 answers += 1
         self._deliver(out)
         self._account(answers, len(out) - answers, skipped)
@@ -201,7 +203,8 @@ class EnrichLoop:
             raise MalformedRecord("no value: a request is a record, there is nothing to delete here")
         return self._requests.decode(record.value)
 
-    def _answer_message(self, request: EnrichRequest, made: Made) -> _Message:
+    def _answer_message(self, request: EnrichRequest, made: Made, began_ms: int) -> _Message:
+        stage, until = f"enrich.{self.lane.name}", self._now_ms()
         answer = EnrichedPosting(
             posting_id=request.posting_id,
             version=request.version,
@@ -209,7 +212,7 @@ class EnrichLoop:
             text_hash=request.text_hash,
             enrichment=made.enrichment,
             heals=self.lane.heals,
-            trace=request.trace,
+            trace=tracing.passed(stage, request.trace, began_ms, until, posting_id=request.posting_id),
         )
         return _Message(topics.ENRICHED.name, topics.ENRICHED.key(answer).encode(), self._answers.encode(answer))
 
