@@ -76,6 +76,14 @@ async def get_posting(
     row = reply.rows[0]
     update = row.update
     if row.state is RowState.ABSENT or update is None:
+        if wanted is not None:
+            raise Problem(
+                404,
+                f"there is no posting with this id, not within {wait_ms} ms: version {min_version} was not published, "
+                "was refused, or is still on its way",
+                field="posting_id",
+                given=posting_id,
+            )
         raise not_found("posting", posting_id)
     held = HeldPosting(
         posting_id=posting_id,

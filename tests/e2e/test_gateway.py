@@ -90,7 +90,7 @@ class Stream:
 
     def __init__(self, http, person_id):
         self.alerts, self.resumed, self.last = [], 0, None
-        self._url, self._person_id = f"{http.base_url}v1/alerts/stream", person_id
+        self._url, self._person_id = f"{str(http.base_url).rstrip('/')}/v1/alerts/stream", person_id
         self._stop = threading.Event()
         self.open = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -174,7 +174,9 @@ def test_what_the_gateway_no_longer_keeps_is_streamed_from_the_topic(system, htt
     system.publish(topics.ALERTS, *(alert(person, n) for n in range(count)))
     got = []
     params = {"person_id": person, "after": "beginning"}
-    with httpx.stream("GET", f"{http.base_url}v1/alerts/stream", params=params, timeout=PATIENCE) as answer:
+    with httpx.stream(
+        "GET", f"{str(http.base_url).rstrip('/')}/v1/alerts/stream", params=params, timeout=PATIENCE
+    ) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: ") and '"alert_id"' in line:
                 got.append(json.loads(line[6:])["alert_id"])
