@@ -19,6 +19,7 @@ from confluent_kafka import (
     Consumer,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
+    KafkaError,
     KafkaException,
     TopicPartition,
 )
@@ -40,6 +41,7 @@ IDS_FOR_S = 10.0  # how long the names of a task's metrics are good
 IDS_A_CALL = 60
 OLDEST_S = 0.3  # for the oldest unread record of a consumer that is behind
 QUIET: dict[str, Any] = {"log_level": 0, "socket.timeout.ms": 2_000, "reconnect.backoff.max.ms": 1_000}
+_AWAY = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN)
 _WANTED = (".pendingRecords", ".currentEmitEventTimeLag", ".numRecordsIn")
 
 
@@ -227,7 +229,9 @@ def _short(error: BaseException) -> str:
         reason = error.reason
         return str(reason.strerror or reason).lower() if isinstance(reason, OSError) else str(reason)
     if isinstance(error, KafkaException):
-        return str(error.args[0].str()) if hasattr(error.args[0], "str") else str(error)
+        cause = error.args[0]
+        away = isinstance(cause, KafkaError) and cause.code() in _AWAY
+        return "kafka does not answer" if away else str(error)
     if isinstance(error, FlinkUnreachable):
         return "flink does not answer"
     return str(error) or type(error).__name__

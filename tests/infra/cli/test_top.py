@@ -211,7 +211,7 @@ def test_one_look_at_a_system_that_is_not_there(nothing_is_up):
     assert found["ranker"] == "connection refused"
     assert found["retrieval"] == "no endpoint: metrics.retrieval is 0"
     assert found["postings"] == "flink does not answer"
-    assert found["producers"]
+    assert found["producers"] == "kafka does not answer"
 
 
 def test_a_live_view_wants_a_terminal(nothing_is_up):
