@@ -20,6 +20,7 @@ from penstock.ranker.cache import Cached, Computed, PairVersion, ScoreCache
 from penstock.ranker.policy import order
 from penstock.ranker.records import Records
 from penstock.ranker.stages import Stages
+from penstock.schemas.events import IndexUpdate
 from penstock.schemas.rpc import Hit
 
 _CLIP = 1e-9  # keeps log-odds finite
@@ -101,6 +102,11 @@ def below(rest: NDArray[np.float64], top: NDArray[np.float64]) -> NDArray[np.flo
     return scaled
 
 
+def _item(hit: Hit, update: IndexUpdate) -> ScoringItem:
+    """Only a row or a query without a dense plane makes a dense product of exactly 0."""
+    return ScoringItem(hit.dense, hit.lexical, update, has_dense=hit.dense != 0.0)
+
+
 def _cached(
     scorer: Scorer,
     cache: ScoreCache,
@@ -121,11 +127,7 @@ def _cached(
             updates = records.get(at)
         rows = np.full((len(at), width), np.nan)
         live = [place for place, update in enumerate(updates) if update is not None]
-        items = [
-            ScoringItem(hits[at[place]].dense, hits[at[place]].lexical, update)
-            for place, update in enumerate(updates)
-            if update is not None
-        ]
+        items = [_item(hits[at[place]], update) for place, update in enumerate(updates) if update is not None]
         with stages.stage("score"):
             if items:
                 scores = scorer.score(query, items)

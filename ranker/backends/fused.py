@@ -1,7 +1,8 @@
 """The embedded scorer: one logistic line over the features of a pair, calibrated; microseconds a pair, no model.
 
-p = sigmoid(weights . features + intercept), which is monotone in the line, so order and probability agree. The parts
-of a score are the line's terms in log-odds, gathered by what they are about: they sum to the log-odds of p.
+p = sigmoid(weights . features + intercept), which is monotone in the line, so order and probability agree. Where nobody
+could compute the dense product, what the words let one expect stands in for it (expectation.py). The parts of a score
+are the line's terms in log-odds, gathered by what they are about: they sum to the log-odds of p.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import structlog
 from numpy.typing import NDArray
 
 from penstock.ranker.backends import features, hints
+from penstock.ranker.backends.expectation import DenseExpectation
 from penstock.ranker.backends.features import FEATURES, ItemFeatures, Rarity, compute, query_features
 from penstock.ranker.backends.scorer import Scores, ScoringItem, ScoringQuery
 from penstock.ranker.errors import UnfitScorer
@@ -50,8 +52,11 @@ _ABOUT = {
 class FusedScorer:
     """Immutable once made; safe to share between threads."""
 
-    def __init__(self, source: bytes, name: str) -> None:
-        """`source` is what training/fused_scorer.py writes. Raises UnfitScorer saying what is wrong with it."""
+    def __init__(self, source: bytes, name: str, expectation: DenseExpectation | None = None) -> None:
+        """`source` is what training/fused_scorer.py writes. Raises UnfitScorer saying what is wrong with it.
+
+        Without an `expectation` an unknown dense product counts as 0.
+        """
         content = _parsed(source, name)
         self._weights = np.array(content["weights"], dtype=np.float64)
         self._intercept = float(content["intercept"])
@@ -61,7 +66,8 @@ class FusedScorer:
         abouts = [_about(feature) for feature in FEATURES]
         self.part_names = tuple(dict.fromkeys(("base", *abouts)))
         self._gather = np.array([[about == part for part in self.part_names] for about in abouts], dtype=np.float64)
-        self.model_id = f"fused:{_digest(source)}"
+        self._expectation = expectation
+        self.model_id = f"fused:{_digest(source, expectation.source if expectation is not None else b'')}"
 
     @classmethod
     def shipped(cls) -> FusedScorer:
@@ -71,12 +77,15 @@ class FusedScorer:
             source = file.read_bytes()
         except OSError as error:
             raise UnfitScorer(f"{file} is missing: install the whole wheel, or run training/fused_scorer.py") from error
-        return cls(source, str(file))
+        return cls(source, str(file), DenseExpectation.shipped())
 
     def score(self, query: ScoringQuery, items: Sequence[ScoringItem]) -> Scores:
         if query.vector is not None and self._space_id not in (None, query.vector.space_id):
             self._warn(query.vector.space_id)
         values = compute(query_features(query.text, self._rarity), [item_features(item) for item in items])
+        if self._expectation is not None:
+            unknown = np.array([not item.has_dense for item in items], dtype=np.bool_)
+            self._expectation.fill(values, unknown)
         terms = values * self._weights
         parts = terms @ self._gather
         parts[:, 0] += self._intercept
@@ -148,9 +157,9 @@ def _parsed(source: bytes, name: str) -> Mapping[str, Any]:
 _REMEDY = "install the whole wheel again, or make it with training/fused_scorer.py"
 
 
-def _digest(source: bytes) -> str:
+def _digest(*sources: bytes) -> str:
     """12 hex digits of the weights and of the code that computes the features: both make the score."""
-    digest = hashlib.blake2b(source, digest_size=6)
+    digest = hashlib.blake2b(b"".join(sources), digest_size=6)
     for module in (features, hints, text):
         if module.__file__ is not None:
             digest.update(Path(module.__file__).read_bytes())

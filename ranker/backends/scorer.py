@@ -40,6 +40,7 @@ class ScoringItem:
     dense: float
     lexical: float
     update: IndexUpdate  # an UPSERT; its vector is not needed
+    has_dense: bool = True  # False: nobody could compute `dense`, which is 0 then
 
 
 @dataclass(frozen=True, slots=True)

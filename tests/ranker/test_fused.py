@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.ranker.backends.expectation import DenseExpectation
 from penstock.ranker.backends.features import FEATURES
 from penstock.ranker.backends.fused import FusedScorer, item_features
 from penstock.ranker.backends.scorer import Scores, ScoringItem, ScoringQuery
@@ -112,3 +114,27 @@ def test_the_shipped_scorer_tells_a_good_posting_from_a_bad_one():
     query = ScoringQuery("registered nurse night shift", None)
     good, bad = scorer.score(query, [item("Registered Nurse", 0.6, 0.5), item("Welder", 0.05, 0.0)]).p
     assert 0 < bad < 0.3 < good < 1
+
+
+def test_an_unknown_dense_product_is_expected_from_the_words():
+    scorer, alone = FusedScorer.shipped(), ScoringQuery("registered nurse in ohio", None)
+    named, other = item("Registered Nurse", 0.0, 0.2), item("Welder", 0.0, 0.0)
+    unknown = [replace(each, has_dense=False) for each in (named, other)]
+    zero, expected = scorer.score(alone, [named, other]).p, scorer.score(alone, unknown).p
+    good = scorer.score(alone, [replace(named, dense=0.6)]).p[0]
+    assert expected[0] > expected[1], "the order is that of the words"
+    assert zero[0] < expected[0] < 2 * good, "not taken for a pair with nothing in common, nor for a sure one"
+    assert expected[1] < 0.2
+    mixed = scorer.score(alone, [unknown[0], named]).p
+    assert mixed.tolist() == [expected[0], zero[0]], "a pair's score is its own"
+
+
+def test_an_expectation_that_does_not_fit_is_refused():
+    for broken in (
+        b"{}",
+        b'{"of": ["nothing"], "weights": [1], "intercept": 0}',
+        b'{"of": [], "weights": [1], "intercept": 0}',
+    ):
+        with pytest.raises(UnfitScorer, match=r"training/dense_expectation\.py"):
+            DenseExpectation(broken, "test.json")
+    assert FusedScorer.shipped().model_id != made().model_id
