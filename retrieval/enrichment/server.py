@@ -115,7 +115,8 @@ class Worker:
         self._stop.set()
         give_up = time.monotonic() + STOP_S
         for thread in self._threads:
-            thread.join(max(0.0, give_up - time.monotonic()))
+            if thread.ident is not None:  # it was started
+                thread.join(max(0.0, give_up - time.monotonic()))
 
     def status(self, _request: StatusRequest, _context: grpc.ServicerContext) -> RoleStatus:
         if self._reason or time.monotonic() - self._proven > PROVEN_S:
