@@ -152,7 +152,7 @@ class AlertsSettings(_Section):
 
     analyze_timeout_ms: PositiveInt = 800
     threshold: float = Field(
-        0.45, ge=0, allow_inf_nan=False, description="hybrid score from which a posting matches a subscription's words"
+        0.60, ge=0, allow_inf_nan=False, description="hybrid score from which a posting matches a subscription's words"
     )
     percolate_batch: PositiveInt = 64
     percolate_timeout_ms: PositiveInt = Field(2_000, description="of one call; it is asked again until answered")
