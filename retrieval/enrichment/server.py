@@ -105,8 +105,7 @@ class Worker:
         """Proves every path once, then starts the loops. Raises BadForward or whatever the encoder raises."""
         self._forward()
         for one in (self.heal, self.refine):
-            LAG.labels(one.lane.name).set_function(lambda one=one: one.tally.lag)
-            RATE.labels(one.lane.name).set_function(lambda one=one: one.rate.per_s(time.monotonic()))
+            _export(one)
         for thread in self._threads:
             thread.start()
 
@@ -174,6 +173,12 @@ class Worker:
         self._summarizer.item_text(posting, self._summarizer.summarize(posting))
         self._proven = time.monotonic()
         self._reason = ""
+
+
+def _export(loop: EnrichLoop) -> None:
+    """Let Prometheus read a loop's numbers where they are, at every scrape."""
+    LAG.labels(loop.lane.name).set_function(lambda: loop.tally.lag)
+    RATE.labels(loop.lane.name).set_function(lambda: loop.rate.per_s(time.monotonic()))
 
 
 def serve(
