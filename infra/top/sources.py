@@ -54,7 +54,7 @@ class Sources:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._rest = Rest(settings.flink.rest, TIMEOUT_S)
         self._ids: dict[str, tuple[float, list[str]]] = {}
-        properties = {**QUIET, **settings.kafka.properties(), "error_cb": lambda _error: None}
+        properties = {**QUIET, **settings.kafka.properties()}
         self._admin = AdminClient(properties)
         self._reader = Consumer(
             {
@@ -68,7 +68,7 @@ class Sources:
         self._pool = ThreadPoolExecutor(len(ROLES) + 3, thread_name_prefix="top")
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)  # nobody may hold the clients when they go
         self._reader.close()
 
     def look(self) -> Reading:
@@ -79,7 +79,7 @@ class Sources:
             def run() -> T:
                 try:
                     return ask()
-                except (OSError, ValueError, KeyError, KafkaException, FlinkUnreachable, psutil.Error) as error:
+                except Exception as error:  # whatever it is, its row says so and the others are shown
                     troubles[name] = _short(error)
                     return nothing
 

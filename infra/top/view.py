@@ -41,7 +41,8 @@ def _lines(row: Row, gap: str, width: int) -> list[Text]:
 
 def _beside(part: Part) -> Text:
     if part.rss_bytes is None:
-        return Text.assemble((f"{part.name} ", ""), (part.trouble, "red"))
+        named = "" if part.trouble.startswith(part.name) else f"{part.name} "
+        return Text.assemble(named, (part.trouble, "red"))
     return Text.assemble((f"{part.name} ", "dim"), f"{size(part.rss_bytes)} {share(part.cpu)}")
 
 

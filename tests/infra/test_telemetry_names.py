@@ -70,9 +70,9 @@ def of_operators():
         names |= {name.split("{")[0] for name in context.values}
     from penstock.jobs.operators import deliver, percolate, scores, subscriptions
 
-    for module in (deliver, percolate, scores, subscriptions):
+    for module in (deliver, percolate, scores):
         names |= {f"penstock_alerts_{name}_total" for name in module.COUNTED}
-    return names
+    return names | {f"penstock_subscriptions_{name}_total" for name in subscriptions.COUNTED}
 
 
 def test_every_metric_of_the_roles_has_the_prefix_a_base_unit_and_help(registered):
