@@ -58,7 +58,7 @@ lock: setup ## resolve pyproject.toml again into infra/requirements.lock and the
 	@.venv/bin/uv pip compile --generate-hashes --universal --python-version 3.11 --extra dev \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header -q pyproject.toml -o infra/requirements.lock
 	@for image in "roles --extra serve --extra gateway --extra tracing" "flink --extra jobs --extra tracing"; do set -- $$image; \
-	  printf '%s\n' 'setuptools>=77' pip | .venv/bin/uv pip compile --generate-hashes --universal \
+	  printf '%s\n' 'setuptools>=77' pip | .venv/bin/uv pip compile --generate-hashes --python-platform x86_64-manylinux_2_34 \
 	    --python-version 3.11 "$${@:2}" -c infra/requirements.lock --no-emit-index-url --no-emit-find-links \
 	    --no-annotate --no-header -q pyproject.toml - -o infra/compose/$$1.lock || exit 1; done
 

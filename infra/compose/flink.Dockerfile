@@ -18,7 +18,7 @@ RUN { command -v java >/dev/null \
            && apt-get install -y -qq --no-install-recommends openjdk-17-jre-headless && rm -rf /var/lib/apt/lists/*; }; } \
  && { [ -x /opt/penstock/bin/python ] || python3 -m venv /opt/penstock; } \
  && /opt/penstock/bin/python -m pip install --no-cache-dir --no-compile --disable-pip-version-check -q \
-      --require-hashes -r /tmp/build/flink.lock \
+      --no-deps --require-hashes -r /tmp/build/flink.lock \
  && useradd --uid 1000 --create-home penstock \
  && install -d -o penstock -g penstock /var/lib/penstock /var/lib/penstock/flink /var/lib/penstock/flink/checkpoints
 COPY --from=jars /opt/jars/flink /opt/jars/flink

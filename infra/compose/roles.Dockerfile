@@ -9,10 +9,11 @@ ARG ACCELERATOR=cpu
 # An index of your own, for this step alone: --build-arg PIP_INDEX_URL=...
 ARG PIP_INDEX_URL
 COPY infra/compose/roles.lock infra/compose/prune.py /tmp/build/
-# A base that has the locked packages already (tests/e2e/images) has nothing to fetch here.
+# The lock is complete (and leaves out what pyproject.toml overrides): no dependencies are looked for. A base that has
+# the packages already (tests/e2e/images) has nothing to fetch here.
 RUN { [ -x /opt/penstock/bin/python ] || python3 -m venv /opt/penstock; } \
  && /opt/penstock/bin/python -m pip install --no-cache-dir --no-compile --disable-pip-version-check -q \
-      --require-hashes -r /tmp/build/roles.lock \
+      --no-deps --require-hashes -r /tmp/build/roles.lock \
  && { [ "$ACCELERATOR" = cuda ] || /opt/penstock/bin/python /tmp/build/prune.py; } \
  && useradd --uid 1000 --create-home penstock \
  && install -d -o penstock -g penstock /var/lib/penstock
