@@ -1,7 +1,9 @@
 """What becomes of a posting, for any order, repetition and interleaving of its events."""
 
+import pickle
 from dataclasses import replace
 
+import cloudpickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,19 @@ from penstock.jobs.operators.posting_state import (
     plain_text,
 )
 from penstock.schemas import validate
-from penstock.schemas.events import EnrichedPosting, Enrichment, IndexOp, Op, Posting, Vector
+from penstock.schemas.events import (
+    EnrichedPosting,
+    Enrichment,
+    IndexOp,
+    Location,
+    Op,
+    PayPeriod,
+    Posting,
+    Promotion,
+    Remote,
+    Salary,
+    Vector,
+)
 from penstock.schemas.states import PostingState
 
 NOW = 1_000_000
@@ -48,6 +62,19 @@ def arrival(posting: Posting, enrichment: Enrichment | None = None) -> Arrival:
 
 
 BASE = Posting(posting_id="p", version=1, title="Nurse", description="Cares.")
+RICH = Posting(
+    posting_id="p",
+    version=1,
+    title="Nurse",
+    description="Cares.",
+    location=Location(text="Columbus, Ohio", country="US", lat=39.96, lon=-83.0),
+    remote=Remote.HYBRID,
+    salary=Salary(min=35.0, max=42.0, currency="USD", period=PayPeriod.HOUR),
+    skills=("triage", "phlebotomy"),
+    promotion=Promotion(campaign_id="c", bid=0.5),
+    expires_at=FAR,
+    trace="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+)
 
 
 def published(posting: Posting = BASE, enrichment: Enrichment | None = None, state=None) -> Transition:
@@ -337,3 +364,11 @@ def test_state_survives_its_bytes(version):
     state = published(replace(BASE, version=version)).state
     packed = codec(PostingState).encode_unbounded(state)
     assert codec(PostingState).decode_unbounded(packed) == state
+
+
+@pytest.mark.parametrize("enrichment", [None, Enrichment(), fast()])
+@pytest.mark.parametrize("posting", [BASE, RICH, Posting(posting_id="p", version=2, op=Op.DELETE)])
+def test_an_arrival_crosses_between_operators_unchanged(posting, enrichment):
+    before = arrival(posting, enrichment)
+    for pickler in (pickle, cloudpickle):  # in the TaskManager's own Python, and on the way to and from a process
+        assert pickle.loads(pickler.dumps(before)) == before
