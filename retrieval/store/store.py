@@ -30,7 +30,7 @@ from penstock.retrieval.search.order import stable_hash
 from penstock.retrieval.store.columns import Columns
 from penstock.retrieval.store.errors import EpochGone, HashCollision
 from penstock.retrieval.store.ordering import reduce_batch
-from penstock.retrieval.store.planes import REFUSED, Planes
+from penstock.retrieval.store.planes import DENSE, REFUSED, Planes
 from penstock.retrieval.store.records import (
     NO_SLOT,
     STATE_OF_OP,
@@ -387,7 +387,7 @@ class Store:
                 tombstones=len(self._entries) - len(held),
                 held_dead=self._slots.dead,
                 capacity=self._slots.capacity,
-                without_vector=int(np.count_nonzero((held & ~np.uint8(REFUSED)) == 0)),
+                without_vector=int(np.count_nonzero((held & np.uint8(DENSE)) == 0)),
                 vectors_refused=int(np.count_nonzero(held & REFUSED)),
                 stale=self._stale,
                 collisions=self._collisions,
