@@ -3,6 +3,8 @@
 Named candidates are scored by the same exact search, restricted to their ids: so the caller's filters hold for them
 too, and their dense and lexical scores are the ones any search would give. Those without a vector are found by a second
 search without one, and score 0. Who does not pass the filters, or is not live, is left out.
+
+Where it stands: life-of-a-query.md, step 6.
 """
 
 from __future__ import annotations

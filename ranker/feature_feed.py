@@ -9,6 +9,8 @@
 
 While Redis or the registry is away the batch is kept, the partitions are paused and the consumer stays in its group:
 nothing is lost. When nothing comes, 1 is checked about every second, so that a flush on a quiet topic is healed too.
+
+Where it stands: life-of-a-posting.md, step 7.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ cache      scores already known of these posting versions
 features   the postings behind the others
 score      the others
 reply      order, page, cursor
+
+Where it stands: life-of-a-query.md, step 5.
 """
 
 from __future__ import annotations

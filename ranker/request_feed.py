@@ -9,6 +9,8 @@
 
 A crash between 4 and 5 answers again: results are idempotent by request_id. Kafka may hold half of the queue at most,
 so that interactive callers find room while a backlog is worked off.
+
+Where it stands: life-of-a-query.md, step 4.
 """
 
 from __future__ import annotations

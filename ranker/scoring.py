@@ -5,6 +5,8 @@ the mean of both log-odds (both judges count equally until a trained combination
 fused score, scaled down by one factor for all where the best of them would otherwise pass the worst that the language
 model saw: it judged those to be compared, and the rest was already below them by the same cheap score. So the order is
 by score everywhere, and within each part it is that part's own.
+
+Where it stands: life-of-a-query.md, step 7.
 """
 
 from __future__ import annotations

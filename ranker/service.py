@@ -3,6 +3,8 @@
 A request is submitted from gRPC or Kafka alike and gets a future. Invariant: every future ends, with a result or with
 an error that names stage and cause; a request whose deadline has passed or whose caller left never costs a worker
 more than saying so. A worker outlives whatever a request does to it.
+
+Where it stands: life-of-a-query.md, step 8.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 prepare   a posting without a vector gets the lexical plane of its words, so that words find it
 account   freshness is observed, what was left out is counted, and an update's trace goes on
+
+Where it stands: life-of-a-posting.md, step 6.
 """
 
 from __future__ import annotations

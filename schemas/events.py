@@ -2,6 +2,8 @@
 
 Common to all: `tenant`; ids are strings of at most 256 bytes; times are epoch milliseconds; every enum has UNKNOWN,
 which an unknown symbol becomes; `trace` is a W3C traceparent. When an event was produced is its Kafka timestamp.
+
+Where it stands: life-of-a-posting.md, step 1; life-of-an-alert.md, step 1.
 """
 
 from __future__ import annotations

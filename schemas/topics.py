@@ -1,4 +1,7 @@
-"""The only place that names topics: what each carries, its key, partitions, retention and compaction."""
+"""The only place that names topics: what each carries, its key, partitions, retention and compaction.
+
+Where it stands: life-of-a-posting.md, step 1.
+"""
 
 from __future__ import annotations
 

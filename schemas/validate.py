@@ -1,6 +1,8 @@
 """The rules a well-formed event must also keep. Pure: the caller passes the time.
 
 Each function returns nothing and raises InvalidRecord naming the field. Over-long input is refused, never cut.
+
+Where it stands: life-of-an-alert.md, step 2.
 """
 
 from __future__ import annotations

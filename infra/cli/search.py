@@ -1,4 +1,7 @@
-"""`penstock search` and `penstock get`: what a person may ask of the index."""
+"""`penstock search` and `penstock get`: what a person may ask of the index.
+
+Where it stands: life-of-a-query.md, step 1.
+"""
 
 from __future__ import annotations
 

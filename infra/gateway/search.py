@@ -1,4 +1,7 @@
-"""/v1/search: a person's or a program's query through the ranker, each item with its posting beside it."""
+"""/v1/search: a person's or a program's query through the ranker, each item with its posting beside it.
+
+Where it stands: life-of-a-query.md, step 1.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ Invariants, for any order, repetition and interleaving of a person's events:
 - no alert for a subscription that is known here to be deleted, paused, snoozed or to ask for something else now;
 - none for a posting that has expired;
 - one alert for a person, a posting and a material class, as long as it is remembered.
+
+Where it stands: life-of-an-alert.md, step 7.
 """
 
 from __future__ import annotations

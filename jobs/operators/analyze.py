@@ -1,4 +1,7 @@
-"""Understanding and embedding of queries on their way to the ranker, with the same care for time as `enrich`."""
+"""Understanding and embedding of queries on their way to the ranker, with the same care for time as `enrich`.
+
+Where it stands: life-of-a-query.md, step 3.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 One packed value of state per person. The daily caps are claimed from the ledger between weighing and sending, so that
 everything that could silence an alert is looked at when it leaves. While Redis is away this waits, and after a while
 fails over: late, never wrong. Side output: what the ranker should score.
+
+Where it stands: life-of-an-alert.md, step 9.
 """
 
 from __future__ import annotations

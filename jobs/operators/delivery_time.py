@@ -3,6 +3,8 @@
 First form: every alert goes to the feed at once and says from when on it may be shown. AUTO is INSTANT for now.
 A local time that a change to daylight saving skips is read as if the clock had not been changed; one that comes twice
 is its first.
+
+Where it stands: life-of-an-alert.md, step 9.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Records arrive one by one and concurrently; calls go out in batches. Three things keep a posting from waiting: answers
 are remembered by text, a call has a deadline, and a breaker stops waiting for a server that does not answer.
 Runs before the keyed operator: behind it nothing may hand records on in another order.
+
+Where it stands: life-of-a-posting.md, step 3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The front of every job: raw bytes become a checked event, or a dead letter that delays nobody."""
+"""The front of every job: raw bytes become a checked event, or a dead letter that delays nobody.
+
+Where it stands: life-of-a-posting.md, step 2; life-of-a-query.md, step 2.
+"""
 
 from __future__ import annotations
 

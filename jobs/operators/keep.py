@@ -2,6 +2,8 @@
 
 One packed value of state per posting id, read once and written once an event. Side outputs: what the slow lane should
 enrich, and what had to be refused.
+
+Where it stands: life-of-a-posting.md, step 5.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Sets of alert ids by local day, read and written by one script in one round trip, so that a replay neither doubles nor
 substitutes: an id that is in a set is let through again, whatever the order; others only while there is room.
 A day's sets live two days more, and count for the day after too, for a replay that crosses midnight.
+
+Where it stands: life-of-an-alert.md, step 8.
 """
 
 from __future__ import annotations

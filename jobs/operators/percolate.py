@@ -3,6 +3,8 @@
 A posting is never dropped for a shard's sake: what fails is asked again, with pauses, and after PATIENCE_S the job
 fails over and reads it again from its checkpoint. Only a posting that the shards refuse for what it is goes without.
 Each person's matches leave as one candidate, which carries the posting encoded once for all of them.
+
+Where it stands: life-of-a-posting.md, step 9; life-of-an-alert.md, step 5.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The ranker's answers to the alerts job: the echo comes back, and the match it was asked about has its score."""
+"""The ranker's answers to the alerts job: the echo comes back, and the match it was asked about has its score.
+
+Where it stands: life-of-an-alert.md, step 6.
+"""
 
 from __future__ import annotations
 

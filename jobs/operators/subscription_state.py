@@ -6,6 +6,8 @@ Invariants, for any order, repetition and interleaving of an id's events:
 - the last standing query emitted belongs to the highest accepted version whose words could be read;
 - versions never fall from one emitted standing query to the next;
 - words that nobody could read are never percolated as if there were none: that would match every posting.
+
+Where it stands: life-of-an-alert.md, step 3.
 """
 
 from __future__ import annotations

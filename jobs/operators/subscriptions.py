@@ -2,6 +2,8 @@
 
 While the models role is away nothing is lost and nobody waits: a subscription whose words nobody has read yet is kept,
 and its key's timer asks again with growing pauses. Deleted and paused ones need nobody.
+
+Where it stands: life-of-an-alert.md, step 3.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 `DeadlineQueue` is the policy, pure data under a clock that is passed in. `Admission` makes it safe for threads and
 lets workers wait. Invariant: what was offered and not refused leaves exactly once, as work, as expired or withdrawn.
 A later policy (costs, classes, tenants, slack) replaces `DeadlineQueue` behind the `Policy` protocol.
+
+Where it stands: life-of-a-query.md, step 4.
 """
 
 from __future__ import annotations

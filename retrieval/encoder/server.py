@@ -3,6 +3,8 @@
 Life of a call: gRPC thread -> cache -> its lane (queries before fresh postings before refinement) -> reply. One item
 that cannot be encoded is answered without a vector and counted; it never fails its batch. Ready means that a forward
 of a fixed text just gave a finite unit vector, and health repeats that forward when no other work has proven it.
+
+Where it stands: life-of-a-posting.md, step 3.
 """
 
 from __future__ import annotations

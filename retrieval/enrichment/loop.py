@@ -10,6 +10,8 @@
 
 Whatever fails between 2 and 7 leaves the batch uncommitted: it is read again, and the postings job drops answers that
 it has had. Two such loops make the role: one heals postings that have no vector, at once; one refines all, slowly.
+
+Where it stands: life-of-a-posting.md, step 8.
 """
 
 from __future__ import annotations

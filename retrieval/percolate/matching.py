@@ -6,6 +6,8 @@
 4. filters   … whose posting passes the query's tree: each distinct tree once a batch
 5. bound     the first postings whose matches fit a reply; at least one
 6. exact     scores in float64 on the stored values; what reaches the threshold is a match
+
+Where it stands: life-of-an-alert.md, step 5.
 """
 
 from __future__ import annotations

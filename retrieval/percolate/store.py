@@ -8,6 +8,8 @@ How a record becomes visible:
 
 State has one owner: `_writing` serialises the writer (apply, reclaim, capture, restore); `_lock` guards the entries.
 `percolate` takes the view once and no lock. Order: `_writing` before `_lock`.
+
+Where it stands: life-of-an-alert.md, step 4.
 """
 
 from __future__ import annotations

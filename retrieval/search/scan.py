@@ -6,6 +6,8 @@
 
 The bound is the classical one for a dot product of length n in any order of summation, |error| <= g(n) |x| |q| with
 g(n) = n u / (1 - n u) and u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+
+Where it stands: life-of-a-query.md, step 6.
 """
 
 from __future__ import annotations

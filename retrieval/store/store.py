@@ -11,6 +11,8 @@ A reader pins an epoch, takes its mask of visible rows, and works without the lo
 
 State has one owner: `_writing` serialises the writer (apply, reclaim, capture, restore); `_lock` guards what readers
 read together (births, deaths, entries, epoch, pins). Order: `_writing` before `_lock`.
+
+Where it stands: life-of-a-posting.md, step 6.
 """
 
 from __future__ import annotations

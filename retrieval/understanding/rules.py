@@ -2,6 +2,8 @@
 
 Precision before recall: a filter that is wrong hides good postings, one that is lacking merely leaves the work to the
 ranking. What the rules cost and gain on graded queries: training/understanding_report.py.
+
+Where it stands: life-of-a-query.md, step 3.
 """
 
 from __future__ import annotations
