@@ -9,11 +9,13 @@ a core, so it is first asked from here, by the same function, and its own check 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import compose_file
@@ -26,6 +28,7 @@ from system import eventually
 from penstock.infra import settings as settings_module
 from penstock.infra.compose import health
 from penstock.infra.local import config, ports
+from penstock.infra.local.flink import FlinkUnreachable, Rest
 from penstock.infra.settings import Settings
 
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # an image of its own; the fixture removes what it made
@@ -34,6 +37,7 @@ from testcontainers.core.network import Network
 
 DEADLINE = 240.0  # seconds for a service to become healthy, its image's first start on a busy machine included
 LABEL = "penstock.session"
+JOB_RECORD = "/var/lib/penstock/flink/checkpoints/jobs.json"  # penstock.infra.compose.jobs
 # Port variable of the compose file -> the setting through which programs on the host find the service.
 SETTINGS: dict[str, tuple[str, str, str]] = {
     "PENSTOCK_PORT_KAFKA": ("kafka", "bootstrap_servers", "127.0.0.1:{}"),
@@ -204,7 +208,20 @@ class ContainerStack:
             answer = container.exec_run(list(service.healthy))
         except APIError:  # it is not running at the moment
             return False
-        return bool(answer.exit_code == 0)
+        return bool(answer.exit_code == 0) and (service.name != "jobs" or self._deployed_since())
+
+    def _deployed_since(self) -> bool:
+        """Whether the jobs were deployed in the life of this TaskManager: a JobManager believes in a dead one."""
+        task_manager = self._container("taskmanager")
+        task_manager.reload()
+        life = datetime.fromisoformat(task_manager.attrs["State"]["StartedAt"][:26] + "+00:00").timestamp() * 1000
+        record = self._container("jobs").exec_run(["cat", JOB_RECORD])
+        rest = Rest(self.settings().flink.rest)
+        try:
+            jobs = [rest.job(ids[-1]) for ids in json.loads(record.output).values()]
+        except FlinkUnreachable:
+            return False
+        return all(job.healthy and job.deployed_ms >= life for job in jobs)
 
     def _container(self, part: str) -> docker.models.containers.Container:
         return self._containers[part].get_wrapped_container()
