@@ -25,7 +25,7 @@ from pyflink.java_gateway import get_gateway
 
 from penstock.infra.settings import Settings, load
 from penstock.jobs.operators.environment import job_environment
-from penstock.jobs.operators.intake import Intake, check_posting
+from penstock.jobs.operators.intake import DEAD_LETTERS, Intake, check_posting
 from penstock.jobs.operators.kafka import BYTES, java_properties
 from penstock.schemas.topics import POSTINGS
 
@@ -66,13 +66,15 @@ def build(env: StreamExecutionEnvironment, settings: Settings, out: str) -> None
         .set_properties(java_properties(settings.kafka))
         .build()
     )
-    nothing = get_gateway().jvm.org.apache.flink.streaming.api.functions.sink.v2.DiscardingSink()
-    (
-        env.from_source(source, WatermarkStrategy.no_watermarks(), "read", type_info=BYTES)
-        .process(Measured(settings, out), output_type=Types.PICKLED_BYTE_ARRAY())
-        .key_by(lambda arrival: arrival.posting.posting_id, key_type=Types.STRING())
-        .sink_to(Sink(nothing))
+    decoded = env.from_source(source, WatermarkStrategy.no_watermarks(), "read", type_info=BYTES).process(
+        Measured(settings, out), output_type=Types.PICKLED_BYTE_ARRAY()
     )
+    decoded.key_by(lambda arrival: arrival.posting.posting_id, key_type=Types.STRING()).sink_to(_nothing())
+    decoded.get_side_output(DEAD_LETTERS).sink_to(_nothing())
+
+
+def _nothing() -> Sink:
+    return Sink(get_gateway().jvm.org.apache.flink.streaming.api.functions.sink.v2.DiscardingSink())
 
 
 def main() -> None:
