@@ -21,7 +21,7 @@ class Part:
     what: str  # for people
     kind: Kind = Kind.PROCESS
     after: tuple[str, ...] = ()
-    deadline: float = 90.0  # to become healthy
+    deadline: float = 180.0  # to become healthy; a part that has died is told at once, this is for crowded machines
     stop_wait: int = 10  # between asking it to end and killing it
     outlives: bool = False  # stopped only after all the others, which write to it until the end
 
@@ -31,17 +31,17 @@ PARTS: tuple[Part, ...] = (
     Part("jobmanager", "Flink JobManager"),
     # It asks for its JobManager until it answers, so the two start together.
     Part("taskmanager", "Flink TaskManager"),
-    Part("models", "encoders and query understanding", deadline=180),
-    Part("redis", "Redis", deadline=30, outlives=True),
-    Part("topics", "Kafka topics", Kind.STEP, after=("kafka",), deadline=60),
-    Part("enrich", "enrichment workers", after=("topics",), deadline=180),
-    Part("retrieval", "retrieval shard", after=("topics",), deadline=180),
-    Part("ranker", "ranker", after=("topics", "redis", "models", "retrieval"), deadline=180),
-    Part("gateway", "HTTP", after=("topics", "retrieval", "ranker"), deadline=60),
+    Part("models", "encoders and query understanding"),
+    Part("redis", "Redis", outlives=True),
+    Part("topics", "Kafka topics", Kind.STEP, after=("kafka",)),
+    Part("enrich", "enrichment workers", after=("topics",)),
+    Part("retrieval", "retrieval shard", after=("topics",)),
+    Part("ranker", "ranker", after=("topics", "redis", "models", "retrieval")),
+    Part("gateway", "HTTP", after=("topics", "retrieval", "ranker")),
     # The jobs call the models role but do not wait for it: its start and theirs take longest, side by side.
-    Part("postings", "Flink job", Kind.JOB, after=("topics", "jobmanager", "taskmanager"), deadline=180),
-    Part("queries", "Flink job", Kind.JOB, after=("topics", "jobmanager", "taskmanager"), deadline=180),
-    Part("alerts", "Flink job", Kind.JOB, after=("topics", "jobmanager", "taskmanager"), deadline=180),
+    Part("postings", "Flink job", Kind.JOB, after=("topics", "jobmanager", "taskmanager")),
+    Part("queries", "Flink job", Kind.JOB, after=("topics", "jobmanager", "taskmanager")),
+    Part("alerts", "Flink job", Kind.JOB, after=("topics", "jobmanager", "taskmanager")),
 )
 
 
