@@ -42,4 +42,4 @@ def trouble(role: str, settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(trouble(sys.argv[1], settings_module.load()))
+    sys.exit(trouble(sys.argv[1], settings_module.load()) or 0)

@@ -1,6 +1,9 @@
 """The compose file and its images, without an engine: what is named is there, and the parts are all in it."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from penstock.infra.compose import flink, health
 from penstock.infra.compose.jobs import JOBS
 from penstock.infra.local.parts import PARTS, Kind
 from penstock.infra.settings import Settings
+from penstock.schemas import grpc_avro
+from penstock.schemas.rpc import Models, RoleStatus
 
 ROOT = COMPOSE_FILE.parents[2]
 PROFILES = ("cpu", "gpu")
@@ -156,3 +161,19 @@ def test_health_says_what_is_wrong(free_port):
     settings = Settings(models=role, gateway=role)
     assert health.trouble("models", settings)
     assert "refused" in health.trouble("gateway", settings)
+
+
+def test_a_role_at_work_is_exit_code_0_and_one_that_is_not_says_why(free_port):
+    """As a container's health check runs it, against a Status that answers ready."""
+    port = free_port()
+    environment = {**os.environ, "PENSTOCK_MODELS__LISTEN": f"0.0.0.0:{port}"}
+    command = [sys.executable, "-m", "penstock.infra.compose.health", "models"]
+    silent = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert silent.returncode == 1
+    assert "Models.Status" in silent.stderr
+    status = RoleStatus(role="models", ready=True, numbers={}, texts={})
+    server = grpc_avro.serve(f"127.0.0.1:{port}", {Models.STATUS: lambda request: status})
+    try:
+        assert subprocess.run(command, env=environment, check=False).returncode == 0
+    finally:
+        server.stop(None)
