@@ -172,7 +172,7 @@ def test_a_role_at_work_is_exit_code_0_and_one_that_is_not_says_why(free_port):
     assert silent.returncode == 1
     assert "Models.Status" in silent.stderr
     status = RoleStatus(role="models", ready=True, numbers={}, texts={})
-    server = grpc_avro.serve(f"127.0.0.1:{port}", {Models.STATUS: lambda request: status})
+    server = grpc_avro.serve(f"127.0.0.1:{port}", {Models.STATUS: lambda request, context: status})
     try:
         assert subprocess.run(command, env=environment, check=False).returncode == 0
     finally:
