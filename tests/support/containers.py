@@ -216,6 +216,8 @@ class ContainerStack:
         task_manager.reload()
         life = datetime.fromisoformat(task_manager.attrs["State"]["StartedAt"][:26] + "+00:00").timestamp() * 1000
         record = self._container("jobs").exec_run(["cat", JOB_RECORD])
+        if record.exit_code != 0:
+            return False
         rest = Rest(self.settings().flink.rest)
         try:
             jobs = [rest.job(ids[-1]) for ids in json.loads(record.output).values()]
