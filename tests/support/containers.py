@@ -216,7 +216,7 @@ class ContainerStack:
         task_manager.reload()
         life = datetime.fromisoformat(task_manager.attrs["State"]["StartedAt"][:26] + "+00:00").timestamp() * 1000
         record = self._container("jobs").exec_run(["cat", JOB_RECORD])
-        if record.exit_code != 0:
+        if record.exit_code != 0 or not record.output:  # none yet, or a busy engine lost what was said
             return False
         rest = Rest(self.settings().flink.rest)
         try:
