@@ -135,7 +135,7 @@ class Follower:
         consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in self._next.items()])
 
     def _pass_on(self, messages: Sequence[Message]) -> None:
-        records = []
+        records, failure = [], None
         for message in messages:
             error = message.error()
             partition, offset = message.partition(), message.offset()
@@ -146,15 +146,14 @@ class Follower:
             elif error.code() == KafkaError._PARTITION_EOF:
                 assert partition is not None
                 self._ended.add(partition)
-            elif error.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN) or error.retriable():
-                self._say(error.str())
-                return
             else:
-                raise KafkaException(error)
+                failure = error
+        if records:  # those beside a failure too: the next consumer begins behind them
+            self._post(lambda: self._sink.take(records))
+        if failure is not None:
+            raise KafkaException(failure)
         if messages:
             self.trouble = ""
-        if records:
-            self._post(lambda: self._sink.take(records))
         if not self.caught_up and self._next and self._ended >= self._next.keys():
             self.trouble = ""
             self._post(self._whole)  # behind the records that make it true

@@ -1,8 +1,9 @@
-"""`penstock serve gateway`: HTTP on one event loop, and three threads beside it.
+"""`penstock serve gateway`: HTTP on one event loop, and threads beside it.
 
     event loop        every request; owns the alert log, the subscription view, the seats
     follow <topic>    one thread each for alerts.feed.v1 and alerts.subscription.v1
     delivery reports  of what callers publish
+    call              some, for what blocks: retrieval, the topic's history, schema registry
 
 No trouble of the broker or of a role ends the process: what needs them says 503 until they are back.
 """
@@ -14,6 +15,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 import uvicorn
@@ -36,6 +38,7 @@ from penstock.schemas.topics import ALERTS, SUBSCRIPTIONS
 log = structlog.get_logger(role="gateway")
 
 STOP_S = 5.0
+CALLS = 40  # threads for calls that block: more than retrieval lets wait for a version (server.py, WAITERS)
 STALLED_MS = 60_000  # the kernel gives up a connection whose other end takes nothing for so long
 
 
@@ -55,6 +58,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
 async def serve_from(opened: Opened, settings: GatewaySettings, stop: threading.Event) -> None:
     """The same over any parts."""
     parts: list[Parts] = []
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CALLS, thread_name_prefix="call"))
 
     @contextlib.asynccontextmanager
     async def noted() -> AsyncIterator[Parts]:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 
 from penstock.infra.gateway import openapi
 from penstock.infra.gateway.errors import Problem, away, not_found
-from penstock.infra.gateway.parts import Given, Parts, Tenant, own
+from penstock.infra.gateway.parts import Given, Parts, Tenant, count_unknown, own
 from penstock.infra.gateway.records import HeldSubscription, Published, Subscriptions
 from penstock.infra.gateway.subscription_view import SubscriptionView
 from penstock.infra.telemetry import DEGRADED
@@ -144,22 +144,25 @@ async def _put(
     name = subscription_id or named or f"sub-{uuid.uuid4().hex}"
     if given.get("version") is None:
         given["version"] = _newer(parts, str(name))
-    event = jsonl.from_json(Subscription, {**given, "subscription_id": name})
+    event = jsonl.from_json(Subscription, {**given, "subscription_id": name}, count_unknown)
     if event.op is not Op.UPSERT:
         raise InvalidRecord("op", event.op, "UPSERT, or none: to end a subscription, DELETE it")
     event = replace(event, tenant=own(event.tenant, tenant))
     holder = view.tenant(event.subscription_id)
     if holder not in (None, tenant):
         raise Problem(409, "another tenant has a subscription with this id", field="subscription_id", given=name)
-    if event.version <= view.version(event.subscription_id):
-        known = view.version(event.subscription_id)
-        raise InvalidRecord("version", event.version, f"more than {known}, the newest of this id, or none")
+    held = view.get(tenant, event.subscription_id)
+    if held is not None and held.person_id != event.person_id:
+        raise InvalidRecord("person_id", event.person_id, f"{held.person_id!r}, whose subscription this is")
     return await _publish(request, parts, event)
 
 
 async def _publish(request: Request, parts: Parts, event: Subscription) -> JSONResponse:
     event = replace(event, trace=event.trace or request.state.trace)
     check_subscription(event)
+    known = parts.subscriptions.version(event.subscription_id)
+    if event.version <= known:  # the alerts job would drop it
+        raise InvalidRecord("version", event.version, f"more than {known}, the newest of this id, or none")
     place = await parts.publisher.publish(SUBSCRIPTIONS, event)
     await parts.subscriptions.reached(place.partition, place.offset, SEEN_S)
     published = Published(

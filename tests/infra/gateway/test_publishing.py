@@ -1,6 +1,11 @@
 """Postings and subscriptions over HTTP: checked at the door, kept apart by tenant, confirmed by the broker."""
 
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import grpc
+import httpx
 import pytest
 from gateway_world import NOW
 
@@ -133,6 +138,48 @@ def test_what_would_change_nothing_is_refused(world):
     assert again.status_code == 422 and again.json()["error"]["field"] == "version"
     other = w.http.put("/v1/subscriptions/s2", json=SUB)
     assert other.status_code == 422 and other.json()["error"]["field"] == "subscription_id"
+    stale = w.http.delete("/v1/subscriptions/s1?version=5")
+    assert stale.status_code == 422 and stale.json()["error"]["field"] == "version"
+    assert len(w.broker.sent) == 1
+
+
+def test_a_subscription_stays_its_persons(world):
+    w = world()
+    w.http.post("/v1/subscriptions", json=SUB)
+    taken = w.http.put("/v1/subscriptions/s1", json={"person_id": "bob", "text": "nurse"})
+    assert taken.status_code == 422 and taken.json()["error"]["field"] == "person_id"
+    assert "'ann'" in taken.json()["error"]["expected"]
+    assert len(w.broker.sent) == 1
+
+
+def test_symbols_nobody_knows_are_counted_in_subscriptions_too(world):
+    w = world()
+    assert w.http.post("/v1/subscriptions", json={**SUB, "cadence": "FORTNIGHTLY"}).status_code in (202, 422)
+    assert 'penstock_unknown_symbols_total{field="cadence"}' in w.http.get("/metrics").text
+
+
+def test_callers_who_wait_for_a_version_do_not_make_others_wait(world):
+    w = world()
+    held, let_go = threading.Semaphore(0), threading.Event()
+    get = w.retrieval.get
+
+    def slow(request, timeout):
+        if request.min_version is not None:
+            held.release()
+            let_go.wait(20)
+        return get(request, timeout)
+
+    w.retrieval.get = slow
+    waiting = min(32, (os.cpu_count() or 1) + 4)  # as many threads as an event loop has unless told otherwise
+    with ThreadPoolExecutor(waiting) as callers:
+        try:
+            for _ in range(waiting):
+                callers.submit(httpx.get, f"{w.url}/v1/postings/p1?min_version=9", timeout=30)
+            for _ in range(waiting):
+                assert held.acquire(timeout=20)
+            assert w.http.get("/v1/postings/p1", timeout=5).status_code == 200
+        finally:
+            let_go.set()
 
 
 def test_tenants_neither_see_nor_replace_each_others_subscriptions(world):
