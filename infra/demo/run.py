@@ -32,6 +32,7 @@ from penstock.infra.demo.report import Report, summarise
 from penstock.infra.demo.searches import examples, shown_searches
 from penstock.infra.demo.session import system
 from penstock.infra.demo.settle import settle
+from penstock.infra.demo.subscribed import NothingGetsThrough, subscribed
 from penstock.infra.demo.view import View
 from penstock.infra.demo.watch import Watch
 from penstock.infra.kafka_clients import Publisher, check_broker
@@ -39,8 +40,7 @@ from penstock.infra.settings import Settings
 from penstock.ranker.client import RankerClient
 from penstock.retrieval.client import ModelsClient, RetrievalClient, shard_addresses
 from penstock.schemas.events import Op, Posting, Subscription
-from penstock.schemas.grpc_avro import CallError
-from penstock.schemas.rpc import RowState, StandingRequest
+from penstock.schemas.rpc import RowState
 from penstock.schemas.topics import ALERTS, POSTINGS, QUERIES, RANK_RESULTS, STANDING_QUERIES, SUBSCRIPTIONS
 
 DEFAULT_SECONDS = 45.0  # of the shipped sample; with start and stop below two minutes on two cores
@@ -48,7 +48,6 @@ DEFAULT_EVENTS = 2_250  # of the shipped sample at rate 0
 PROBES = 8  # postings that must get through before the clock starts: Flink starts its Python workers at first use
 PROBE_PATIENCE_S = 120.0
 ANSWER_PATIENCE_S = 15.0
-IN_FORCE_PATIENCE_S = 120.0
 JUDGE_EVERY_S = 0.5
 QUIET_S = 2.0
 
@@ -70,10 +69,6 @@ class Options:
     tenant: str | None = None  # whose the queries are; None: that of the postings
     subscriptions: int = standing.COUNT  # 0: nobody wants alerts
     on_configured: bool = False  # publish to a system that settings name
-
-
-class NothingGetsThrough(Exception):
-    """The system is up, and yet no posting becomes searchable, or no subscription comes into force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,33 +154,30 @@ def _on(
     with Watch(settings, retrieval, clock) as watch, Publisher(settings.kafka) as publisher:
         _probe(done, publisher, watch, view, run_id, clock)
         people = _subscriptions(options, given, run_id, clock())
-        _subscribe(people, publisher, retrieval, view)
-        events = _events(options, given.lines, settings, clock())
-        watch.start_counting()
-        started = time.monotonic()
-        with view:
+        with subscribed(people, publisher, retrieval, view.say):
+            events = _events(options, given.lines, settings, clock())
+            watch.start_counting()
+            started = time.monotonic()
+            with view:
 
-            def tell(stage: str) -> Callable[[], None]:
-                return lambda: view.progress(stage, watch.seen, done.published, len(events), started)
+                def tell(stage: str) -> Callable[[], None]:
+                    return lambda: view.progress(stage, watch.seen, done.published, len(events), started)
 
-            replay(
-                done,
-                publisher,
-                events,
-                given.queries,
-                run_id=run_id,
-                rate=options.rate,
-                seconds=options.seconds,
-                track=watch.track,
-                tell=tell("publishing"),
-                clock=clock,
-            )
-            settled = settle(done, watch, patience_s=options.patience_s, tell=tell("settling"), clock=clock)
-            _await_answers(done, watch)
-            alerts = _judge_alerts(people, watch, settings, options.patience_s, tell("alerts"))
-            for removal in standing.removals(people):
-                publisher.publish(SUBSCRIPTIONS, removal)
-            publisher.flush()
+                replay(
+                    done,
+                    publisher,
+                    events,
+                    given.queries,
+                    run_id=run_id,
+                    rate=options.rate,
+                    seconds=options.seconds,
+                    track=watch.track,
+                    tell=tell("publishing"),
+                    clock=clock,
+                )
+                settled = settle(done, watch, patience_s=options.patience_s, tell=tell("settling"), clock=clock)
+                _await_answers(done, watch)
+                alerts = _judge_alerts(people, watch, settings, options.patience_s, tell("alerts"))
         report = summarise(
             done,
             settled,
@@ -261,30 +253,6 @@ def _subscriptions(options: Options, given: _Input, run_id: str, now_ms: int) ->
     postings = sample.shipped_postings(now_ms).postings if given.lines is None else given.lines.postings
     tenant = sample.tenant_of(postings, options.tenant)
     return standing.subscriptions(given.queries, postings, run_id=run_id, tenant=tenant, count=options.subscriptions)
-
-
-def _subscribe(people: Sequence[Subscription], publisher: Publisher, retrieval: RetrievalClient, view: View) -> None:
-    """Publish the subscriptions and wait until postings meet every one of them. Raises NothingGetsThrough."""
-    if not people:
-        return
-    view.say(f"waiting for {len(people)} subscriptions to be in force")
-    for one in people:
-        publisher.publish(SUBSCRIPTIONS, one)
-    publisher.flush()
-    wanted = StandingRequest(tenant=people[0].tenant, subscription_ids=tuple(one.subscription_id for one in people))
-    deadline = time.monotonic() + IN_FORCE_PATIENCE_S
-    in_force, trouble = 0, ""
-    while in_force < len(people):
-        if time.monotonic() > deadline:
-            raise NothingGetsThrough(
-                f"{len(people) - in_force} of {len(people)} subscriptions were not in force within "
-                f"{IN_FORCE_PATIENCE_S:.0f} s: `penstock status` and `penstock logs alerts` say more{trouble}"
-            )
-        try:
-            in_force = sum(retrieval.standing(wanted, timeout=10.0).in_force)
-        except CallError as error:
-            trouble = f" ({error})"
-        time.sleep(0.1)
 
 
 def _judge_alerts(
