@@ -82,11 +82,10 @@ case "${1:-}" in
   stop) stop ;;
   run)
     shift
-    before=$(cat "$PIDFILE" 2>/dev/null || true)
+    answers || trap stop EXIT # after Ctrl-C too
     start || true
     status=0
     "$@" || status=$?
-    [ -n "$before" ] || stop
     exit "$status"
     ;;
   *)
