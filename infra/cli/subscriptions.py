@@ -66,13 +66,17 @@ def add(
     import uuid
 
     from penstock.infra.cli import output
+    from penstock.infra.settings import load
     from penstock.schemas.events import Cadence, Subscription
 
     if cadence.upper() not in CADENCES:
         raise typer.BadParameter(f"{cadence!r}; one of {', '.join(CADENCES)}", param_hint="--cadence")
+    known = None if subscription_id is None else newest(load()).get(subscription_id)
+    if known is not None and known.op != "DELETE" and (known.tenant, known.person_id) != (tenant, person):
+        raise typer.BadParameter(f"{subscription_id!r} is somebody else's: choose another", param_hint="--id")
     event = Subscription(
         subscription_id=subscription_id or f"sub-{uuid.uuid4().hex}",
-        version=output.now_ms(),
+        version=output.now_ms() if known is None else max(output.now_ms(), known.version + 1),
         tenant=tenant,
         person_id=person,
         text=text,
@@ -208,13 +212,18 @@ def _wait(settings: Settings, event: Subscription, deadline: float) -> bool:
 
 
 def living(settings: Settings, tenant: str) -> list[Subscription]:
-    """The tenant's subscriptions that are not deleted, by id, from the compacted topic."""
+    """The tenant's subscriptions that are not deleted, by id."""
+    return [one for _, one in sorted(newest(settings).items()) if one.op != "DELETE" and one.tenant == tenant]
+
+
+def newest(settings: Settings) -> dict[str, Subscription]:
+    """What the compacted topic says of each id, deleted ones too."""
     from penstock.infra.kafka_clients import read_all, topic_codec
     from penstock.schemas.errors import WireError
     from penstock.schemas.topics import SUBSCRIPTIONS
 
     codec = topic_codec(settings.kafka, SUBSCRIPTIONS)
-    newest: dict[str, Subscription] = {}
+    found: dict[str, Subscription] = {}
     for message in read_all(settings.kafka, [SUBSCRIPTIONS.name]):
         value = message.value()
         if value is None:
@@ -223,10 +232,10 @@ def living(settings: Settings, tenant: str) -> list[Subscription]:
             one = codec.decode(value)
         except WireError:
             continue  # the alerts job has made it a dead letter
-        before = newest.get(one.subscription_id)
+        before = found.get(one.subscription_id)
         if before is None or one.version >= before.version:
-            newest[one.subscription_id] = one
-    return [one for _, one in sorted(newest.items()) if one.op != "DELETE" and one.tenant == tenant]
+            found[one.subscription_id] = one
+    return found
 
 
 def _in_force(settings: Settings, found: list[Subscription]) -> tuple[dict[str, Any], str]:
@@ -243,5 +252,5 @@ def _in_force(settings: Settings, found: list[Subscription]) -> tuple[dict[str, 
             reply = retrieval.standing(StandingRequest(tenant=found[0].tenant, subscription_ids=ids), timeout=5.0)
     except CallError as error:
         return {}, f"what is in force is not known: {error}"
-    newest = zip(found, reply.versions, reply.in_force, strict=True)
-    return {one.subscription_id: held and version >= one.version for one, version, held in newest}, ""
+    told = zip(found, reply.versions, reply.in_force, strict=True)
+    return {one.subscription_id: held and version >= one.version for one, version, held in told}, ""

@@ -146,6 +146,22 @@ def test_a_list_shows_the_newest_of_each_and_what_is_in_force(cli, shard):
     assert "no subscriptions" in cli("list", "--tenant", "acme").stderr
 
 
+def test_the_same_id_again_changes_it_whatever_the_clocks_say(cli, topics):
+    ahead = int(time.time() * 1000) + 3_600_000
+    topics.published.append(Subscription(subscription_id="a", version=ahead, person_id="ann", text="nurse"))
+    result = cli("add", "night nurse", "--person", "ann", "--id", "a", "--wait", "0.3")
+    assert result.exit_code == 0, result.stderr
+    assert (topics.published[-1].version, topics.published[-1].text) == (ahead + 1, "night nurse")
+
+
+def test_an_id_of_somebody_else_is_a_wrong_argument(cli, topics):
+    cli("add", "nurse", "--person", "ann", "--id", "a")
+    for other in (("--person", "bob"), ("--person", "ann", "--tenant", "acme")):
+        result = cli("add", "nurse", "--id", "a", *other)
+        assert result.exit_code == 2 and "somebody else" in result.stderr
+    assert len(topics.published) == 1
+
+
 def test_what_is_removed_is_gone(cli, topics):
     cli("add", "nurse", "--person", "ann", "--id", "a")
     result = cli("remove", "a", "--json")
