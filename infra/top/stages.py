@@ -145,7 +145,8 @@ class _Look:
         committed = self._lag(job, topic)
         lag = int(pending) if pending is not None else committed.records if committed is not None else None
         behind = emitted / 1000 if emitted is not None else committed.seconds if committed is not None else None
-        refused = (samples.total(f"penstock_{subject}_refused_total") for subject in ("intake", job))
+        subjects = ("intake", job, "subscriptions")  # the last in the alerts job alone
+        refused = (samples.total(f"penstock_{subject}_refused_total") for subject in subjects)
         p50_s, p99_s = self._quantiles(job, FRESHNESS, until=until) if until else (None, None)
         return Row(
             job,

@@ -91,6 +91,12 @@ def test_rates_lag_and_quantiles_of_the_window():
     assert (retrieval.errors, retrieval.degraded) == (0, 0)
 
 
+def test_refused_subscriptions_are_errors_of_the_alerts_job():
+    names = ("topic.alerts_subscription_v1.penstock.intake_refused_total", "penstock.subscriptions_refused_total")
+    now = reading(4, metrics={"alerts": from_flink((f"compile.{name}", 2) for name in names)})
+    assert by_stage(reading(2), now)["alerts"].errors == 4
+
+
 def test_a_part_that_is_down_says_so_beside_what_others_know_of_it():
     rows = by_stage(reading(2), reading(4))
     assert (rows["ranker"].trouble, rows["ranker"].lag, rows["ranker"].behind_s) == ("connection refused", 40, 3.5)
