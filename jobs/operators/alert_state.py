@@ -41,6 +41,7 @@ from penstock.schemas.wire import codec
 
 WAIT_MS = 30_000  # how long a match may be ahead of its subscription: the topics are read side by side
 MAX_WAITING = 256  # candidates of one person
+MAX_NAMED = 100  # matches, and notes, in the body of one alert: whatever somebody subscribes to, it must fit its topic
 REQUEST_PREFIX = "alert-"  # of the ids of rank requests
 PRUNE_EVERY_MS = 86_400_000
 _SENT = struct.Struct(">8sI")
@@ -208,7 +209,7 @@ def weigh(
             if not any(note.startswith(_note(match.subscription_id, "")) for note in degraded):
                 degraded.append(_note(match.subscription_id, "its query did not come with the match"))
     if not ready and asking:
-        return _ask(state, candidate, queries[asking[0].subscription_id], subject, now_ms, rules, until, full)
+        return _ask(state, candidate, asking, subject, now_ms, rules, until, full)
     sending = ready or scored
     if not sending:
         return Verdict(state, Drop(), tuple(counted))
@@ -241,6 +242,8 @@ def settle(
     matches = tuple(match for match in send.matches if match.subscription_id not in grant.full)
     if not matches:
         return state, None, tuple(counted)
+    if len(matches) > MAX_NAMED:
+        counted.append("matches_unnamed")
     alert = _alert(_known(state), send, matches, candidate, subject, now_ms)
     return _remember(state, alert.alert_id, subject, now_ms, rules), alert, (*counted, "alerted")
 
@@ -300,19 +303,40 @@ def _note(subscription_id: str, why: str) -> str:
 def _ask(
     state: PersonAlerts,
     candidate: Candidate,
-    query: StandingQuery,
+    asking: list[Match],
     subject: Subject,
     now_ms: int,
     rules: Rules,
     until: int | None,
     full: frozenset[str],
 ) -> Verdict:
-    rest = tuple(each for each in candidate.queries if each.subscription_id != query.subscription_id)
-    echo = codec(Candidate).encode_unbounded(replace(candidate, queries=rest, asked=query.subscription_id))
-    if len(echo) > MAX_ECHO_BYTES:
-        why = f"not asked, as {len(echo)} bytes would have to come back, of at most {MAX_ECHO_BYTES}"
-        unasked = replace(candidate, queries=rest, degraded=(*candidate.degraded, _note(query.subscription_id, why)))
-        return weigh(state, unasked, subject, now_ms, rules, until=until, full=full)
+    """About the first match whose question fits an echo with all that are still to be asked after it."""
+    encode = codec(Candidate).encode_unbounded
+    queries = {query.subscription_id: query for query in candidate.queries}
+    size = len(encode(candidate))  # from here on at most what an echo has: only one that may fit is made
+    for match in asking:
+        query = queries.pop(match.subscription_id)
+        size -= len(codec(StandingQuery).encode_unbounded(query))
+        rest = replace(candidate, queries=tuple(queries.values()), asked=query.subscription_id)
+        echo = encode(rest) if size <= MAX_ECHO_BYTES else b""
+        if echo and len(echo) <= MAX_ECHO_BYTES:
+            return _question(state, candidate, query, echo, subject, now_ms, rules)
+        why = f"not asked, as {len(echo) or size} bytes would have to come back, of at most {MAX_ECHO_BYTES}"
+        note = _note(query.subscription_id, why)
+        candidate = replace(candidate, queries=rest.queries, degraded=(*candidate.degraded, note))
+        size += len(note.encode("utf-8", "surrogatepass"))
+    return weigh(state, candidate, subject, now_ms, rules, until=until, full=full)
+
+
+def _question(
+    state: PersonAlerts,
+    candidate: Candidate,
+    query: StandingQuery,
+    echo: bytes,
+    subject: Subject,
+    now_ms: int,
+    rules: Rules,
+) -> Verdict:
     request = RankRequest(
         request_id=REQUEST_PREFIX
         + content_id(
@@ -388,6 +412,9 @@ def _alert(
         rhythm = Rhythm(of.cadence, of.time_zone, of.quiet_hours, of.digest_at)
         deliveries.append((decide_delivery(rhythm, now_ms), of))
     delivery, first = min(deliveries, key=lambda pair: pair[0].after or 0)
+    degraded = send.degraded[:MAX_NAMED]
+    if len(matches) > MAX_NAMED:
+        degraded = (f"{len(matches) - MAX_NAMED} more of the subscriptions match and are not named", *degraded)
     return Alert(
         alert_id=send.claim.alert_id,
         tenant=candidate.tenant,
@@ -395,7 +422,7 @@ def _alert(
         posting_id=subject.posting_id,
         version=subject.version,
         material_class=subject.material_class,
-        matches=matches,
+        matches=matches[:MAX_NAMED],
         attributes=subject.attributes,
         deliver_after=delivery.after,
         digest_id=digest_id(candidate.tenant, candidate.person_id, delivery.window) if delivery.window else None,
@@ -404,7 +431,7 @@ def _alert(
         produced_at=subject.produced_at,
         alerted_at=now_ms,
         expires_at=subject.expires_at,
-        degraded=send.degraded,
+        degraded=degraded,
         trace=subject.trace,
     )
 

@@ -38,6 +38,7 @@ COUNTED = (
     "alerted",
     "asked",
     "unscored",
+    "matches_unnamed",
     "waiting",
     "expired",
     "repeat",

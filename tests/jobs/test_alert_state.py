@@ -1,14 +1,17 @@
 """What a person is told, for any order, repetition and interleaving of subscriptions, matches, scores and crashes."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.jobs.operators import alert_state
-from penstock.jobs.operators.alert_state import EMPTY, WAIT_MS, Ask, Drop, Rules, Send, Wait
+from penstock.jobs.operators.alert_state import EMPTY, MAX_NAMED, WAIT_MS, Ask, Drop, Rules, Send, Wait
 from penstock.jobs.operators.ledger import Claim, Grant
 from penstock.jobs.operators.scores import is_ours, scored
 from penstock.schemas.events import (
+    Alert,
     Attributes,
     Cadence,
     Match,
@@ -374,6 +377,37 @@ def test_what_does_not_fit_an_echo_is_told_without_a_score(choosy):
     choosy.take(candidate(large, queries=[query()]))
     assert choosy.asked == []
     assert "not asked" in choosy.alerts[0].degraded[0]
+
+
+def test_somebody_with_thousands_of_subscriptions_gets_an_alert_that_fits_its_topic():
+    person, names = Person(), [f"{number:04}" + "s" * 200 for number in range(2_000)]
+    for name in names:
+        known, _ = alert_state.on_subscription(EMPTY, subscription(name, min_score=0.5), NOW, RULES)
+        person.state = replace(person.state, subscriptions=(*person.state.subscriptions, *known.subscriptions))
+    matches = [replace(match(name), reason="r" * 300) for name in names]
+    person.take(candidate(subject(), *matches, queries=[query(name) for name in names]))
+    assert person.asked == []  # nobody's question fits with so many matches
+    [alert] = person.alerts
+    codec(Alert).encode(alert)
+    assert len(alert.matches) == MAX_NAMED
+    assert any("1900 more" in note for note in alert.degraded)
+    assert "matches_unnamed" in person.counted
+
+
+def test_of_many_questions_the_first_is_asked_that_fits_with_those_behind_it(choosy):
+    names = [f"s{number:02}" for number in range(40)]
+    for name in names:
+        choosy.subscribe(subscription(name, min_score=0.5))
+    large = [replace(query(name), text="x" * 4_000) for name in names]
+    choosy.take(candidate(subject(), *(match(name) for name in names), queries=large))
+    [request] = choosy.asked
+    echo = codec(Candidate).decode_unbounded(request.echo)
+    at = names.index(echo.asked)
+    assert len(request.echo) <= MAX_ECHO_BYTES
+    assert [each.subscription_id for each in echo.queries] == names[at + 1 :]
+    assert [note.split(": ")[1] for note in echo.degraded] == names[:at]
+    one_more = replace(echo, queries=(large[at], *echo.queries), degraded=echo.degraded[:-1])
+    assert len(codec(Candidate).encode_unbounded(one_more)) > MAX_ECHO_BYTES
 
 
 # --- caps, forgetting --------------------------------------------------------------------------------------------
