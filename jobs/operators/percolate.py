@@ -24,7 +24,7 @@ from penstock.jobs.operators.metrics import counters
 from penstock.jobs.operators.worker import begin, passed
 from penstock.retrieval.client import AsyncRetrievalClient, shard_addresses
 from penstock.schemas.errors import WireError
-from penstock.schemas.events import IndexOp, IndexUpdate, Match
+from penstock.schemas.events import IndexOp, IndexUpdate, Match, StandingQuery
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import Matches, PercolateReply, PercolateRequest
@@ -91,6 +91,9 @@ def candidates_of(update: IndexUpdate, found: Matches) -> list[Keyed]:
         by_person.setdefault(match.person_id, []).append(match)
     if not by_person:
         return []
+    asking: dict[str, list[StandingQuery]] = {}
+    for query in found.queries:
+        asking.setdefault(query.person_id, []).append(query)
     subject = codec(Subject).encode_unbounded(
         Subject(
             posting_id=update.posting_id,
@@ -110,7 +113,7 @@ def candidates_of(update: IndexUpdate, found: Matches) -> list[Keyed]:
             person_id=person_id,
             subject=subject,
             matches=tuple(matches),
-            queries=tuple(query for query in found.queries if query.person_id == person_id),
+            queries=tuple(asking.get(person_id, ())),
         )
         out.append((person_key(update.tenant, person_id), codec(Candidate).encode_unbounded(candidate)))
     return out
