@@ -1,7 +1,9 @@
 """New and materially changed postings meet the standing queries: batched calls to all shards, asked until answered.
 
-A posting is never dropped for a shard's sake: what fails is asked again, with pauses, and after PATIENCE_S the job
-fails over and reads it again from its checkpoint. Only a posting that the shards refuse for what it is goes without.
+A posting is never dropped for a shard's sake: what fails is asked again, with pauses, and after PATIENCE_S without any
+answer the job fails over and reads it again from its checkpoint. What fails in company is asked alone, with more and
+more time: a batch that matches more than a call has time for would else never end. Only a posting that the shards
+refuse for what it is goes without.
 Each person's matches leave as one candidate, which carries the posting encoded once for all of them.
 
 Where it stands: life-of-a-posting.md, step 9; life-of-an-alert.md, step 5.
@@ -37,7 +39,8 @@ log = structlog.get_logger()
 COUNTED = ("percolated", "matched", "asked_again", "refused_by_shards", "unreadable")
 CONCURRENCY = 2  # calls on their way: one is answered while the next is written
 PAUSE_S = 0.1  # before what failed is asked again
-PATIENCE_S = 30.0
+TOGETHER = 10  # times that a posting is asked in company
+PATIENCE_S = 30.0  # without an answer to anybody
 
 Keyed = tuple[str, bytes]  # (person's key, an encoded Candidate)
 
@@ -126,6 +129,7 @@ class Percolate(AsyncFunction):  # type: ignore[misc]  # pyflink carries no type
         self._settings = settings
         self._batcher: Batcher[IndexUpdate, Matches] | None = None
         self._client: Percolator | None = None
+        self._answered_at = 0.0  # monotonic seconds: when the shards last answered anybody
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._codec = topic_codec(INDEX, self._settings.kafka.schema_registry)
@@ -148,30 +152,40 @@ class Percolate(AsyncFunction):  # type: ignore[misc]  # pyflink carries no type
         return out
 
     async def _found(self, update: IndexUpdate) -> Matches:
-        give_up = time.monotonic() + PATIENCE_S
-        while True:
+        began = time.monotonic()
+        for _ in range(TOGETHER):
             try:
-                return await self._asked().ask(update)
+                found = await self._asked().ask(update)
             except Rejected:  # somebody in its batch is refused: is it this one?
-                return await self._alone(update, give_up)
+                break
             except Unavailable as error:
-                await self._pause(give_up, error)
+                await self._pause(began, error)
+            else:
+                self._answered_at = time.monotonic()
+                return found
+        return await self._alone(update, began)
 
-    async def _alone(self, update: IndexUpdate, give_up: float) -> Matches:
+    async def _alone(self, update: IndexUpdate, began: float) -> Matches:
         assert self._client is not None
+        timeout_s = self._timeout_s
         while True:
             try:
-                return (await self._client.percolate(PercolateRequest(updates=(update,)), self._timeout_s)).found[0]
+                async with self._singles:
+                    reply = await self._client.percolate(PercolateRequest(updates=(update,)), timeout_s)
             except CallError as error:
                 if not error.retryable:
                     self._counters["refused_by_shards"].inc()
                     log.error("a posting cannot be percolated", posting_id=update.posting_id, error=str(error))
                     return Matches()
-                await self._pause(give_up, error)
+                await self._pause(began, error)
+                timeout_s = min(2 * timeout_s, PATIENCE_S)
+            else:
+                self._answered_at = time.monotonic()
+                return reply.found[0]
 
-    async def _pause(self, give_up: float, error: Exception) -> None:
+    async def _pause(self, began: float, error: Exception) -> None:
         self._counters["asked_again"].inc()
-        if time.monotonic() + PAUSE_S > give_up:
+        if time.monotonic() + PAUSE_S > max(began, self._answered_at) + PATIENCE_S:
             raise NotPercolated(
                 f"the retrieval shards have not percolated a posting for {PATIENCE_S:g} s ({error}): "
                 "bring them back; no posting goes unseen"
@@ -186,6 +200,7 @@ class Percolate(AsyncFunction):  # type: ignore[misc]  # pyflink carries no type
         """The batcher, made on the event loop that runs the calls."""
         if self._batcher is None:
             client = self._client = self._connect()
+            self._singles = asyncio.Semaphore(CONCURRENCY)
 
             async def call(updates: Sequence[IndexUpdate]) -> Sequence[Matches]:
                 try:

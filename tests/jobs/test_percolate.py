@@ -144,6 +144,24 @@ def test_patience_ends_by_failing_the_job_never_by_dropping(counted, monkeypatch
         run(counted, Shards(*[error(grpc.StatusCode.UNAVAILABLE)] * 9), update())
 
 
+def test_a_batch_that_takes_longer_than_a_call_may_is_asked_one_by_one_with_more_time(counted, monkeypatch):
+    monkeypatch.setattr("penstock.jobs.operators.percolate.PAUSE_S", 0.001)
+
+    class Slow(Shards):
+        """Each posting takes three seconds; without a batch there is time for it at the second try."""
+
+        async def percolate(self, request, timeout):
+            if 3 * len(request.updates) > timeout:
+                self.calls.append(timeout)
+                raise error(grpc.StatusCode.DEADLINE_EXCEEDED)
+            return await super().percolate(request, timeout)
+
+    names = [f"p{number}" for number in range(4)]
+    out = run(counted, shards := Slow(), *(update(posting_id=name) for name in names))
+    assert all(len(each) == 2 for each in out)
+    assert sorted(call for call in shards.calls if isinstance(call, list)) == [[name] for name in names]
+
+
 def test_one_that_the_shards_refuse_takes_nobody_with_it(counted):
     shards = Shards()
     shards.refuse = ("bad",)
