@@ -91,7 +91,15 @@ class Layout:
 
     def make(self) -> None:
         """Create the folders. Raises OSError."""
-        for folder in (self.launch, self.logs, self.kafka, self.redis, self.flink_conf, self.flink_lib, self.flink_python):
+        for folder in (
+            self.launch,
+            self.logs,
+            self.kafka,
+            self.redis,
+            self.flink_conf,
+            self.flink_lib,
+            self.flink_python,
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         (self.flink / "tmp").mkdir(exist_ok=True)

@@ -17,7 +17,8 @@ from penstock.infra.local.parts import PARTS, Kind
 from penstock.infra.settings import Settings
 
 _HEADER = """\
-# `penstock up` writes the addresses it chooses, and how its Flink runs Python, here. Your own settings, addresses too, are kept: yours win.
+# `penstock up` writes the addresses it chooses, and how its Flink runs Python, here.
+# Your own settings, addresses too, are kept: yours win.
 
 """
 

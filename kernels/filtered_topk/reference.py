@@ -16,9 +16,9 @@ from torch import Tensor
 def exact_dot(rows: Tensor, query: Tensor) -> Tensor:
     """The inner product of each row with the query, correctly rounded: float64 [m].
 
-    rows [m, d] bfloat16, int8 or float32; query float32 [d], or [m, d] with one a row. A tree of error-free additions (Knuth's TwoSum), the
-    errors summed beside it: what is left out is below 2^-100 of the sum of magnitudes. Values that are not finite, or
-    whose products leave float64's range, are the caller's to refuse.
+    rows [m, d] bfloat16, int8 or float32; query float32 [d], or [m, d] with one a row. A tree of error-free additions
+    (Knuth's TwoSum), the errors summed beside it: what is left out is below 2^-100 of the sum of magnitudes. Values
+    that are not finite, or whose products leave float64's range, are the caller's to refuse.
     """
     terms = (rows.to(torch.float64) * query.to(torch.float64)).T.contiguous()  # [d, m]: one term a line
     if terms.shape[0] == 0:
