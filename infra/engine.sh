@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly PIDFILE=$PWD/.cache/dockerd.pid LOG=$PWD/.cache/dockerd.log
+started=
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -50,6 +51,7 @@ start() {
   fi
   answers && return 0 # the package started its own
   say "starting dockerd; its log: $LOG"
+  started=yes
   setsid dockerd --pidfile "$PIDFILE" >>"$LOG" 2>&1 </dev/null 9>&- &
   local waited
   for waited in $(seq 60); do
@@ -82,7 +84,7 @@ case "${1:-}" in
   stop) stop ;;
   run)
     shift
-    answers || trap stop EXIT # after Ctrl-C too
+    trap '[ -z "$started" ] || stop' EXIT # after Ctrl-C too
     start || true
     status=0
     "$@" || status=$?
