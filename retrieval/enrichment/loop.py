@@ -107,7 +107,8 @@ class EnrichLoop:
         self._answers = answers
         self._now_ms = now_ms
         self._clock = clock
-        self._lost: set[int] = set()  # partitions taken away since the last poll began
+        self._lost: set[int] = set()  # partitions taken away since the last poll began, and not given back
+        self._rebalance = Rebalance(self._lost.difference_update, self._lost.update)
         self._paused = False
         self._lag_at = float("-inf")
 
@@ -130,7 +131,7 @@ class EnrichLoop:
         return f"the {self.lane.name} loop: {self.tally.trouble}" if self.tally.trouble else ""
 
     def _read(self, stop: threading.Event) -> None:
-        source = self._open_source(Rebalance(lambda _: None, self._lost.update))
+        source = self._open_source(self._rebalance)
         self._paused = False
         try:
             while not stop.is_set():

@@ -12,7 +12,6 @@ from penstock.retrieval.enrichment.loop import EnrichLoop, Lane
 from penstock.retrieval.enrichment.pace import TokenBucket
 from penstock.schemas import topics
 from penstock.schemas.events import DeadLetter, EnrichedPosting, Enrichment, EnrichRequest, PostingText, Vector
-from penstock.schemas.kafka import Rebalance
 from penstock.schemas.wire import codec
 
 NOW = 1_000_000
@@ -71,7 +70,7 @@ class World:
 
     def source(self):
         """As the loop would open it, for single steps."""
-        return self.open(Rebalance(lambda _: None, self.loop._lost.update))
+        return self.open(self.loop._rebalance)
 
     def answers(self):
         return [codec(EnrichedPosting).decode(value) for _, value in self.sink.sent[topics.ENRICHED.name]]
@@ -234,6 +233,18 @@ def test_what_was_polled_of_a_partition_that_is_lost_is_left_to_its_new_owner():
     world.loop.step(source)
     assert [a.posting_id for a in world.answers()] == ["mine"]
     assert world.log.committed == {0: 1}
+
+
+def test_what_comes_of_a_partition_that_was_lost_and_given_back_within_one_poll_is_answered():
+    world = World()
+    world.publish(request("before"))
+    source = world.source()
+    world.loop.step(source)
+    world.publish(request("after"))
+    source.rebalance_soon = True
+    world.loop.step(source)
+    assert [a.posting_id for a in world.answers()] == ["before", "after"]
+    assert world.log.committed == {0: 2}
 
 
 def test_lag_counts_what_has_not_been_read():
