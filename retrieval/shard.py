@@ -27,7 +27,8 @@ from penstock.infra.settings import RetrievalSettings
 from penstock.infra.telemetry import DEGRADED
 from penstock.retrieval.feed import Feed, LogInfo, LogUnavailable, Polled, Record, Source
 from penstock.retrieval.follower import DeadLetter, Follower, Lag
-from penstock.retrieval.store.snapshot import Covered, Format, Snapshots
+from penstock.retrieval.store.snapshot import Covered, Format, Restored, Snapshots
+from penstock.schemas.errors import WireError
 from penstock.schemas.grpc_avro import NotReady
 
 log = structlog.get_logger(role="retrieval")
@@ -205,10 +206,15 @@ class Shard(Generic[R, S, C]):
 
     def _restore(self) -> None:
         began = self._clock()
-        restored = self._snapshots.restore(self.store)
+        try:
+            restored = self._snapshots.restore(self.store)
+        except WireError as error:  # of another release, whose schemas or rules are not ours
+            restored = Restored(None, None, (f"a snapshot has records that this release refuses: {error}",))
+            self.store = self._fresh()
+            self._follower = self._kind.follow(self.store, self._dead_letters.send)
         for problem in restored.problems:
             DEGRADED.labels("retrieval", "snapshot corrupt").inc()
-            log.error("snapshot set aside", problem=problem)
+            log.error("snapshot not used", problem=problem)
         self._problems = restored.problems
         if restored.covered is not None:
             self._covered = restored.covered

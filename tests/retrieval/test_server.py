@@ -16,6 +16,7 @@ from penstock.infra.settings import RetrievalSettings, Settings
 from penstock.retrieval import server
 from penstock.retrieval.client import MIN_VERSION_TIMED_OUT, RetrievalClient
 from penstock.schemas import filters
+from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import IndexOp, IndexUpdate, MinVersion
 from penstock.schemas.filters import is_in
 from penstock.schemas.grpc_avro import CallError
@@ -220,6 +221,27 @@ def test_a_damaged_snapshot_is_named_and_the_log_is_read_again(log, start, tmp_p
     assert role.ids() == ["p"]
     assert log.opened[-1] == {0: None, 1: None}
     assert path.name in role.status().texts["problems"]
+
+
+def test_a_snapshot_with_records_that_this_release_refuses_is_named_and_the_log_is_read_again(
+    log, queries, start, monkeypatch
+):
+    from penstock.retrieval.percolate import store
+
+    queries.publish(standing("s"), standing("t"))
+    start().ready().stop()
+    honest = store.draft_of
+
+    def stricter(query, *more):
+        if query.subscription_id == "t":
+            raise InvalidRecord("filters", "...", "what a newer release allows")
+        return honest(query, *more)
+
+    monkeypatch.setattr(store, "draft_of", stricter)
+    role = start().ready()
+    assert in_force(role, "s", "t") == (True, False)
+    assert "this release refuses: filters" in role.status().texts["standing_problems"]
+    assert len(role.query_letters.letters) == 1
 
 
 @pytest.mark.parametrize("change", ["new log", "more partitions", "shorter log"])
