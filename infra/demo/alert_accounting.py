@@ -154,10 +154,14 @@ def account(
 
 
 def examples(alerts: Sequence[Alert], most: int = 5) -> list[dict[str, Any]]:
-    """Some alerts as a person would see them: of different people, best matches first."""
-    out: dict[str, Alert] = {}
+    """Some alerts as their readers would see them: of different people and postings, best matches first."""
+    out: list[Alert] = []
+    people, postings = set[str](), set[str]()
     for alert in sorted(alerts, key=lambda one: (-one.matches[0].match_score, one.alert_id)):
-        out.setdefault(alert.person_id, alert)
+        if len(out) < most and alert.person_id not in people and alert.posting_id not in postings:
+            people.add(alert.person_id)
+            postings.add(alert.posting_id)
+            out.append(alert)
     return [
         {
             "person_id": alert.person_id,
@@ -168,7 +172,7 @@ def examples(alerts: Sequence[Alert], most: int = 5) -> list[dict[str, Any]]:
             "score": alert.matches[0].score,
             "after_ms": alert.alerted_at - alert.produced_at,
         }
-        for alert in list(out.values())[:most]
+        for alert in out
     ]
 
 

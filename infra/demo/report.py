@@ -18,7 +18,8 @@ from penstock.infra.demo.watch import Watch, percentile
 from penstock.schemas.events import IndexOp
 from penstock.schemas.rpc import Row
 
-ALERTED_OVER = "alerts as the feed has them, from the posting event's Kafka timestamp until the alert's own"
+# Not to the alert's Kafka timestamp: Flink's sink hands on that of the record it came from.
+ALERTED_OVER = "alerts, once each, from the posting event's Kafka timestamp until the alert was made"
 # A version overtaken before anyone looked has no sample; what models were late for (revision -1) has one.
 FRESHNESS_OVER = "accepted upsert versions of the fast lane as the watch first saw them, not only each posting's last"
 
@@ -70,6 +71,7 @@ def summarise(
     watch: Watch,
     alerts: AlertAccounting | None,
     *,
+    run_id: str,
     rate: float,
     seed: int | None,
     lines_refused: int,
@@ -79,7 +81,7 @@ def summarise(
     fresh = watch.seen().freshness_ms
     first_ms, last_ms = done.first_ms or 0, done.last_ms or 0
     seconds = max(0.001, (max(_last_searchable(rows, first_ms), last_ms) - first_ms) / 1000)
-    alerted = _alerted_ms(watch)
+    alerted = _alerted_ms(watch, run_id)
     return Report(
         accounting=settled.accounting,
         alerts=alerts,
@@ -111,11 +113,12 @@ def summarise(
     )
 
 
-def _alerted_ms(watch: Watch) -> list[float]:
-    """One an alert, of its first record."""
+def _alerted_ms(watch: Watch, run_id: str) -> list[float]:
+    """One an alert of this run's people."""
     first: dict[str, float] = {}
-    for at, alert in watch.alerts():
-        first.setdefault(alert.alert_id, float(at - alert.produced_at))
+    for alert in watch.alerts():
+        if alert.person_id.startswith(run_id):
+            first.setdefault(alert.alert_id, float(alert.alerted_at - alert.produced_at))
     return list(first.values())
 
 

@@ -183,11 +183,12 @@ def _on(
             settled,
             watch,
             alerts,
+            run_id=run_id,
             rate=options.rate,
             seed=options.seed if _chaos(options) else None,
             lines_refused=len(given.lines.refused) if given.lines else 0,
         )
-        shown = alert_accounting.examples([alert for _, alert in watch.alerts() if alert.person_id.startswith(run_id)])
+        shown = alert_accounting.examples([alert for alert in watch.alerts() if alert.person_id.startswith(run_id)])
     view.report(report)
     view.alerts(shown)
     searches = shown_searches(
@@ -268,8 +269,7 @@ def _judge_alerts(
         updates = watch.percolated()
         if len(updates) != seen_updates:
             wanted, seen_updates = alert_accounting.expected(watch.standing(), updates, people), len(updates)
-        alerts = [alert for _, alert in watch.alerts()]
-        verdict = alert_accounting.account(wanted, alerts, people, max_per_day=settings.alerts.max_per_day)
+        verdict = alert_accounting.account(wanted, watch.alerts(), people, max_per_day=settings.alerts.max_per_day)
         if verdict.sent > best:
             best, patient_until = verdict.sent, time.monotonic() + patience_s
             quiet_at = time.monotonic() + QUIET_S  # one that nobody may get could still come

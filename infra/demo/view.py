@@ -74,14 +74,12 @@ class View:
         """Some alerts as their readers would see them."""
         if not shown:
             return
-        table = Table(title="some of the alerts", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("posting", "company", "after", "because"):
-            table.add_column(name, overflow="ellipsis", no_wrap=True, justify="right" if name == "after" else "left")
+        self.say("\nsome of the alerts")
         for one in shown:
-            reasons = "; ".join(reason for reason in one["reasons"] if reason)
-            table.add_row(one["title"], one["company"] or "", f"{one['after_ms']} ms", reasons)
-        self._console.print()
-        self._console.print(table)
+            what = f"{one['title']} · {one['company']}" if one["company"] else one["title"]
+            self.say(f"{one['person_id']}, {one['after_ms']} ms after it was published: {what}")
+            for reason in filter(None, one["reasons"]):
+                self.say(f"  {reason}", style="dim")
 
 
 def _line(seen: Seen, published: int, total: int, seconds: float) -> str:

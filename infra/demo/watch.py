@@ -91,7 +91,7 @@ class Watch:
         self._freshness = Freshness()
         self._letters: list[DeadLetter] = []
         self._results: dict[str, tuple[int, RankResult]] = {}
-        self._alerts: list[tuple[int, Alert]] = []
+        self._alerts: list[Alert] = []
         self._percolated: list[IndexUpdate] = []
         self._standing: list[StandingQuery] = []
         self._trouble: str | None = None
@@ -137,7 +137,7 @@ class Watch:
                 waiting=len(self._waiting),
                 letters=len(self._letters),
                 results=len(self._results),
-                alerts=len({alert.alert_id for _, alert in self._alerts}),
+                alerts=len({alert.alert_id for alert in self._alerts}),
                 freshness_ms=self._freshness.samples(),
                 trouble=self._trouble,
             )
@@ -151,8 +151,8 @@ class Watch:
         with self._lock:
             return dict(self._results)
 
-    def alerts(self) -> list[tuple[int, Alert]]:
-        """Each record's Kafka timestamp and the alert, repeats included, in the order of the feed."""
+    def alerts(self) -> list[Alert]:
+        """Everybody's, repeats included, in the order of the feed."""
         with self._lock:
             return list(self._alerts)
 
@@ -203,8 +203,7 @@ class Watch:
             for m in self._results_tail.poll(0.0)
         ]
         alerts = [
-            (timestamp_of(m) or self._clock(), self._alert_codec.decode_unbounded(m.value() or b""))
-            for m in self._alerts_tail.poll(0.0, RECORDS_A_LOOK)
+            self._alert_codec.decode_unbounded(m.value() or b"") for m in self._alerts_tail.poll(0.0, RECORDS_A_LOOK)
         ]
         percolated, standing = [], []
         for m in self._stream_tail.poll(0.0, RECORDS_A_LOOK):

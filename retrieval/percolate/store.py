@@ -106,6 +106,9 @@ class StandingQueries:
     def apply(self, records: Sequence[StandingQuery], *, now_ms: int) -> Applied:
         """Publishes a batch as one epoch (none when nothing in it is new). Idempotent; the newest version wins.
 
+        Of two records of one version the later in the log stands: it may be the same subscription compiled anew, by
+        another encoder or to another threshold (`alerts.query.v1` has one writer a key, so that later is newer).
+
         A refused record (InvalidRecord) does not hold back its fellows. An exception means that nothing was applied.
         """
         with self._writing:
@@ -116,7 +119,7 @@ class StandingQueries:
             for position, record in enumerate(records):
                 draft = newest.get(record.subscription_id)
                 known = draft.entry if draft is not None else self._entries.get(record.subscription_id)
-                if known is not None and record.version <= known.query.version:
+                if known is not None and record.version < known.query.version:
                     stale += 1
                     continue
                 try:

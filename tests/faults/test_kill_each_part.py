@@ -104,6 +104,9 @@ def test_nothing_is_lost_and_nothing_is_wrong(victim, machinery, system, tmp_pat
     assert outcome["published"] >= SECONDS * RATE * 0.9
     for end in ("live", "deleted", "expired", "rejected", "dead_lettered"):
         assert outcome[end] > 0, f"{end}: the run had nothing of it to get wrong"
+    alerts = outcome["alerts"]
+    assert alerts["expected"] > 0, "there were alerts to lose"
+    assert (alerts["lost"], alerts["wrong"]) == (0, 0), said
     assert outcome["queries"]["answered"] == outcome["queries"]["published"] > 0, "every query has its answer"
     lacks = eventually(lambda: ([],) if what_the_feature_store_lacks(system) == [] else None, "features of every row")
     assert lacks == ([],)

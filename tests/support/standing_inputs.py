@@ -34,7 +34,7 @@ def ended(subscription_id, version, tenant="default"):
 
 
 class StandingOracle:
-    """The newest version of each subscription, whatever the order of arrival."""
+    """The newest version of each subscription, whatever the order of arrival; of one version the last record."""
 
     def __init__(self, records=()):
         self.newest = {}
@@ -43,7 +43,7 @@ class StandingOracle:
 
     def accept(self, record):
         known = self.newest.get(record.subscription_id)
-        if known is None or record.version > known.version:
+        if known is None or record.version >= known.version:
             self.newest[record.subscription_id] = record
 
     def percolate(self, update, now_ms):

@@ -172,8 +172,8 @@ def test_other_peoples_alerts_are_not_judged():
 
 
 def test_examples_are_of_different_people_best_first():
-    good, better = alert(), alert(person="n2")
+    good, better = alert(), alert(person="n2", posting_id="q")
     better = replace(better, matches=(replace(better.matches[0], match_score=0.9),))
-    shown = examples([good, alert(posting_id="q"), better])
+    shown = examples([good, alert(posting_id="r"), alert(person="n3", posting_id="q"), better])
     assert [one["person_id"] for one in shown] == ["n2", "n1"]
     assert shown[0]["reasons"] == ["r"] and shown[0]["after_ms"] == 200

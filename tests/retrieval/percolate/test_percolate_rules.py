@@ -76,7 +76,7 @@ def test_tombstones_end_with_their_window_and_never_before():
 def test_nothing_new_is_no_epoch():
     store = store_of(standing("s", 2))
     epoch = store.epoch
-    applied = store.apply([standing("s", 2), standing("s", 1), ended("s", 1)], now_ms=5)
+    applied = store.apply([standing("s", 1), standing("s", 1, threshold=0.1), ended("s", 1)], now_ms=5)
     assert (applied.stale, applied.accepted, store.epoch) == (3, (), epoch)
 
 
@@ -139,3 +139,10 @@ def test_a_version_that_replaces_leaves_one(rows):
     (one,) = found(store, upsert("p", vector=ROW)).found
     assert len(one.matches) == rows == store.counts().live
     assert {match.dense for match in one.matches} == {1.5}
+
+
+def test_a_subscription_compiled_anew_stands_in_place_of_the_old():
+    store, posting = store_of(standing("s", 2, vector=ASKED, threshold=0.9)), upsert("p", vector=ROW)
+    assert not found(store, posting).found[0].matches
+    store.apply([standing("s", 2, vector=ASKED, threshold=0.4)], now_ms=6)
+    assert [match.subscription_id for match in found(store, posting).found[0].matches] == ["s"]
