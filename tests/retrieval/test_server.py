@@ -20,7 +20,7 @@ from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import IndexOp, IndexUpdate, MinVersion
 from penstock.schemas.filters import is_in
 from penstock.schemas.grpc_avro import CallError
-from penstock.schemas.rpc import GetRequest, HoldsRequest, PercolateRequest, SearchRequest, StandingRequest
+from penstock.schemas.rpc import GetRequest, HoldsRequest, PercolateRequest, RowState, SearchRequest, StandingRequest
 
 ROWS = [vector([float(i), 1.0, 0.5, 0.0, -1.0, 2.0], [i] * 16) for i in range(8)]
 ASKED = query([0.5, 1.0, 0.0, 0.0, 0.0, 0.0], [0.01] * 16)
