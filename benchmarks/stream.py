@@ -101,6 +101,7 @@ class Run:
     profiles: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     phases: int = 0
+    doubled: int = 0  # alerts that told a person twice of the same
 
     def add(self, name: str, value: float, unit: str, target: float, better: str = "lower") -> None:
         self.results.append(Result(f"stream/{name}", round(value, 3), unit, target, better))
@@ -153,6 +154,8 @@ def alerts(run: Run) -> None:
         for subscription in wanted:
             publisher.publish(SUBSCRIPTIONS, subscription)
     in_force = _await_standing(run, [each.subscription_id for each in wanted])
+    if in_force < len(wanted):
+        raise SystemExit(f"{in_force} of {len(wanted)} subscriptions are in force: see `penstock logs alerts`")
     feed = Alerts(run.settings)
     feed.start()
     _at_rate(run, "alerts")
@@ -164,8 +167,10 @@ def alerts(run: Run) -> None:
         "alerts": len(feed.ids),
         "deferred": feed.deferred,
         "repeated": feed.repeated,
+        "doubled": feed.doubled,
     }
     print(f"  {run.notes['alerts']}", flush=True)
+    run.doubled = feed.doubled
     if not feed.samples:
         raise SystemExit("no alert came: see `penstock logs alerts` of the stack")
     run.add("alerted_p99_ms", percentile(feed.samples, 0.99) or 0.0, "ms", 2000.0)
@@ -399,7 +404,7 @@ def main() -> int:
             work[name](run)
         verdict = judge.verdict(PATIENCE_S)
         run.add("lost", verdict.lost, "postings", 0)
-        run.add("wrong", verdict.wrong, "postings", 0)
+        run.add("wrong", verdict.wrong + run.doubled, "postings and alerts", 0)
         run.notes["accounting"] = asdict(verdict)
     print("\n" + _table(run.results))
     for line in verdict.details:
@@ -414,7 +419,7 @@ def main() -> int:
         }
         given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         print(f"written: {given.json}")
-    return 0 if verdict.clean else 1
+    return 0 if verdict.clean and not run.doubled else 1
 
 
 if __name__ == "__main__":

@@ -140,7 +140,9 @@ class Alerts(threading.Thread):
         self._stopping = threading.Event()
         self.samples: list[float] = []
         self.ids: set[str] = set()
-        self.repeated = 0
+        self.repeated = 0  # records with an id that was there before: at least once
+        self.doubled = 0  # one person told twice of one posting, under two ids: wrong
+        self._told: dict[tuple[str, str, str], str] = {}
         self.deferred = 0  # quiet hours and digests: not late but asked to wait
         self.matches = 0
 
@@ -150,6 +152,8 @@ class Alerts(threading.Thread):
                 alert: Alert = self._codec.decode(message.value() or b"")
                 self.repeated += alert.alert_id in self.ids
                 self.ids.add(alert.alert_id)
+                told = (alert.person_id, alert.posting_id, alert.material_class)
+                self.doubled += self._told.setdefault(told, alert.alert_id) != alert.alert_id
                 self.matches += len(alert.matches)
                 if alert.deliver_after is None:
                     self.samples.append(float(alert.alerted_at - alert.produced_at))

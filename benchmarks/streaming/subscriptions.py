@@ -1,7 +1,7 @@
 """Ten thousand standing queries over the real postings, of which a few match each posting and some match many.
 
 Filters alone: a value of one attribute and often of a second, drawn as the postings have them, so that the commonest
-are asked for most (what many work at, many look for). Words: titles of postings, a third of them in one place. A tenth
+are asked for most (what many work at, many look for). Words: titles of postings, in their region. A tenth
 of all wants the ranker's word for it (`min_score`). Deterministic.
 """
 
@@ -40,16 +40,18 @@ def subscriptions(postings: Sequence[Posting], count: int, mark: str, seed: int 
                 version=1,
                 person_id=f"{mark}-person-{number // SUBSCRIPTIONS_A_PERSON}",
                 text=like.title or "" if words else "",
-                filters=_place(like, draw) if words else _narrow(like, draw),
+                filters=_place(like) if words else _narrow(like, draw),
                 min_score=MIN_SCORE if draw.random() < SCORED else None,
             )
         )
     return out
 
 
-def _place(like: Posting, draw: random.Random) -> Filter | None:
+def _place(like: Posting) -> Filter | None:
     region = like.location.region if like.location else None
-    return filters.is_in("location.region", region) if region and draw.random() < 1 / 3 else None
+    if region:
+        return filters.is_in("location.region", region)
+    return filters.is_in("company", like.company) if like.company else None
 
 
 def _narrow(like: Posting, draw: random.Random) -> Filter:

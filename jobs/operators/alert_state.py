@@ -39,7 +39,9 @@ from penstock.schemas.states import Candidate, KnownSubscription, PersonAlerts, 
 from penstock.schemas.validate import MAX_ECHO_BYTES
 from penstock.schemas.wire import codec
 
-WAIT_MS = 30_000  # how long a match may be ahead of its subscription: the topics are read side by side
+# How long a match may be ahead of its subscription: on a fresh submit all subscriptions are read again, and their
+# words by the models role, while the shards still hold every standing query. Waiting costs state alone.
+WAIT_MS = 600_000
 MAX_WAITING = 256  # candidates of one person
 MAX_NAMED = 100  # matches, and notes, in the body of one alert: whatever somebody subscribes to, it must fit its topic
 REQUEST_PREFIX = "alert-"  # of the ids of rank requests
