@@ -41,7 +41,7 @@ def subscriptions(postings: Sequence[Posting], count: int, mark: str, seed: int 
                 person_id=f"{mark}-person-{number // SUBSCRIPTIONS_A_PERSON}",
                 text=like.title or "" if words else "",
                 filters=_place(like) if words else _narrow(like, draw),
-                min_score=MIN_SCORE if draw.random() < SCORED else None,
+                min_score=MIN_SCORE if words and draw.random() < SCORED / WORDS else None,
             )
         )
     return out
