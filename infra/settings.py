@@ -112,7 +112,7 @@ class FlinkSettings(_Section):
     python: Literal["process", "thread"] = Field(
         "process",
         description="where a job's Python runs that can do either: a process beside the TaskManager, or its JVM, which "
-        "is several times cheaper and wants PYTHONPATH set for the TaskManager",
+        "wants PYTHONPATH set for the TaskManager, and a new TaskManager for every submission",
     )
 
 

@@ -57,8 +57,6 @@ def choose_ports(layout: Layout, settings: Settings) -> Ports:
     for listener, (section, key) in ports.SETTINGS.items():
         if listener in fixed.chosen:
             tree.setdefault(section, {})[key] = ports.address_of(listener, fixed.chosen[listener])
-    # This stack's TaskManager is started with what its own Python needs (python_start), so that the jobs may use it.
-    tree.setdefault("flink", {}).setdefault("python", "thread")
     config.write(layout.settings, _HEADER + config.toml(tree))
     config.write(layout.ports, json.dumps(asdict(fixed), indent=2))
     return fixed

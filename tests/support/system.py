@@ -19,6 +19,7 @@ from penstock.infra.settings import Settings
 from penstock.ranker.client import RankerClient
 from penstock.retrieval.client import ModelsClient, RetrievalClient
 from penstock.schemas import rpc, topics
+from penstock.schemas.errors import WireError
 from penstock.schemas.events import DeadLetter, MinVersion, Page, Posting, RankQuery, RankRequest, RankResult
 from penstock.schemas.topics import Topic
 from penstock.schemas.wire import codec
@@ -86,8 +87,8 @@ class System:
         assert self._producer.flush(PATIENCE) == 0, "the broker did not take every record in time"
         assert not failed
 
-    def read(self, topic: Topic) -> Iterator[Any]:
-        """Every record of a topic that is there now, decoded, from the beginning."""
+    def read(self, topic: Topic, unreadable: str = "raise") -> Iterator[Any]:
+        """Every record of a topic that is there now, decoded, from the beginning; unreadable ones "raise" or "skip"."""
         consumer = Consumer(
             self.settings.kafka.properties() | {"group.id": self.new_id("reader"), "enable.auto.commit": False}
         )
@@ -103,7 +104,13 @@ class System:
             while ends and time.monotonic() < deadline:
                 message = consumer.poll(0.1)
                 if message is not None and message.error() is None:
-                    yield codec(topic.record).decode(message.value())
+                    try:
+                        record = codec(topic.record).decode(message.value())
+                    except WireError:
+                        if unreadable == "skip":
+                            continue
+                        raise
+                    yield record
                 for position in consumer.position([TopicPartition(topic.name, p) for p in ends]):
                     if position.offset >= ends[position.partition]:
                         del ends[position.partition]
