@@ -18,6 +18,7 @@ from penstock.schemas.topics import INDEX, POSTINGS
 
 SECONDS = 8
 RATE = 40
+PATIENCE_S = "180"  # without progress: a crowded machine takes a minute or two to start three jobs anew
 PENSTOCK = str(Path(sys.executable).parent / "penstock")
 # "workers" are the Python processes under the TaskManager; everything else is a part of the stack by name.
 VICTIMS = [
@@ -71,7 +72,7 @@ def what_the_feature_store_lacks(system) -> list[str] | None:
     return wrong
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_nothing_is_lost_and_nothing_is_wrong(victim, machinery, system, tmp_path):
     environment = {**os.environ, "PENSTOCK_DATA_DIR": str(machinery.stack.layout.root)}
@@ -79,7 +80,18 @@ def test_nothing_is_lost_and_nothing_is_wrong(victim, machinery, system, tmp_pat
     before = published(system)
     with log.open("w") as out:
         demo = subprocess.Popen(
-            [PENSTOCK, "demo", "--seconds", str(SECONDS), "--rate", str(RATE), "--report", str(report)],
+            [
+                PENSTOCK,
+                "demo",
+                "--seconds",
+                str(SECONDS),
+                "--rate",
+                str(RATE),
+                "--report",
+                str(report),
+                "--patience",
+                PATIENCE_S,
+            ],
             env=environment,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -89,11 +101,11 @@ def test_nothing_is_lost_and_nothing_is_wrong(victim, machinery, system, tmp_pat
         assert demo.poll() is None, log.read_text()
         killed = machinery.pids(victim)
         machinery.kill(victim)
-        up = subprocess.run([PENSTOCK, "up"], env=environment, capture_output=True, text=True, timeout=150, check=False)
+        up = subprocess.run([PENSTOCK, "up"], env=environment, capture_output=True, text=True, timeout=240, check=False)
         assert up.returncode == 0, up.stdout + up.stderr
         eventually(lambda: machinery.pids(victim), f"{victim} is back")
         assert not set(machinery.pids(victim)) & set(killed)
-        code = demo.wait(150)
+        code = demo.wait(400)
     finally:
         demo.kill()
         demo.wait()
