@@ -47,7 +47,6 @@ DEFAULT_SECONDS = 45.0  # of the shipped sample; with start and stop below two m
 DEFAULT_EVENTS = 2_250  # of the shipped sample at rate 0
 PROBES = 8  # postings that must get through before the clock starts: Flink starts its Python workers at first use
 PROBE_PATIENCE_S = 120.0
-ANSWER_PATIENCE_S = 15.0
 JUDGE_EVERY_S = 0.5
 QUIET_S = 2.0
 
@@ -176,7 +175,7 @@ def _on(
                     clock=clock,
                 )
                 settled = settle(done, watch, patience_s=options.patience_s, tell=tell("settling"), clock=clock)
-                _await_answers(done, watch)
+                _await_answers(done, watch, options.patience_s)
                 alerts = _judge_alerts(people, watch, settings, options.patience_s, tell("alerts"))
         report = summarise(
             done,
@@ -296,10 +295,14 @@ def _quiet() -> None:
     """Nothing to show yet."""
 
 
-def _await_answers(done: Replay, watch: Watch) -> None:
-    """Give the last queries their time; what is still missing then is in the report."""
-    deadline = time.monotonic() + ANSWER_PATIENCE_S
-    while time.monotonic() < deadline and not done.asked.keys() <= watch.results().keys():
+def _await_answers(done: Replay, watch: Watch, patience_s: float) -> None:
+    """Give the last queries their time, as long as answers come; what is still missing then is in the report."""
+    answered, patient_until = -1, 0.0
+    while not done.asked.keys() <= (results := watch.results()).keys():
+        if len(results) > answered:
+            answered, patient_until = len(results), time.monotonic() + patience_s
+        if time.monotonic() > patient_until:
+            return
         time.sleep(0.1)
 
 
