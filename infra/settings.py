@@ -57,9 +57,16 @@ def _host_ports(value: str) -> str:
     return value
 
 
+def _url_or_empty(value: str) -> str:
+    if value and not value.startswith(("http://", "https://")):
+        raise ValueError("expected a URL such as http://127.0.0.1:4318, or nothing")
+    return value
+
+
 HostPort = Annotated[str, AfterValidator(_host_port)]
 HostPortOrEmpty = Annotated[str, AfterValidator(_host_port_or_empty)]
 HostPorts = Annotated[str, AfterValidator(_host_ports)]  # separated by commas
+UrlOrEmpty = Annotated[str, AfterValidator(_url_or_empty)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -186,7 +193,7 @@ class GatewaySettings(_Role):
 class TracingSettings(_Section):
     """OpenTelemetry."""
 
-    endpoint: str = Field("", description="of an OTLP/HTTP collector, such as http://127.0.0.1:4318; empty: no export")
+    endpoint: UrlOrEmpty = Field("", description="of an OTLP/HTTP collector; empty: no export")
     sample: float = Field(1.0, ge=0, le=1, description="share of the traces that are exported")
 
 

@@ -98,7 +98,8 @@ def _service(name: str, given: Mapping[str, Any]) -> Service:
         name=name,
         image=given["image"],
         command=tuple(str(word) for word in given.get("command", ())),
-        environment={key: str(value) for key, value in given.get("environment", {}).items()},
+        # A variable that is empty was filled in before YAML was read, which makes it null.
+        environment={key: "" if value is None else str(value) for key, value in given.get("environment", {}).items()},
         user=given.get("user"),
         init=given.get("init", False),
         mem_limit=given["mem_limit"],

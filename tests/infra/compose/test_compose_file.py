@@ -84,9 +84,12 @@ def test_every_address_and_command_fits_the_settings(services, monkeypatch):
             assert getattr(settings, role).dial.startswith(f"{role}:")
         if service.command[0] == "serve":
             assert service.command[1] == SAME.get(service.name, service.name)
-            [inside] = service.ports
-            assert getattr(settings, service.command[1]).listen == f"0.0.0.0:{inside}"
-            assert service.healthy[-1] == service.command[1]
+            role = service.command[1]
+            called, scraped = service.ports
+            assert getattr(settings, role).listen == f"0.0.0.0:{called}"
+            assert getattr(settings.metrics, role) == scraped
+            assert service.healthy[-1] == role
+            assert settings.tracing.endpoint == ""
 
 
 def test_only_the_gpu_profile_asks_for_devices():
