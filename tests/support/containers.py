@@ -48,6 +48,11 @@ SETTINGS: dict[str, tuple[str, str, str]] = {
     "PENSTOCK_PORT_RANKER": ("ranker", "listen", "127.0.0.1:{}"),
     "PENSTOCK_PORT_ENRICH": ("enrich", "listen", "127.0.0.1:{}"),
     "PENSTOCK_PORT_GATEWAY": ("gateway", "listen", "127.0.0.1:{}"),
+    "PENSTOCK_PORT_METRICS_MODELS": ("metrics", "models", "{}"),
+    "PENSTOCK_PORT_METRICS_RETRIEVAL": ("metrics", "retrieval", "{}"),
+    "PENSTOCK_PORT_METRICS_RANKER": ("metrics", "ranker", "{}"),
+    "PENSTOCK_PORT_METRICS_ENRICH": ("metrics", "enrich", "{}"),
+    "PENSTOCK_PORT_METRICS_GATEWAY": ("metrics", "gateway", "{}"),
 }
 
 Say = Callable[[str], None]
