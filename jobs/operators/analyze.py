@@ -49,6 +49,20 @@ def request_of(query: SearchQuery, produced_at: int, analysis: QueryAnalysis | N
     )
 
 
+def words_batcher(models_address: str, timeout_ms: int, concurrency: int) -> Batcher[str, QueryAnalysis]:
+    """Has the models role read words, BATCH texts a call. Make it on the event loop that runs the calls."""
+    timeout_s = timeout_ms / 1000
+    client = AsyncModelsClient(models_address)
+
+    async def call(texts: Sequence[str]) -> Sequence[QueryAnalysis]:
+        try:
+            return (await client.analyze(AnalyzeQueriesRequest(texts=tuple(texts)), timeout_s)).analyses
+        except CallError as error:
+            raise (Unavailable if error.retryable else Rejected)(str(error)) from error
+
+    return Batcher(call, batch=BATCH, concurrency=concurrency, timeout_s=timeout_s, breaker=Breaker())
+
+
 class Analyze(AsyncFunction):  # type: ignore[misc]  # pyflink carries no types
     """(SearchQuery, produced_at) -> the rank request as (key bytes, value bytes). Never raises, never drops."""
 
@@ -76,14 +90,6 @@ class Analyze(AsyncFunction):  # type: ignore[misc]  # pyflink carries no types
     def _asked(self) -> Batcher[str, QueryAnalysis]:
         """The batcher, made on the event loop that runs the calls."""
         if self._batcher is None:
-            timeout_s = self._settings.queries.analyze_timeout_ms / 1000
-            client = AsyncModelsClient(self._settings.models.dial)
-
-            async def call(texts: Sequence[str]) -> Sequence[QueryAnalysis]:
-                try:
-                    return (await client.analyze(AnalyzeQueriesRequest(texts=tuple(texts)), timeout_s)).analyses
-                except CallError as error:
-                    raise (Unavailable if error.retryable else Rejected)(str(error)) from error
-
-            self._batcher = Batcher(call, batch=BATCH, concurrency=CONCURRENCY, timeout_s=timeout_s, breaker=Breaker())
+            address, timeout_ms = self._settings.models.dial, self._settings.queries.analyze_timeout_ms
+            self._batcher = words_batcher(address, timeout_ms, CONCURRENCY)
         return self._batcher

@@ -9,7 +9,7 @@ Where it stands: life-of-an-alert.md, step 3.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +19,14 @@ from pyflink.datastream.state import ValueStateDescriptor
 
 from penstock.infra.settings import Settings
 from penstock.jobs.operators import subscription_state
-from penstock.jobs.operators.enrich import Batcher, Breaker, Rejected, Unavailable
+from penstock.jobs.operators.analyze import words_batcher
+from penstock.jobs.operators.enrich import Batcher, Unavailable
 from penstock.jobs.operators.intake import DEAD_LETTERS, MAX_QUERY_RECORD_BYTES, dead_letter_row
 from penstock.jobs.operators.kafka import keyed_bytes
 from penstock.jobs.operators.metrics import counters
 from penstock.jobs.operators.subscription_state import SubscriptionArrival, SubscriptionTransition
 from penstock.jobs.operators.worker import begin
-from penstock.retrieval.client import AsyncModelsClient, ModelsClient
+from penstock.retrieval.client import ModelsClient
 from penstock.schemas import validate
 from penstock.schemas.dead_letters import dead_letter
 from penstock.schemas.errors import InvalidRecord, OversizedRecord
@@ -37,7 +38,6 @@ from penstock.schemas.states import HeldSubscription
 from penstock.schemas.topics import STANDING_QUERIES, SUBSCRIPTIONS
 from penstock.schemas.wire import codec
 
-BATCH = 16
 CONCURRENCY = 2
 LEFT_ALONE_S = 1.0  # after a call that failed, this long no timer asks: keys do not queue up behind a dead server
 
@@ -84,16 +84,8 @@ class ReadWords(AsyncFunction):  # type: ignore[misc]  # pyflink carries no type
     def _asked(self) -> Batcher[str, QueryAnalysis]:
         """The batcher, made on the event loop that runs the calls."""
         if self._batcher is None:
-            timeout_s = self._settings.alerts.analyze_timeout_ms / 1000
-            client = AsyncModelsClient(self._settings.models.dial)
-
-            async def call(texts: Sequence[str]) -> Sequence[QueryAnalysis]:
-                try:
-                    return (await client.analyze(AnalyzeQueriesRequest(texts=tuple(texts)), timeout_s)).analyses
-                except CallError as error:
-                    raise (Unavailable if error.retryable else Rejected)(str(error)) from error
-
-            self._batcher = Batcher(call, batch=BATCH, concurrency=CONCURRENCY, timeout_s=timeout_s, breaker=Breaker())
+            address, timeout_ms = self._settings.models.dial, self._settings.alerts.analyze_timeout_ms
+            self._batcher = words_batcher(address, timeout_ms, CONCURRENCY)
         return self._batcher
 
 
