@@ -25,9 +25,9 @@ from pyflink.common import Time, Types
 from pyflink.datastream import AsyncDataStream, StreamExecutionEnvironment
 from pyflink.datastream.connectors.kafka import KafkaOffsetsInitializer
 
-from penstock.infra.settings import Settings, load
+from penstock.infra.settings import Settings
 from penstock.jobs.operators.deliver import QUESTIONS, Deliver
-from penstock.jobs.operators.environment import job_environment
+from penstock.jobs.operators.environment import submit
 from penstock.jobs.operators.identity import person_key
 from penstock.jobs.operators.intake import DEAD_LETTERS, Intake
 from penstock.jobs.operators.kafka import KEY_AND_VALUE, from_here, from_the_beginning, read, write
@@ -112,12 +112,5 @@ def build(env: StreamExecutionEnvironment, settings: Settings, here: Start | Non
     write(scored.get_side_output(DEAD_LETTERS), RANK_RESULTS.dead_letters, kafka, uid="results-dead-letters-sink")
 
 
-def main() -> None:
-    settings = load()
-    env = job_environment(settings)
-    build(env, settings)
-    env.execute(f"penstock {JOB}")
-
-
 if __name__ == "__main__":
-    main()
+    submit(JOB, build)

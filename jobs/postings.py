@@ -16,9 +16,9 @@ from __future__ import annotations
 from pyflink.common import Time, Types
 from pyflink.datastream import AsyncDataStream, StreamExecutionEnvironment
 
-from penstock.infra.settings import Settings, load
+from penstock.infra.settings import Settings
 from penstock.jobs.operators.enrich import Enrich
-from penstock.jobs.operators.environment import in_process, job_environment, run_python_as_set
+from penstock.jobs.operators.environment import in_process, run_python_as_set, submit
 from penstock.jobs.operators.intake import DEAD_LETTERS, Intake, check_enriched, check_posting
 from penstock.jobs.operators.kafka import KEY_AND_VALUE, read, write
 from penstock.jobs.operators.keep import ENRICH_REQUESTS, Keep
@@ -73,12 +73,5 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     write(answers.get_side_output(DEAD_LETTERS), ENRICHED.dead_letters, kafka, uid="enriched-dead-letters-sink")
 
 
-def main() -> None:
-    settings = load()
-    env = job_environment(settings)
-    build(env, settings)
-    env.execute(f"penstock {JOB}")
-
-
 if __name__ == "__main__":
-    main()
+    submit(JOB, build)

@@ -14,9 +14,9 @@ from __future__ import annotations
 from pyflink.common import Time, Types
 from pyflink.datastream import AsyncDataStream, StreamExecutionEnvironment
 
-from penstock.infra.settings import Settings, load
+from penstock.infra.settings import Settings
 from penstock.jobs.operators.analyze import Analyze
-from penstock.jobs.operators.environment import job_environment
+from penstock.jobs.operators.environment import submit
 from penstock.jobs.operators.intake import DEAD_LETTERS, Intake, check_query
 from penstock.jobs.operators.kafka import KEY_AND_VALUE, read, write
 from penstock.schemas.topics import QUERIES, RANK_REQUESTS
@@ -44,12 +44,5 @@ def build(env: StreamExecutionEnvironment, settings: Settings) -> None:
     write(decoded.get_side_output(DEAD_LETTERS), QUERIES.dead_letters, settings.kafka, uid="queries-dead-letters-sink")
 
 
-def main() -> None:
-    settings = load()
-    env = job_environment(settings)
-    build(env, settings)
-    env.execute(f"penstock {JOB}")
-
-
 if __name__ == "__main__":
-    main()
+    submit(JOB, build)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pyflink.common import Configuration
 from pyflink.datastream import CheckpointingMode, ExternalizedCheckpointRetention, StreamExecutionEnvironment
 from pyflink.util.java_utils import get_j_env_configuration
 
-from penstock.infra.settings import Settings
+from penstock.infra.settings import Settings, load
 
 MODE = "python.execution-mode"
 BUFFER_TIMEOUT_MS = 5  # how long a half-full network buffer waits between two tasks; Flink's default is 100
@@ -31,6 +31,14 @@ def job_environment(settings: Settings) -> StreamExecutionEnvironment:
     checkpoints = env.get_checkpoint_config()
     checkpoints.set_externalized_checkpoint_retention(ExternalizedCheckpointRetention.RETAIN_ON_CANCELLATION)
     return env
+
+
+def submit(job: str, build: Callable[[StreamExecutionEnvironment, Settings], None]) -> None:
+    """Build a job from the settings of this process and hand it to Flink, which lists it as `penstock <job>`."""
+    settings = load()
+    env = job_environment(settings)
+    build(env, settings)
+    env.execute(f"penstock {job}")
 
 
 def run_python_as_set(env: StreamExecutionEnvironment, settings: Settings) -> None:
