@@ -69,11 +69,7 @@ def check_posting(event: Posting, *, now_ms: int, max_life_ms: int) -> None:
     """A posting event as its producer must write it. `now_ms` is the moment of processing."""
     check_id("posting_id", event.posting_id)
     check_id("tenant", event.tenant)
-    check_text("trace", event.trace, MAX_TRACE_BYTES)
-    if event.version < 0:
-        raise InvalidRecord("version", event.version, "at least 0, growing with every change of the posting")
-    if event.op is Op.UNKNOWN:
-        raise InvalidRecord("op", event.op, "UPSERT or DELETE")
+    _check_change(event, "posting")
     if event.op is Op.DELETE:
         return
     for field, value, limit in (
@@ -105,6 +101,15 @@ def check_posting(event: Posting, *, now_ms: int, max_life_ms: int) -> None:
         check_id("promotion.campaign_id", event.promotion.campaign_id)
         for field in ("bid", "daily_budget"):
             _check_amount(f"promotion.{field}", getattr(event.promotion, field))
+
+
+def _check_change(event: Posting | Subscription, what: str) -> None:
+    """What every change of something carries beside its ids."""
+    check_text("trace", event.trace, MAX_TRACE_BYTES)
+    if event.version < 0:
+        raise InvalidRecord("version", event.version, f"at least 0, growing with every change of the {what}")
+    if event.op is Op.UNKNOWN:
+        raise InvalidRecord("op", event.op, "UPSERT or DELETE")
 
 
 def _check_location(place: Location) -> None:
@@ -166,11 +171,7 @@ def check_subscription(event: Subscription) -> None:
     check_id("subscription_id", event.subscription_id)
     check_id("tenant", event.tenant)
     check_id("person_id", event.person_id)
-    check_text("trace", event.trace, MAX_TRACE_BYTES)
-    if event.version < 0:
-        raise InvalidRecord("version", event.version, "at least 0, growing with every change of the subscription")
-    if event.op is Op.UNKNOWN:
-        raise InvalidRecord("op", event.op, "UPSERT or DELETE")
+    _check_change(event, "subscription")
     if event.op is Op.DELETE:
         return
     check_text("text", event.text, MAX_QUERY_BYTES)
