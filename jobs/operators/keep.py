@@ -23,6 +23,7 @@ from penstock.jobs.operators import posting_state
 from penstock.jobs.operators.intake import DEAD_LETTERS, dead_letter_row
 from penstock.jobs.operators.kafka import KEY_AND_VALUE, keyed_bytes
 from penstock.jobs.operators.metrics import Freshness, counters
+from penstock.jobs.operators.packed import Packed
 from penstock.jobs.operators.posting_state import Arrival, Refusal, Transition
 from penstock.jobs.operators.worker import begin, passed
 from penstock.schemas.dead_letters import dead_letter
@@ -58,43 +59,31 @@ class Keep(KeyedCoProcessFunction):  # type: ignore[misc]  # pyflink carries no 
         self._window_ms = settings.postings.tombstone_window_ms
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        self._state = runtime_context.get_state(ValueStateDescriptor("posting", Types.PICKLED_BYTE_ARRAY()))
-        self._packed = codec(PostingState)
         self._updates = topic_codec(INDEX, self._settings.kafka.schema_registry)
         self._requests = topic_codec(ENRICH, self._settings.kafka.schema_registry)
         group = begin(runtime_context, self._settings)
-        self._counters = counters(group, "postings", COUNTED)
+        state = runtime_context.get_state(ValueStateDescriptor("posting", Types.PICKLED_BYTE_ARRAY()))
+        self._postings = Packed(state, codec(PostingState), counters(group, "postings", COUNTED))
         self._freshness = Freshness(group, "enriched")
 
     def process_element1(self, value: Arrival, ctx: KeyedCoProcessFunction.Context) -> Iterator[Any]:
         now = _now_ms()
-        held = self._held()
+        held = self._postings.read()
         yield from self._become(held, posting_state.on_posting(held, value, now, self._window_ms), ctx, now)
 
     def process_element2(self, value: EnrichedPosting, ctx: KeyedCoProcessFunction.Context) -> Iterator[Any]:
-        held = self._held()
+        held = self._postings.read()
         yield from self._become(held, posting_state.on_enriched(held, value), ctx, _now_ms())
 
     def on_timer(self, timestamp: int, ctx: KeyedCoProcessFunction.OnTimerContext) -> Iterator[Any]:
         now = _now_ms()
-        held = self._held()
+        held = self._postings.read()
         yield from self._become(held, posting_state.on_timer(held, now, self._window_ms), ctx, now)
-
-    def _held(self) -> PostingState | None:
-        packed = self._state.value()
-        return None if packed is None else self._packed.decode_unbounded(bytes(packed))
 
     def _become(
         self, held: PostingState | None, transition: Transition, ctx: KeyedCoProcessFunction.Context, now_ms: int
     ) -> Iterator[Any]:
-        for name in transition.counted:
-            self._counters[name].inc()
-        if transition.state is None:
-            self._state.clear()
-        elif transition.state is not held:
-            self._state.update(self._packed.encode_unbounded(transition.state))
-        if transition.wake_at is not None:
-            ctx.timer_service().register_processing_time_timer(transition.wake_at)
+        self._postings.become(held, transition, ctx)
         trace = None
         if transition.update is not None:
             update = passed(transition.update, "postings.keep", now_ms, revision=transition.update.revision)

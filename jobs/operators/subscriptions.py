@@ -24,6 +24,7 @@ from penstock.jobs.operators.enrich import Batcher, Unavailable
 from penstock.jobs.operators.intake import DEAD_LETTERS, MAX_QUERY_RECORD_BYTES, dead_letter_row
 from penstock.jobs.operators.kafka import keyed_bytes
 from penstock.jobs.operators.metrics import counters
+from penstock.jobs.operators.packed import Packed
 from penstock.jobs.operators.subscription_state import SubscriptionArrival, SubscriptionTransition
 from penstock.jobs.operators.worker import begin
 from penstock.retrieval.client import ModelsClient
@@ -100,23 +101,22 @@ class KeepSubscriptions(KeyedProcessFunction):  # type: ignore[misc]  # pyflink 
         self._ask_from = 0.0  # monotonic seconds
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        state = ValueStateDescriptor("subscription", Types.PRIMITIVE_ARRAY(Types.BYTE()))
-        self._state = runtime_context.get_state(state)
-        self._packed = codec(HeldSubscription)
         self._queries = topic_codec(STANDING_QUERIES, self._settings.kafka.schema_registry)
-        self._counters = counters(begin(runtime_context, self._settings), "subscriptions", COUNTED)
+        counted = counters(begin(runtime_context, self._settings), "subscriptions", COUNTED)
+        descriptor = ValueStateDescriptor("subscription", Types.PRIMITIVE_ARRAY(Types.BYTE()))
+        self._subscriptions = Packed(runtime_context.get_state(descriptor), codec(HeldSubscription), counted)
 
     def close(self) -> None:
         if self._models is not None:
             self._models.close()
 
     def process_element(self, value: SubscriptionArrival, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
-        now, held = _now_ms(), self._held()
+        now, held = _now_ms(), self._subscriptions.read()
         transition = subscription_state.on_subscription(held, value, now, self._threshold, self._window_ms)
         yield from self._become(held, transition, ctx, now, value.raw, value.produced_at)
 
     def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[Any]:
-        now, held = _now_ms(), self._held()
+        now, held = _now_ms(), self._subscriptions.read()
         transition = subscription_state.on_timer(held, now)
         if transition.ask and held is not None:
             analysis = self._ask(held.subscription.text)
@@ -135,10 +135,6 @@ class KeepSubscriptions(KeyedProcessFunction):  # type: ignore[misc]  # pyflink 
             self._ask_from = time.monotonic() + LEFT_ALONE_S
             return None
 
-    def _held(self) -> HeldSubscription | None:
-        packed = self._state.value()
-        return None if packed is None else self._packed.decode_unbounded(bytes(packed))
-
     def _become(
         self,
         held: HeldSubscription | None,
@@ -148,14 +144,7 @@ class KeepSubscriptions(KeyedProcessFunction):  # type: ignore[misc]  # pyflink 
         raw: bytes | None,
         produced_at: int | None,
     ) -> Iterator[Any]:
-        for name in transition.counted:
-            self._counters[name].inc()
-        if transition.state is None:
-            self._state.clear()
-        elif transition.state is not held:
-            self._state.update(self._packed.encode_unbounded(transition.state))
-        if transition.wake_at is not None:
-            ctx.timer_service().register_processing_time_timer(transition.wake_at)
+        self._subscriptions.become(held, transition, ctx)
         if transition.query is not None:
             yield self._row(transition.query)
         if transition.refusal is not None and transition.state is not None:
