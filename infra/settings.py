@@ -109,6 +109,15 @@ class RedisSettings(_Section):
     client: dict[str, Any] = Field(default_factory=dict, description="passed through to redis.from_url")
     prefix: str = "penstock"
 
+    def options(self, timeout_s: float) -> dict[str, Any]:
+        """What goes beside the URL to redis.from_url, the password included; answers are bytes.
+
+        `timeout_s`: to connect and to answer, where `client` does not say otherwise.
+        """
+        password = {} if self.password is None else {"password": self.password.get_secret_value()}
+        timeouts = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+        return {**timeouts, **self.client, **password, "decode_responses": False}
+
 
 class FlinkSettings(_Section):
     rest: HostPort = "127.0.0.1:8081"

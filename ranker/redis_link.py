@@ -43,11 +43,7 @@ class Gate:
 
 def connect(settings: RedisSettings) -> redis.Redis:
     """A client as settings say, answers as bytes. Connects when first used."""
-    password = settings.password.get_secret_value() if settings.password is not None else None
-    options: dict[str, Any] = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S, **settings.client}
-    if password is not None:
-        options["password"] = password
-    return redis.Redis.from_url(settings.url, **{**options, "decode_responses": False})
+    return redis.Redis.from_url(settings.url, **settings.options(TIMEOUT_S))
 
 
 class RedisLink:

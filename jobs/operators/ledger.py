@@ -91,11 +91,7 @@ class LedgerAway(Exception):
 
 
 def connect(settings: RedisSettings) -> redis.Redis:
-    password = settings.password.get_secret_value() if settings.password is not None else None
-    options: dict[str, Any] = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S, **settings.client}
-    if password is not None:
-        options["password"] = password
-    return redis.Redis.from_url(settings.url, **{**options, "decode_responses": False})
+    return redis.Redis.from_url(settings.url, **settings.options(TIMEOUT_S))
 
 
 class Ledger:

@@ -91,6 +91,18 @@ def test_what_only_java_reads_stays_out_of_logs_and_travels_with_a_job():
     assert settings.kafka.properties().keys() == {"bootstrap.servers"}
 
 
+def test_clients_of_redis_are_made_with_our_timeout_unless_settings_have_their_own_and_always_give_bytes():
+    given = {"password": "hush", "client": {"socket_timeout": 9.0, "decode_responses": True, "ssl": True}}
+    assert module.load(redis=given).redis.options(0.25) == {
+        "socket_timeout": 9.0,
+        "socket_connect_timeout": 0.25,
+        "ssl": True,
+        "password": "hush",
+        "decode_responses": False,
+    }
+    assert "password" not in module.load().redis.options(0.25)
+
+
 def test_a_search_goes_to_the_address_and_not_to_what_the_ranker_binds(monkeypatch, free_port):
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("PENSTOCK_RANKER__LISTEN", "0.0.0.0:7301")
