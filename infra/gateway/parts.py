@@ -10,11 +10,13 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 
 from penstock.infra.gateway.alert_log import AlertLog
 from penstock.infra.gateway.auth import decide_tenant
 from penstock.infra.gateway.history import History
-from penstock.infra.gateway.publisher import Publisher
+from penstock.infra.gateway.publisher import Place, Publisher
+from penstock.infra.gateway.records import Published
 from penstock.infra.gateway.seats import Seats
 from penstock.infra.gateway.subscription_view import SubscriptionView
 from penstock.infra.settings import Settings
@@ -31,6 +33,7 @@ from penstock.schemas.rpc import (
     StandingReply,
     StandingRequest,
 )
+from penstock.schemas.topics import Topic
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -127,6 +130,14 @@ def own(given: str, tenant: str) -> str:
     if given not in ("default", tenant):
         raise InvalidRecord("tenant", given, f"{tenant!r}, whose request this is, or none")
     return tenant
+
+
+def accepted(topic: Topic, record_id: str, version: int, place: Place) -> JSONResponse:
+    """202: the broker has the record, here."""
+    published = Published(
+        id=record_id, version=version, topic=topic.name, partition=place.partition, offset=place.offset
+    )
+    return JSONResponse(jsonl.to_json(published), 202)
 
 
 async def while_waited_for(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 
 from penstock.infra.gateway import openapi
 from penstock.infra.gateway.errors import Problem, not_found
-from penstock.infra.gateway.parts import Given, Parts, Tenant, own, read_body
+from penstock.infra.gateway.parts import Given, Parts, Tenant, accepted, own, read_body
 from penstock.infra.gateway.records import HeldPosting, Published
 from penstock.schemas import jsonl
 from penstock.schemas.events import MinVersion, Op, Posting
@@ -105,14 +105,7 @@ async def _publish(request: Request, parts: Parts, tenant: str, event: Posting) 
     if parts.keys:
         await _refuse_others(parts, tenant, event.posting_id)
     place = await parts.publisher.publish(POSTINGS, event)
-    published = Published(
-        id=event.posting_id,
-        version=event.version,
-        topic=POSTINGS.name,
-        partition=place.partition,
-        offset=place.offset,
-    )
-    return JSONResponse(jsonl.to_json(published), 202)
+    return accepted(POSTINGS, event.posting_id, event.version, place)
 
 
 async def _refuse_others(parts: Parts, tenant: str, posting_id: str) -> None:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 
 from penstock.infra.gateway import openapi
 from penstock.infra.gateway.errors import Problem, away, not_found
-from penstock.infra.gateway.parts import Given, Parts, Tenant, count_unknown, own
+from penstock.infra.gateway.parts import Given, Parts, Tenant, accepted, count_unknown, own
 from penstock.infra.gateway.records import HeldSubscription, Published, Subscriptions
 from penstock.infra.gateway.subscription_view import SubscriptionView
 from penstock.infra.telemetry import DEGRADED
@@ -165,14 +165,7 @@ async def _publish(request: Request, parts: Parts, event: Subscription) -> JSONR
         raise InvalidRecord("version", event.version, f"more than {known}, the newest of this id, or none")
     place = await parts.publisher.publish(SUBSCRIPTIONS, event)
     await parts.subscriptions.reached(place.partition, place.offset, SEEN_S)
-    published = Published(
-        id=event.subscription_id,
-        version=event.version,
-        topic=SUBSCRIPTIONS.name,
-        partition=place.partition,
-        offset=place.offset,
-    )
-    return JSONResponse(jsonl.to_json(published), 202)
+    return accepted(SUBSCRIPTIONS, event.subscription_id, event.version, place)
 
 
 def _newer(parts: Parts, subscription_id: str) -> int:
