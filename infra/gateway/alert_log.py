@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from penstock.infra.gateway import metrics
-from penstock.infra.gateway.follower import Record, Sink
+from penstock.infra.gateway.follower import Record
 from penstock.infra.telemetry import DEGRADED
 from penstock.schemas import jsonl
 from penstock.schemas.errors import WireError
@@ -62,7 +62,9 @@ class _Held:
     entries: list[Entry] = field(default_factory=list)
 
 
-class AlertLog(Sink):
+class AlertLog:
+    """A `follower.Sink`."""
+
     def __init__(self, codec: Codec[Alert], kept: int = KEPT) -> None:
         self._codec = codec
         self._kept = kept

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -41,15 +42,14 @@ class Record:
     value: bytes | None
 
 
-class Sink:
+class Sink(Protocol):
     """Who takes what was read. Called on the event loop, in the order of the topic."""
 
     def begin(self, starts: dict[int, int]) -> None:
         """Reading begins with these offsets, by partition. Called once."""
-        raise NotImplementedError
+        ...
 
-    def take(self, records: Sequence[Record]) -> None:
-        raise NotImplementedError
+    def take(self, records: Sequence[Record]) -> None: ...
 
 
 class Follower:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from penstock.infra.gateway.follower import Record, Sink
+from penstock.infra.gateway.follower import Record
 from penstock.infra.telemetry import DEGRADED
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import Op, Subscription
@@ -29,7 +29,9 @@ class _Kept:
     value: bytes | None  # None: deleted
 
 
-class SubscriptionView(Sink):
+class SubscriptionView:
+    """A `follower.Sink`."""
+
     def __init__(self, codec: Codec[Subscription]) -> None:
         self._codec = codec
         self._kept: dict[str, _Kept] = {}
