@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from standing_inputs import ended, standing
 from store_inputs import gone, query, upsert, vector
 from store_oracle import Oracle, shown
+from waiting import eventually
 
 from penstock.infra.settings import RetrievalSettings, Settings
 from penstock.retrieval import server
@@ -25,15 +26,6 @@ from penstock.schemas.rpc import GetRequest, HoldsRequest, PercolateRequest, Row
 ROWS = [vector([float(i), 1.0, 0.5, 0.0, -1.0, 2.0], [i] * 16) for i in range(8)]
 ASKED = query([0.5, 1.0, 0.0, 0.0, 0.0, 0.0], [0.01] * 16)
 CALL_S = 10.0
-
-
-def eventually(condition, what, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    pause = threading.Event()
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
-        pause.wait(0.01)
-    return value
 
 
 class Role:

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import threading
-import time
 
 import grpc
 import httpx
+from waiting import eventually
 
 from penstock.infra.gateway.alert_log import AlertLog, entry_of
 from penstock.infra.gateway.follower import Record
@@ -34,15 +34,6 @@ from penstock.schemas.topics import SUBSCRIPTIONS
 from penstock.schemas.wire import codec
 
 NOW = 1_795_000_000_000
-
-
-def eventually(condition, what, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    pause = threading.Event()
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
-        pause.wait(0.01)
-    return value
 
 
 def call_error(method, code, message="at 10.1.2.3: secret"):

@@ -7,12 +7,12 @@ installations is behind `Machinery`.
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
+import waiting
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from penstock.infra.settings import Settings
@@ -42,16 +42,8 @@ class Machinery(Protocol):
 
 
 def eventually(condition: Callable[[], T | None], what: str, timeout: float = PATIENCE) -> T:
-    """The first truthy value of `condition`; AssertionError naming `what` and the last value when time is up."""
-    deadline = time.monotonic() + timeout
-    pause = threading.Event()
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:.0f} s: {what}; last seen: {value!r}")
-        pause.wait(0.05)
+    """`waiting.eventually` with the patience of a scenario, asking a busy machine less often."""
+    return waiting.eventually(condition, what, timeout, pause_s=0.05)
 
 
 class System:

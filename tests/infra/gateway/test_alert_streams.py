@@ -6,8 +6,8 @@ import threading
 
 import httpx
 import pytest
-from gateway_world import eventually
 from prometheus_client import REGISTRY
+from waiting import eventually
 
 
 class Listener:

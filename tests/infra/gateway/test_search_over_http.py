@@ -5,7 +5,8 @@ import socket
 import grpc
 import httpx
 import pytest
-from gateway_world import NOW, call_error, eventually
+from gateway_world import NOW, call_error
+from waiting import eventually
 
 from penstock.schemas import filters
 from penstock.schemas.events import RankResult, Understood

@@ -9,9 +9,9 @@ import sys
 
 import httpx
 import pytest
-from gateway_world import eventually
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import eventually
 
 from penstock.infra.gateway import openapi
 from penstock.infra.gateway.app import describe_app

@@ -5,24 +5,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from trivial_stack import TrivialStack
+from waiting import eventually
 
 from penstock.infra.local import processes
 from penstock.infra.local.errors import PartFailed
 
 SUPPORT = Path(__file__).parents[2] / "support"
-
-
-def eventually(condition, what, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 def pid_of(stack, part):
