@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 from hypothesis import HealthCheck, settings
+from redis_server import RedisServer
 
 # Shared machines stall: an example that takes long says nothing about the code.
 settings.register_profile(
@@ -62,6 +64,31 @@ def free_port():
             return port
 
     return choose
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    """A Redis of one's own, to stop and start."""
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _shared_redis(tmp_path_factory):
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(_shared_redis):
+    """An empty Redis."""
+    with redis.Redis.from_url(_shared_redis.url) as client:
+        client.flushall()
+    return _shared_redis.url
 
 
 def say(line: str) -> None:
