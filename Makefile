@@ -23,17 +23,19 @@ setup: ## prepare .venv and the JVM parts (seconds when they are there)
 demo: setup ## the main job on a real sample, with its report; ARGS="--seconds 30"
 	@.venv/bin/penstock demo $(ARGS) || $(verdict)
 
+# One process a core: a file's tests stay together, with the fixtures that they share.
+units = $(PYTHON) -m pytest tests --ignore=tests/e2e --ignore=tests/faults --numprocesses logical --dist loadfile $(ARGS)
 # On the embedded stack, then on what the compose file starts: two stacks at once would not fit a small machine.
 scenarios = $(PYTHON) -m pytest $(wildcard tests/e2e tests/faults) $(ARGS)
 in_containers = infra/engine.sh run env PENSTOCK_TEST_FIXTURE=containers $(scenarios)
 
 test: setup ## unit tests, then end to end on a real stack, then in containers
-	@$(PYTHON) -m pytest tests --ignore=tests/e2e --ignore=tests/faults $(ARGS) || $(verdict)
+	@$(units) || $(verdict)
 	@$(scenarios) || $(verdict)
 	@$(in_containers) || $(verdict)
 
 unit: setup ## unit tests alone
-	@$(PYTHON) -m pytest tests --ignore=tests/e2e --ignore=tests/faults $(ARGS)
+	@$(units)
 
 e2e: setup ## end to end alone
 	@$(scenarios) || $(verdict)
