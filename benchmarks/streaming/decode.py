@@ -46,8 +46,8 @@ def measure(stack: Path, settings: Settings) -> Decoded:
         processes.PART: PART,
         decode_job.OUT: str(out),
     }
-    command = programs.flink_command(flink.run_arguments(job_id, Path(decode_job.__file__), None, 1))
-    flink.submit(command, environment, layout.log(PART), threading.Event(), DEADLINE_S)
+    command = programs.flink_command(flink.run_arguments(Path(decode_job.__file__), 1, job_id))
+    flink.submit(command, environment, [layout.log(PART)], threading.Event(), DEADLINE_S)
     rest = flink.Rest(settings.flink.rest)
     deadline = time.monotonic() + DEADLINE_S
     while (state := rest.job(job_id).state) != "FINISHED":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ def _nothing() -> Sink:
 
 def main() -> None:
     settings = load()
-    env = job_environment(settings)
+    env = job_environment(settings, {"$internal.pipeline.job-id": sys.argv[1]})
     build(env, settings, os.environ[OUT])
     env.execute("penstock benchmark: decode")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penstock.infra.local import flink, programs
@@ -35,28 +35,26 @@ class Keeper:
 
     def look(self) -> bool:
         """Submit what is lost; whether every job is healthy. Raises FlinkUnreachable, SubmitFailed."""
-        healthy = True
         if int(self._rest.overview()["slots-total"]) < 1:
             return False  # a job without a TaskManager would only fail and wait
+        states = {name: self._rest.job(ids[-1]) if (ids := self.record.ids(name)) else None for name in JOBS}
+        if lost := [name for name, state in states.items() if state is None or state.state in LOST]:
+            self._submit(lost)
         for name in JOBS:
-            ids = self.record.ids(name)
-            state = self._rest.job(ids[-1]) if ids else None
-            if state is None or state.state in LOST:
-                self._submit(name)
             flink.prune(self._layout.checkpoints, self.record, name)
-            healthy = healthy and state is not None and state.healthy
-        return healthy
+        return all(state is not None and state.healthy for state in states.values())
 
-    def _submit(self, name: str) -> None:
-        checkpoint = flink.newest_checkpoint(self._layout.checkpoints, self.record.ids(name))
-        job_id = self.record.add(name)
-        say(f"submitting {name} as {job_id}, from {checkpoint or 'the offsets of its group'}")
-        arguments = flink.run_arguments(job_id, programs.job_script(name), checkpoint, self._settings.flink.parallelism)
-        log = self._layout.log(name)
+    def _submit(self, names: Sequence[str]) -> None:
+        submissions = flink.submissions(self._layout.checkpoints, self.record, names)
+        for each in submissions:
+            say(f"submitting {each.job} as {each.job_id}, from {each.checkpoint or 'the offsets of its group'}")
+        parallelism = self._settings.flink.parallelism
+        arguments = flink.run_arguments(programs.submit_script(), parallelism, *map(str, submissions))
+        logs = [self._layout.log(name) for name in names]
         try:
-            flink.submit(programs.flink_command(arguments), self._environment, log, self._stop, PATIENCE)
+            flink.submit(programs.flink_command(arguments), self._environment, logs, self._stop, PATIENCE)
         except flink.SubmitFailed:
-            say("".join(log.read_text(errors="replace").splitlines(keepends=True)[-30:]))
+            say("".join(logs[0].read_text(errors="replace").splitlines(keepends=True)[-30:]))
             raise
 
 

@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from urllib.parse import urlsplit
 
 from penstock.infra.local.config import write
 
-FIXED_JOB_ID = "$internal.pipeline.job-id"
 GONE = ("ABSENT", "FAILED", "CANCELED", "FINISHED", "SUSPENDED")  # states a job does not come back from by itself
 
 
@@ -187,26 +187,70 @@ def prune(root: Path, record: JobRecord, name: str) -> None:
         record.keep(name, ids[-1:])
 
 
-def run_arguments(job_id: str, script: Path, checkpoint: Path | None, parallelism: int) -> list[str]:
-    """What follows `flink` to submit one of our jobs under a given id."""
-    restore = [] if checkpoint is None else ["-s", checkpoint.as_uri(), "-claimMode", "NO_CLAIM"]
-    return [
-        "run",
-        "-d",
-        "-p",
-        str(parallelism),
-        f"-D{FIXED_JOB_ID}={job_id}",
-        *restore,
-        "-py",
-        str(script),
-    ]
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job, under an id that was recorded, from a retained checkpoint if there is one."""
+
+    job: str
+    job_id: str
+    checkpoint: Path | None
+
+    def __str__(self) -> str:
+        """As penstock.jobs.submit reads it."""
+        return f"{self.job}={self.job_id}" + (f"@{self.checkpoint.as_uri()}" if self.checkpoint else "")
+
+
+def submissions(root: Path, record: JobRecord, jobs: Sequence[str]) -> list[Submission]:
+    """Each job under a fresh id, which is recorded here, from the newest checkpoint of its earlier lives."""
+    found = [(job, newest_checkpoint(root, record.ids(job))) for job in jobs]
+    return [Submission(job, record.add(job), checkpoint) for job, checkpoint in found]
+
+
+def run_arguments(script: Path, parallelism: int, *arguments: str) -> list[str]:
+    """What follows `flink` to have a script submit what its arguments name."""
+    return ["run", "-d", "-p", str(parallelism), "-py", str(script), *arguments]
+
+
+class Together:
+    """Submits jobs that ask at about the same time in one go. `run` takes their names; called from any thread."""
+
+    def __init__(self, run: Callable[[list[str], threading.Event], None], gather_s: float = 0.3) -> None:
+        self._run, self._gather_s = run, gather_s
+        self._lock = threading.Lock()
+        self._asked: list[tuple[str, Future[None]]] = []
+
+    def submit(self, job: str, cancelled: threading.Event) -> None:
+        """Returns when the job was submitted. Raises what `run` raised, for every job of that go."""
+        mine: Future[None] = Future()
+        with self._lock:
+            self._asked.append((job, mine))
+            first = len(self._asked) == 1
+        if first:  # gathers, and works for those who came meanwhile
+            cancelled.wait(self._gather_s)
+            with self._lock:
+                taken, self._asked = self._asked, []
+            try:
+                self._run([name for name, _ in taken], cancelled)
+            except BaseException as error:
+                for _, each in taken:
+                    each.set_exception(error)
+            else:
+                for _, each in taken:
+                    each.set_result(None)
+        mine.result()
 
 
 def submit(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, cancelled: threading.Event, timeout: float
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    logs: Sequence[Path],
+    cancelled: threading.Event,
+    timeout: float,
 ) -> None:
-    """Run `flink run …` to its end, output to `log`. Raises SubmitFailed; ends the process group when cancelled."""
+    """Run `flink run …` to its end, output to all `logs`. Raises SubmitFailed; ends it when cancelled."""
+    log, *others = logs
     with log.open("ab") as out:
+        began = out.tell()
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -231,5 +275,11 @@ def submit(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        with log.open("rb") as said:
+            said.seek(began)
+            text = said.read()
+        for other in others:
+            with other.open("ab") as out:
+                out.write(text)
     if status != 0:
         raise SubmitFailed(f"`flink run` ended with {status}")

@@ -146,11 +146,11 @@ def flink_command(arguments: list[str]) -> list[str]:
     return [str(flink_home() / "bin" / "flink"), *arguments]
 
 
-def job_script(name: str) -> Path:
-    """The file of penstock.jobs.<name>, in a checkout or an installed wheel. Raises StackError."""
-    spec = importlib.util.find_spec(f"penstock.jobs.{name}")
+def submit_script() -> Path:
+    """The file of penstock.jobs.submit, in a checkout or an installed wheel. Raises StackError."""
+    spec = importlib.util.find_spec("penstock.jobs.submit")
     if spec is None or spec.origin is None:
-        raise StackError(f"penstock.jobs.{name} is not installed: reinstall penstock, or make setup")
+        raise StackError("penstock.jobs is not installed: reinstall penstock, or make setup")
     return Path(spec.origin)
 
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from penstock.infra.local.supervise import Supervisor
 from penstock.infra.settings import Settings
 
 DISK_NEEDED = 500_000_000  # bytes free in the data directory
+SUBMISSION = "submission"  # what `flink run` is marked as: it is no part
 LAST_CHECKPOINT = 10.0  # seconds that `down` waits for a job's last checkpoint
 
 
@@ -189,7 +191,7 @@ class Stack:
             Actions(
                 prepare=lambda part: self._before(part, java_path),
                 create_topics=lambda: list(topics_admin.ensure_topics(settings.kafka).differences),
-                submit=lambda job, cancelled: self._submit(job, settings, java_path, cancelled),
+                submit=flink.Together(functools.partial(self._submit, settings, java_path)).submit,
                 log_tail=self._log_tail,
                 log_path=self.log_path,
             ),
@@ -206,22 +208,21 @@ class Stack:
         if part == "kafka":
             provision.format_kafka(self.layout, java_path)
 
-    def _submit(self, job: str, settings: Settings, java_path: str, cancelled: threading.Event) -> None:
-        processes.sweep(self.layout.root, job)  # a `flink run` that an interrupted `up` left
-        checkpoint = flink.newest_checkpoint(self.layout.checkpoints, self._record.ids(job))
-        job_id = self._record.add(job)
-        arguments = flink.run_arguments(job_id, programs.job_script(job), checkpoint, settings.flink.parallelism)
+    def _submit(self, settings: Settings, java_path: str, jobs: Sequence[str], cancelled: threading.Event) -> None:
+        processes.sweep(self.layout.root, SUBMISSION)  # a `flink run` that an interrupted `up` left
+        submissions = flink.submissions(self.layout.checkpoints, self._record, jobs)
+        arguments = flink.run_arguments(programs.submit_script(), settings.flink.parallelism, *map(str, submissions))
         environment = {
             **programs.environment(self.layout),
             **programs.flink_environment(self.layout, java_path),
-            processes.PART: job,
+            processes.PART: SUBMISSION,
         }
         flink.submit(
             programs.flink_command(arguments),
             environment,
-            self.log_path(job),
+            [self.log_path(job) for job in jobs],
             cancelled,
-            find(self.parts, job).deadline,
+            max(find(self.parts, job).deadline for job in jobs),
         )
 
     def _undo(self, run: BringUp, fresh: bool, say: Progress) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from pyflink.common import Configuration
@@ -15,8 +15,8 @@ MODE = "python.execution-mode"
 BUFFER_TIMEOUT_MS = 5  # how long a half-full network buffer waits between two tasks; Flink's default is 100
 
 
-def job_environment(settings: Settings) -> StreamExecutionEnvironment:
-    """Small bundles for freshness, at-least-once checkpoints that outlive the job.
+def job_environment(settings: Settings, said: Mapping[str, str] | None = None) -> StreamExecutionEnvironment:
+    """Small bundles for freshness, at-least-once checkpoints that outlive the job; `said`: Flink options besides.
 
     Where checkpoints, state backend, jars and interpreters are is the cluster's affair: its configuration has them.
     """
@@ -24,6 +24,8 @@ def job_environment(settings: Settings) -> StreamExecutionEnvironment:
     configuration = Configuration()
     configuration.set_string("python.fn-execution.bundle.time", str(flink.bundle_time_ms))
     configuration.set_string("python.fn-execution.bundle.size", str(flink.bundle_size))
+    for option, value in (said or {}).items():
+        configuration.set_string(option, value)
     env = StreamExecutionEnvironment.get_execution_environment(configuration)
     env.set_parallelism(flink.parallelism)
     env.set_buffer_timeout(BUFFER_TIMEOUT_MS)

@@ -3,7 +3,10 @@
 import configparser
 import os
 import random
+import sys
+import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -199,10 +202,11 @@ def test_a_long_data_directory_gets_a_short_socket(tmp_path, monkeypatch):
         Layout(Path("/" + "d" * 100)).supervisor_socket()
 
 
-def test_job_scripts_are_found_where_penstock_is_installed():
-    for part in PARTS:
-        if part.kind is Kind.JOB:
-            assert programs.job_script(part.name).is_file()
+def test_the_script_that_submits_is_found_and_knows_every_job():
+    from penstock.jobs.submit import JOBS
+
+    assert programs.submit_script().is_file()
+    assert [part.name for part in PARTS if part.kind is Kind.JOB] == list(JOBS)
 
 
 def test_a_full_disk_and_a_taken_port_are_recognised(tmp_path):
@@ -254,10 +258,51 @@ def test_earlier_lives_are_dropped_only_when_the_present_has_a_checkpoint(tmp_pa
 
 
 def test_a_submission_names_its_id_and_its_checkpoint(tmp_path):
-    arguments = flink.run_arguments("ab" * 16, Path("/jobs/postings.py"), tmp_path / "chk-7", 2)
-    assert f"-D{flink.FIXED_JOB_ID}={'ab' * 16}" in arguments
-    assert arguments[arguments.index("-s") + 1] == f"file://{tmp_path}/chk-7"
-    assert "-s" not in flink.run_arguments("ab" * 16, Path("/jobs/postings.py"), None, 2)
+    from penstock.jobs.submit import configuration
+
+    record = flink.JobRecord(tmp_path / "jobs.json")
+    before = record.add("postings")
+    newest = checkpoint(tmp_path, before, 7, at=1)
+    postings, queries = flink.submissions(tmp_path, record, ["postings", "queries"])
+    assert record.ids("postings") == [before, postings.job_id]
+    arguments = flink.run_arguments(Path("submit.py"), 2, str(postings), str(queries))
+    assert arguments[arguments.index("-py") + 1 :] == ["submit.py", str(postings), str(queries)]
+    name, said = configuration(str(postings))
+    assert name == "postings"
+    assert said["$internal.pipeline.job-id"] == postings.job_id
+    assert said["execution.state-recovery.path"] == newest.as_uri()
+    assert configuration(str(queries)) == ("queries", {"$internal.pipeline.job-id": queries.job_id})
+    assert configuration("alerts") == ("alerts", {})
+    with pytest.raises(ValueError, match="'quuries': expected NAME"):
+        configuration("quuries")
+
+
+def test_jobs_that_ask_together_are_submitted_in_one_go():
+    goes, cancelled = [], threading.Event()
+    together = flink.Together(lambda jobs, _: goes.append(sorted(jobs)), gather_s=0.2)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda job: together.submit(job, cancelled), ["a", "b", "c"]))
+    assert goes == [["a", "b", "c"]]
+    together.submit("d", cancelled)
+    assert goes[1:] == [["d"]]
+
+
+def test_what_goes_wrong_with_one_go_is_told_to_every_job_of_it():
+    def fails(jobs, _):
+        raise flink.SubmitFailed(f"{len(jobs)} jobs")
+
+    together = flink.Together(fails, gather_s=0.2)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(together.submit, job, threading.Event()) for job in ("a", "b")]
+    assert [str(each.exception()) for each in asked] == ["2 jobs", "2 jobs"]
+
+
+def test_what_flink_run_says_is_in_every_job_s_log(tmp_path):
+    logs = [tmp_path / "a.log", tmp_path / "b.log"]
+    logs[0].write_text("before\n")
+    command = [sys.executable, "-c", "print('refused')"]
+    flink.submit(command, os.environ, logs, threading.Event(), 60)
+    assert [log.read_text() for log in logs] == ["before\nrefused\n", "refused\n"]
 
 
 # --- topics ------------------------------------------------------------------------------------------------------
