@@ -382,7 +382,7 @@ def main() -> int:
     chosen = given.phases.split(",")
     if unknown := set(chosen) - set(PHASES):
         parser.error(f"no phase {', '.join(sorted(unknown))}: there are {', '.join(PHASES)}")
-    source = load(given.data, int(time.time() * 1000))
+    source = load(given.data)
     machine = _machine(source)
     with ExitStack() as closes:
         if given.stack is None:

@@ -22,7 +22,7 @@ TELL_EVERY_S = 0.5
 
 def produce(phase: Phase, data: Path, stack: Path) -> None:
     """Raises PublishFailed."""
-    source = load(data, phase.start_ms)
+    source = load(data)
     events = phase.events(source)
     with Publisher(load_at(stack).kafka) as publisher:
         _tell(0)

@@ -41,19 +41,20 @@ class Source:
                 posting_id=f"{mark}-{number}",
                 version=1,
                 description=f"{posting.description} {mark}{around}" if posting.description else None,
+                posted_at=now_ms,
                 expires_at=now_ms + LIFE_MS,
             )
 
 
-def load(data: Path, now_ms: int) -> Source:
-    """The real postings under `data`, or the shipped sample when they are not there."""
+def load(data: Path) -> Source:
+    """The real postings under `data`, or the shipped sample when they are not there: the same in every process."""
     parts = sorted((data / "usajobs_postings").glob("part-*.jsonl"))
     if not parts:
-        return Source(sample.shipped_postings(now_ms).postings, "shipped sample of US federal postings")
-    return Source(tuple(_distinct(parts, now_ms)), "usajobs_postings")
+        return Source(sample.shipped_postings(sample.REFERENCE_MS).postings, "shipped sample of US federal postings")
+    return Source(tuple(_distinct(parts)), "usajobs_postings")
 
 
-def _distinct(parts: Sequence[Path], now_ms: int) -> Iterator[Posting]:
+def _distinct(parts: Sequence[Path]) -> Iterator[Posting]:
     seen: set[tuple[str, str]] = set()
     for part in parts:
         for line in part.read_text(encoding="utf-8").splitlines():
@@ -70,7 +71,6 @@ def _distinct(parts: Sequence[Path], now_ms: int) -> Iterator[Posting]:
                 location=_location(row["location"]),
                 grade=row["grade"],
                 category=row["occupation_name"],
-                posted_at=now_ms,
                 source="usajobs",
                 url=row["url"],
             )
