@@ -160,6 +160,7 @@ def flink_config(
         "execution.checkpointing.dir": layout.checkpoints.as_uri(),
         "execution.checkpointing.num-retained": 2,
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        "classloader.resolve-order": "parent-first",  # programs.link_flink_lib
         "env.java.opts.all": " ".join(java_options),
         "python.executable": python,
         "python.client.executable": python,

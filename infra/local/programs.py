@@ -87,8 +87,14 @@ def site_folders() -> list[str]:
 
 
 def link_flink_lib(layout: Layout) -> None:
-    """Fill the cluster's lib folder: the wheel's jars and the Kafka connector, as links."""
-    wanted = {jar.name: jar for jar in (*(flink_home() / "lib").glob("*.jar"), *jars.connector_jars())}
+    """Fill the cluster's lib folder, as links: the wheel's jars, the Kafka connector, and what runs Python.
+
+    A job brings flink-python with it; here the cluster's copy is used (`classloader.resolve-order`), so that it is
+    loaded and compiled once and not for every job and every life of one, which ended the JVM for want of metaspace.
+    """
+    home = flink_home()
+    found = (*(home / "lib").glob("*.jar"), *(home / "opt").glob("flink-python-*.jar"), *jars.connector_jars())
+    wanted = {jar.name: jar for jar in found}
     for link in layout.flink_lib.iterdir():
         if link.name not in wanted or link.resolve() != wanted[link.name].resolve():
             link.unlink()
