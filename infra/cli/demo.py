@@ -49,6 +49,9 @@ def demo(
     subscriptions: Annotated[
         int, typer.Option("--subscriptions", min=0, help="People who want alerts, made of the queries; 0: nobody.")
     ] = 150,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Start the clock at once, on a system whose compilers have not yet worked.")
+    ] = False,
     on_configured: Annotated[
         bool,
         typer.Option(
@@ -80,6 +83,7 @@ def demo(
         tenant=tenant,
         subscriptions=subscriptions,
         on_configured=on_configured,
+        cold=cold,
     )
     if not run(options, Console(highlight=False), now_ms).clean:
         raise typer.Exit(1)

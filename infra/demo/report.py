@@ -39,6 +39,7 @@ class Report:
     without_vector: int  # live postings not yet found by meaning, since models were late
     rate: float
     seconds: float  # from the first event until the last one was searchable
+    warm_up_s: float  # before it, for postings that are in no count
     seed: int | None
     lines_refused: int
     interruptions: Mapping[str, int]  # why retrieval did not answer, and how often
@@ -75,6 +76,7 @@ def summarise(
     rate: float,
     seed: int | None,
     lines_refused: int,
+    warm_up_s: float,
 ) -> Report:
     """The report without its searches."""
     rows = settled.rows.values()
@@ -108,6 +110,7 @@ def summarise(
         seconds=round(seconds, 3),
         seed=seed,
         lines_refused=lines_refused,
+        warm_up_s=round(warm_up_s, 1),
         interruptions=dict(watch.interruptions),
         machine=machine(),
     )
@@ -207,6 +210,7 @@ def rows_of(report: Report) -> list[tuple[str, str]]:
         out.append(("lines that are no record", str(report.lines_refused)))
     if report.interruptions:
         out.append(("retrieval did not answer", f"{sum(report.interruptions.values())} times"))
+    out.append(("warm-up before", f"{report.warm_up_s:.0f} s"))
     machine_ = report.machine
     out.append(("machine", f"{machine_['cores']} cores, {machine_['memory_gib']} GiB, {machine_['system']}"))
     return out

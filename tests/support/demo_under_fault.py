@@ -31,7 +31,7 @@ def survives(
     """
     report, log = folder / "report.json", folder / "demo.log"
     command = [PENSTOCK, "demo", "--seconds", str(SECONDS), "--rate", str(RATE), "--report", str(report)]
-    command += ["--patience", str(PATIENCE_S), *options]
+    command += ["--cold", "--patience", str(PATIENCE_S), *options]
     before = _published(system)
     with log.open("w") as out:
         demo = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)

@@ -71,6 +71,7 @@ def report(lost=0, alerts=None, **queries):
         seconds=1.0,
         seed=1,
         lines_refused=0,
+        warm_up_s=3.21,
         interruptions={},
         machine={"cores": 2, "memory_gib": 8, "system": "Linux"},
     )
