@@ -123,6 +123,7 @@ def commands(layout: Layout, java_path: str) -> dict[str, list[str]]:
                 "-Xmx256m",
                 "-XX:MaxDirectMemorySize=160m",
                 "-XX:MaxMetaspaceSize=224m",
+                "-XX:TieredStopAtLevel=1",
                 "-XX:+UseSerialGC",
                 "-XX:+ExitOnOutOfMemoryError",
             ),
