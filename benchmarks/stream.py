@@ -97,6 +97,7 @@ class Run:
     data: Path
     judge: Judge
     seconds: float | None
+    rate: float
     results: list[Result] = field(default_factory=list)
     profiles: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
@@ -193,19 +194,22 @@ def sustained(run: Run) -> None:
 
 
 def _at_rate(run: Run, name: str) -> list[float]:
-    """RATE a second, in the demo's mix, followed to the row: milliseconds until searchable, one a sampled posting."""
-    phase = run.phase(Mix.MIXED, RATE, round(RATE * run.length(SECONDS)))
+    """`run.rate` a second, in the demo's mix, followed to the row: ms until searchable, one a sampled posting."""
+    phase = run.phase(Mix.MIXED, run.rate, round(run.rate * run.length(SECONDS)))
     events = list(phase.events(run.source))
     new = [(at, event.posting_id) for at, event in enumerate(events) if event.kind is Kind.NEW]
-    print(f"{name}: {len(events)} records at {RATE:g}/s", flush=True)
+    print(f"{name}: {len(events)} records at {run.rate:g}/s", flush=True)
     with producing(phase, run.data, run.stack) as producer:
         before, started = usage.look(run.stack), time.monotonic()
         follow = Searchable(run.retrieval, new[::SAMPLED], producer)
         follow.start()
-        producer.wait(phase.count / RATE + PATIENCE_S)
-        deadline = time.monotonic() + PATIENCE_S
+        producer.wait(phase.count / run.rate + PATIENCE_S)
+        # Until all are there, or none more has come for a while: a phase must not leave its backlog to the next.
+        left, deadline = follow.waiting, time.monotonic() + PATIENCE_S
         while follow.waiting and time.monotonic() < deadline:
             time.sleep(0.1)
+            if follow.waiting < left:
+                left, deadline = follow.waiting, time.monotonic() + PATIENCE_S
         seconds, after = time.monotonic() - started, usage.look(run.stack)
         follow.stop()
     run.judge.published(events, by_key=False)
@@ -335,7 +339,7 @@ def _until_quiet(feed: Alerts) -> None:
         time.sleep(0.1)
 
 
-def _machine(source: Source) -> dict[str, Any]:
+def _machine(source: Source, rate: float) -> dict[str, Any]:
     return {
         "cpu": next(
             (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
@@ -348,6 +352,7 @@ def _machine(source: Source) -> dict[str, Any]:
         "flink": importlib.metadata.version("apache-flink"),
         "load_before": os.getloadavg(),
         "postings": source.name,
+        "rate_of_latency_phases": rate,
         "distinct_postings": len(source.postings),
         "mean_characters": round(source.mean_characters),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -378,12 +383,13 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder that holds usajobs_postings")
     parser.add_argument("--phases", default=",".join(PHASES), help=f"some of {','.join(PHASES)}")
     parser.add_argument("--seconds", type=float, help="of each timed phase, for a trial")
+    parser.add_argument("--rate", type=float, default=RATE, help="postings a second of the latency phases")
     given = parser.parse_args()
     chosen = given.phases.split(",")
     if unknown := set(chosen) - set(PHASES):
         parser.error(f"no phase {', '.join(sorted(unknown))}: there are {', '.join(PHASES)}")
     source = load(given.data)
-    machine = _machine(source)
+    machine = _machine(source, given.rate)
     with ExitStack() as closes:
         if given.stack is None:
             folder = closes.enter_context(tempfile.TemporaryDirectory(prefix="penstock-stream-"))
@@ -395,7 +401,7 @@ def main() -> int:
         settings = stack.settings()
         retrieval = closes.enter_context(closing(RetrievalClient(shard_addresses(settings.retrieval))))
         judge = closes.enter_context(closing(Judge(settings, retrieval)))
-        run = Run(stack.layout.root, settings, retrieval, source, given.data, judge, given.seconds)
+        run = Run(stack.layout.root, settings, retrieval, source, given.data, judge, given.seconds, given.rate)
         work = {"idle": idle, "searchable": searchable, "decode": decoding, "alerts": alerts, "sustained": sustained}
         for number, name in enumerate(phase for phase in PHASES if phase in chosen):
             if name != "idle" and not run.phases:
