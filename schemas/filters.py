@@ -236,16 +236,21 @@ def _number(field: str, text: str) -> float:
         raise InvalidRecord(field, text, "a number") from None
 
 
-def describe(tree: Filter) -> str:
-    """The tree in the text form, groups with AND, OR and parentheses: for explain and for tables."""
+def describe(tree: Filter, most: int | None = None) -> str:
+    """The tree in the text form, groups with AND, OR and parentheses: for explain and for tables.
+
+    Of more than `most` values the first are named and the rest counted.
+    """
     if tree.kind is FilterKind.NOT:
-        return f"!{_grouped(tree.children[0])}"
+        return f"!{_grouped(tree.children[0], most)}"
     if tree.kind in (FilterKind.ALL, FilterKind.ANY):
         word = " AND " if tree.kind is FilterKind.ALL else " OR "
-        return word.join(_grouped(child) for child in tree.children)
+        return word.join(_grouped(child, most) for child in tree.children)
     mark = "?" if tree.missing is Missing.INCLUDE else ""
     if tree.kind is FilterKind.IN:
-        return f"{tree.field}{mark}={','.join(tree.values)}"
+        named = tree.values if most is None else tree.values[:most]
+        more = f" and {len(tree.values) - len(named)} more" if len(named) < len(tree.values) else ""
+        return f"{tree.field}{mark}={','.join(named)}{more}"
     if tree.kind is FilterKind.NEAR:
         return f"{tree.field}{mark}~{tree.lat:g},{tree.lon:g},{tree.radius_km:g}km"
     low = f"{tree.field}{mark}>={tree.minimum:.10g}" if tree.minimum is not None else ""
@@ -253,6 +258,6 @@ def describe(tree: Filter) -> str:
     return " AND ".join(part for part in (low, high) if part)
 
 
-def _grouped(tree: Filter) -> str:
-    text = describe(tree)
+def _grouped(tree: Filter, most: int | None) -> str:
+    text = describe(tree, most)
     return f"({text})" if " AND " in text or " OR " in text else text

@@ -18,6 +18,7 @@ from penstock.schemas import text
 from penstock.schemas.events import Filter, FilterKind, Missing
 from penstock.schemas.filters import FIELDS, FieldType, check, describe
 
+SHOWN = 6  # values of a clause that are named to people
 EARTH_RADIUS_KM = 6371.0088  # mean radius, IUGG
 
 Mask = npt.NDArray[np.bool_]
@@ -121,8 +122,9 @@ def explain(tree: Filter, columns: Columns, visible: Mask) -> Explanation:
 
 
 def said(clause: Clause) -> str:
-    """The clause in the text form."""
-    return f"!({describe(clause.filter)})" if clause.negated else describe(clause.filter)
+    """The clause in the text form, a long list of values cut short."""
+    text = describe(clause.filter, SHOWN)
+    return f"!({text})" if clause.negated else text
 
 
 def leaves(program: Program) -> Iterator[Clause]:

@@ -43,8 +43,11 @@ def test_a_reason_says_what_the_score_is_made_of_and_which_conditions_hold():
 
 
 def test_a_reason_stays_short():
-    tree = is_in("company", *(f"company number {i}" for i in range(100)))
-    (match,) = found(store_of(standing("s", filters=tree)), upsert("p", company="company number 7")).found[0].matches
+    tree = is_in("grade", *(f"GS-{i}" for i in range(100)))
+    (match,) = found(store_of(standing("s", filters=tree)), upsert("p", grade="GS-7")).found[0].matches
+    assert match.reason == "grade=GS-0,GS-1,GS-2,GS-3,GS-4,GS-5 and 94 more"
+    tree = is_in("company", *(f"{'very ' * 30}long company {i}" for i in range(5)))
+    (match,) = found(store_of(standing("s", filters=tree)), upsert("p", company=tree.values[3])).found[0].matches
     assert len(match.reason) == REASON_CHARS
 
 
