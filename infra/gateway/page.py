@@ -17,7 +17,8 @@ _PAGE = """<!doctype html>
 <style>
 body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 input,button{font:inherit;padding:.3rem .5rem} #q{width:60%%} li{margin:.6rem 0} small,.note{color:#666}
-code{background:#f3f3f3;padding:.1rem .3rem} td{padding:.15rem 1rem .15rem 0;vertical-align:top} td:first-child{white-space:nowrap}
+code{background:#f3f3f3;padding:.1rem .3rem} td{padding:.15rem 1rem .15rem 0;vertical-align:top}
+td:first-child{white-space:nowrap}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}code{background:#2a2a2a}a{color:#8ab4f8}}
 </style></head><body>
 <h1>Penstock</h1>
