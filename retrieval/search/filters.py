@@ -40,7 +40,8 @@ class Group:
     parts: tuple[Clause | Group, ...]
 
 
-Program = Clause | Group
+Node = Clause | Group
+Program = Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,13 @@ class Explanation:
     clauses: tuple[ClauseCount, ...]
 
 
-def compile_tree(tree: Filter) -> Program:
+def pushed(tree: Filter) -> Node:
     """The tree with NOT at the clauses only. Raises InvalidRecord (from `check`) naming what is wrong with it."""
     check(tree)
     return _pushed(tree, negated=False)
+
+
+compile_tree = pushed
 
 
 def _pushed(tree: Filter, negated: bool) -> Program:
