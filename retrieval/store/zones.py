@@ -68,7 +68,6 @@ class Zones:
 
     def __init__(self, page: Page) -> None:
         blocks = page.rows // BLOCK
-        self.page = page
         self.rows = np.zeros(blocks, np.int16)
         self.expires_max = np.full(blocks, np.iinfo(np.int64).min)
         self.tenants = np.zeros(blocks, np.uint64)
@@ -79,7 +78,7 @@ class Zones:
         self.bits = {field: np.zeros(blocks, np.uint32) for field in SYMBOL_FIELDS}
         self.signature = {field: np.zeros(blocks, np.uint64) for field in (*KEYWORD_FIELDS, *MANY_FIELDS)}
         self.taken = np.zeros(page.rows, np.bool_)
-        self._summaries = tuple(self._all())
+        self._summaries = tuple(self._all(page))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,10 +121,10 @@ class Zones:
     def _count(self, blocks: Longs) -> None:
         self.rows[blocks] = self.taken.reshape(-1, BLOCK)[blocks].sum(1)
 
-    def _all(self) -> Iterator[_Summary]:
-        page = self.page
-        yield _Summary(self.expires_max, np.iinfo(np.int64).min, np.maximum, lambda rows: page.expires[rows])
-        yield _Summary(self.tenants, 0, np.bitwise_or, lambda rows: signature_bits(page.tenant[rows]))
+    def _all(self, page: Page) -> Iterator[_Summary]:
+        expires = page.expires  # not `page`: its planes may be replaced
+        yield _Summary(self.expires_max, np.iinfo(np.int64).min, np.maximum, lambda rows: expires[rows])
+        yield _Summary(self.tenants, 0, np.bitwise_or, _codes(page.tenant))
         for field in NUMBER_FIELDS:
             yield from _range(self.low[field], self.high[field], page.numbers[field])
             yield _gaps(self.lacks[field], page.numbers[field])
