@@ -78,12 +78,12 @@ def plan(
     """What to look at for one query at `now_ms` (epoch ms). `zones` are those of `pages`; None: a tenant unknown."""
     wanted = signature_bits(np.asarray([-1 if tenant_code is None else tenant_code], np.int32))[0]
     parts = []
-    blocks = left = kept = rows = held = 0
+    held = sum(int(zone.rows.sum()) for zone in zones)
+    blocks = left = kept = rows = 0
     passed = 0.0
     for number, (page, zone) in enumerate(zip(pages, zones, strict=True)):
         filled = zone.rows > 0
         blocks += int(np.count_nonzero(filled))
-        held += int(zone.rows.sum())
         if tenant_code is None:
             continue
         mask = filled & (zone.expires_max > now_ms) & (zone.tenants & wanted != 0)
@@ -96,7 +96,7 @@ def plan(
         kept += len(chosen)
         counts = zone.rows[chosen].astype(np.int64)
         rows += int(counts.sum())
-        passed += float(counts @ estimate(program, zone)[chosen]) if program is not None else float(counts.sum())
+        passed += float(counts @ estimate(program, zone, held)[chosen]) if program is not None else float(counts.sum())
         parts.append(Part(number, chosen, _rows_of(chosen, page.rows)))
     share = passed / rows if rows else 0.0
     choice, why = _choose(blocks, kept, share, known=False)
@@ -130,12 +130,15 @@ def _rows_of(blocks: Longs, rows: int) -> slice | Longs:
 # --- estimates ---------------------------------------------------------------------------------------------------
 
 
-def estimate(program: Program, zones: Zones) -> Doubles:
-    """float64 [B] in [0, 1]: the share of each block's rows expected to pass, clauses taken as unrelated."""
+def estimate(program: Program, zones: Zones, held: int) -> Doubles:
+    """float64 [B] in [0, 1]: the share of each block's rows expected to pass, clauses taken as unrelated.
+
+    `held`: rows of all pages, among which an id may be anywhere.
+    """
     stack: list[Doubles] = []
     for one in program.instructions:
         if not one.count:
-            stack.append(_share(one, zones))
+            stack.append(_share(one, zones, held))
             continue
         parts, stack[-one.count :] = stack[-one.count :], []
         every = one.op is Op.ALL
@@ -146,11 +149,11 @@ def estimate(program: Program, zones: Zones) -> Doubles:
     return stack.pop()
 
 
-def _share(one: Instruction, zones: Zones) -> Doubles:
+def _share(one: Instruction, zones: Zones, held: int) -> Doubles:
     """Of one clause. A block whose rows have and lack the attribute is taken to have it in half of them."""
     field = one.field
     if one.op is Op.IN_HASHES:
-        found = np.full(len(zones), min(1.0, len(one.hashes) / max(int(zones.rows.sum()), 1)))
+        found = np.full(len(zones), min(1.0, len(one.hashes) / max(held, 1)))
         return 1 - found if one.negated else found
     if one.op is Op.IN_SYMBOLS:
         bits = zones.bits[field]
