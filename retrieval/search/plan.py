@@ -2,7 +2,7 @@
 
 1. skip     blocks without rows, of other tenants only, or whose rows have all expired
 2. prune    blocks of which the clause program says that no row can pass
-3. estimate how many of the rows that are left pass, each block's values taken as spread evenly over its zone
+3. estimate how many of the rows that are left pass: every n-th block, its values taken as even over its zone
 4. choose   a dense scan, a zone-pruned scan, or a gather of the rows that pass
 
 Pure; zones may widen meanwhile, which can only add blocks. Where it stands: life-of-a-query.md, step 5.
@@ -10,7 +10,7 @@ Pure; zones may widen meanwhile, which can only add blocks. Where it stands: lif
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -20,10 +20,11 @@ import numpy.typing as npt
 from penstock.retrieval.search.geometry import reach
 from penstock.retrieval.search.program import Instruction, Op, Program, possible
 from penstock.retrieval.store.page import BLOCK, Doubles, Longs, Page
-from penstock.retrieval.store.zones import EVERY_CODE, LACKING, Zones, signature, signature_bits
+from penstock.retrieval.store.zones import EVERY_CODE, LACKING, Joined, Maps, Some, Zones, signature, signature_bits
 
 GATHER_BELOW = 0.3  # share of the rows looked at that pass, below which a gather is cheaper than scoring all of them
 PRUNE_FROM = 1 / 16  # share of the blocks, from which leaving them out is worth broken runs
+SAMPLE = 256  # blocks, about, that an estimate is made of
 
 Mask = npt.NDArray[np.bool_]
 
@@ -76,36 +77,39 @@ def plan(
     program: Program | None, pages: Sequence[Page], zones: Sequence[Zones], now_ms: int, tenant_code: int | None
 ) -> Plan:
     """What to look at for one query at `now_ms` (epoch ms). `zones` are those of `pages`; None: a tenant unknown."""
-    wanted = signature_bits(np.asarray([-1 if tenant_code is None else tenant_code], np.int32))[0]
-    parts = []
-    held = sum(int(zone.rows.sum()) for zone in zones)
-    blocks = left = kept = rows = 0
-    passed = 0.0
-    for number, (page, zone) in enumerate(zip(pages, zones, strict=True)):
-        filled = zone.rows > 0
-        blocks += int(np.count_nonzero(filled))
-        if tenant_code is None:
-            continue
-        mask = filled & (zone.expires_max > now_ms) & (zone.tenants & wanted != 0)
-        left += int(np.count_nonzero(mask))
-        if program is not None:
-            mask &= possible(program, zone)
-        chosen = np.flatnonzero(mask)
-        if not len(chosen):
-            continue
-        kept += len(chosen)
-        counts = zone.rows[chosen].astype(np.int64)
-        rows += int(counts.sum())
-        passed += float(counts @ estimate(program, zone, held)[chosen]) if program is not None else float(counts.sum())
-        parts.append(Part(number, chosen, _rows_of(chosen, page.rows)))
-    share = passed / rows if rows else 0.0
+    if not pages:
+        return Plan(Choice.NOTHING, (), 0, 0, 0, 0, 0, 0.0, ("nothing is held",))
+    maps = Joined(zones)
+    filled = maps.rows > 0
+    blocks, held = int(np.count_nonzero(filled)), int(maps.rows.sum())
+    mask = np.zeros(len(filled), np.bool_)
+    if tenant_code is not None:
+        own = signature_bits(np.asarray([tenant_code], np.int32))[0]
+        mask = filled & (maps.expires_max > now_ms) & (maps.tenants & own != 0)
+    left = int(np.count_nonzero(mask))
+    if program is not None and left:
+        mask &= possible(program, maps)
+    chosen = np.flatnonzero(mask)
+    kept, rows = len(chosen), int(maps.rows[chosen].sum())
+    share = 1.0 if program is None else _expected(program, Some(maps, chosen[:: len(chosen) // SAMPLE + 1]), held)
     choice, why = _choose(blocks, kept, share, known=False)
     reasons = [f"{kept} of {blocks} blocks are looked at"]
     if blocks - left:
         reasons.append(f"{blocks - left} hold nothing that the tenant can see now")
     if left - kept:
         reasons.append(f"{left - kept} are ruled out by their zone maps")
-    return Plan(choice, tuple(parts), blocks, blocks - left, left - kept, rows, held, share, ("; ".join(reasons), why))
+    parts = tuple(_parts(chosen, pages))
+    return Plan(choice, parts, blocks, blocks - left, left - kept, rows, held, share, ("; ".join(reasons), why))
+
+
+def _parts(chosen: Longs, pages: Sequence[Page]) -> Iterator[Part]:
+    """The chosen blocks, counted through all pages, by page."""
+    ends = np.cumsum([page.rows // BLOCK for page in pages])
+    bounds = np.searchsorted(chosen, ends)
+    for number in np.unique(np.searchsorted(ends, chosen, side="right")).tolist():
+        begin = int(bounds[number - 1]) if number else 0
+        blocks = chosen[begin : bounds[number]] - (ends[number - 1] if number else 0)
+        yield Part(number, blocks, _rows_of(blocks, pages[number].rows))
 
 
 def _choose(blocks: int, kept: int, share: float, *, known: bool) -> tuple[Choice, str]:
@@ -130,7 +134,13 @@ def _rows_of(blocks: Longs, rows: int) -> slice | Longs:
 # --- estimates ---------------------------------------------------------------------------------------------------
 
 
-def estimate(program: Program, zones: Zones, held: int) -> Doubles:
+def _expected(program: Program, some: Maps, held: int) -> float:
+    """The share of the rows of all these blocks that may be expected to pass."""
+    total = int(some.rows.sum())
+    return float(some.rows @ estimate(program, some, held)) / total if total else 0.0
+
+
+def estimate(program: Program, zones: Maps, held: int) -> Doubles:
     """float64 [B] in [0, 1]: the share of each block's rows expected to pass, clauses taken as unrelated.
 
     `held`: rows of all pages, among which an id may be anywhere.
@@ -142,18 +152,18 @@ def estimate(program: Program, zones: Zones, held: int) -> Doubles:
             continue
         parts, stack[-one.count :] = stack[-one.count :], []
         every = one.op is Op.ALL
-        out = np.ones(len(zones))
+        out = np.ones(len(zones.rows))
         for part in parts:
             out *= part if every else 1 - part
         stack.append(out if every else 1 - out)
     return stack.pop()
 
 
-def _share(one: Instruction, zones: Zones, held: int) -> Doubles:
+def _share(one: Instruction, zones: Maps, held: int) -> Doubles:
     """Of one clause. A block whose rows have and lack the attribute is taken to have it in half of them."""
     field = one.field
     if one.op is Op.IN_HASHES:
-        found = np.full(len(zones), min(1.0, len(one.hashes) / max(held, 1)))
+        found = np.full(len(zones.rows), min(1.0, len(one.hashes) / max(held, 1)))
         return 1 - found if one.negated else found
     if one.op is Op.IN_SYMBOLS:
         bits = zones.bits[field]
@@ -193,7 +203,7 @@ def _overlap(least: Doubles, most: Doubles, low: float, high: float) -> Doubles:
     return np.clip(np.nan_to_num(share, nan=1.0), 0.0, 1.0)
 
 
-def _circle(one: Instruction, zones: Zones) -> Doubles:
+def _circle(one: Instruction, zones: Maps) -> Doubles:
     """The share of a block's box of degrees that the circle's box covers, less its corners."""
     lat, lon, km = one.numbers
     (south, west), (north, east) = zones.low[one.field], zones.high[one.field]

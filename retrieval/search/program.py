@@ -33,7 +33,7 @@ from penstock.retrieval.store.page import (
     Longs,
     Page,
 )
-from penstock.retrieval.store.zones import EVERY_CODE, LACKING, Zones, signature
+from penstock.retrieval.store.zones import EVERY_CODE, LACKING, Maps, signature
 from penstock.schemas import text
 from penstock.schemas.events import Filter, Missing
 from penstock.schemas.filters import FIELDS, FieldType
@@ -373,7 +373,7 @@ def _within(one: Instruction, places: Doubles) -> Mask:
 # --- blocks ------------------------------------------------------------------------------------------------------
 
 
-def possible(program: Program, zones: Zones) -> Mask:
+def possible(program: Program, zones: Maps) -> Mask:
     """bool [B]: the blocks that may hold a row which passes. Any other holds none."""
     out = zones.rows > 0
     stack: list[Mask] = []
@@ -382,11 +382,11 @@ def possible(program: Program, zones: Zones) -> Mask:
     return np.logical_and(out, stack.pop(), out=out)
 
 
-def _block_clause(one: Instruction, zones: Zones) -> Mask:
+def _block_clause(one: Instruction, zones: Maps) -> Mask:
     """bool [B]: whether a row can pass: one that has the attribute, or one that lacks it."""
     field, negated = one.field, one.negated
     if one.op is Op.IN_HASHES:
-        return np.full(len(zones), negated or len(one.hashes) > 0)
+        return np.full(len(zones.rows), negated or len(one.hashes) > 0)
     if one.op is Op.IN_SYMBOLS:
         mask = one.mask ^ 0xFFFFFFFE if negated else one.mask
         return np.asarray(zones.bits[field] & np.uint32(mask | one.lacking) != 0)
@@ -397,7 +397,7 @@ def _block_clause(one: Instruction, zones: Zones) -> Mask:
     return out | zones.lacks[field] if one.lacking else out
 
 
-def _in_range(one: Instruction, zones: Zones) -> Mask:
+def _in_range(one: Instruction, zones: Maps) -> Mask:
     low, high = one.numbers
     least, most = zones.low[one.field], zones.high[one.field]
     if one.negated:
@@ -405,7 +405,7 @@ def _in_range(one: Instruction, zones: Zones) -> Mask:
     return np.asarray((least <= high) & (most >= low) & (least <= most))
 
 
-def _near(one: Instruction, zones: Zones) -> Mask:
+def _near(one: Instruction, zones: Maps) -> Mask:
     """Whether a block's box of degrees touches the circle's; of a negated clause, whether the block has places."""
     lat, lon, km = one.numbers
     (south, west), (north, east) = zones.low[one.field], zones.high[one.field]

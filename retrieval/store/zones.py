@@ -7,9 +7,9 @@ need no lock, because every value that an array goes through covers the rows the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,23 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: multiplic
 
 Bits = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
+
+
+class Maps(Protocol):
+    """What a program reads of blocks: arrays over them as `Zones` has them, of one page, of several or of some."""
+
+    @property
+    def rows(self) -> npt.NDArray[np.int16]: ...
+    @property
+    def low(self) -> Mapping[str, Doubles]: ...
+    @property
+    def high(self) -> Mapping[str, Doubles]: ...
+    @property
+    def lacks(self) -> Mapping[str, Mask]: ...
+    @property
+    def bits(self) -> Mapping[str, npt.NDArray[np.uint32]]: ...
+    @property
+    def signature(self) -> Mapping[str, Bits]: ...
 
 
 def signature_bits(codes: Codes) -> Bits:
@@ -79,9 +96,6 @@ class Zones:
         self.signature = {field: np.zeros(blocks, np.uint64) for field in (*KEYWORD_FIELDS, *MANY_FIELDS)}
         self.taken = np.zeros(page.rows, np.bool_)
         self._summaries = tuple(self._all(page))
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     @property
     def nbytes(self) -> int:
@@ -138,6 +152,44 @@ class Zones:
             yield _Summary(self.signature[field], 0, np.bitwise_or, _codes(page.codes[field]))
         for field in MANY_FIELDS:
             yield _Summary(self.signature[field], 0, np.bitwise_or, _many(page.many[field], page.counts[field]))
+
+
+class _Read(dict[str, npt.NDArray[Any]]):
+    """Arrays by field, each put together when first asked for."""
+
+    def __init__(self, read: Callable[[str], npt.NDArray[Any]]) -> None:
+        super().__init__()
+        self._read = read
+
+    def __missing__(self, field: str) -> npt.NDArray[Any]:
+        array = self[field] = self._read(field)
+        return array
+
+
+class Joined:
+    """The zone maps of several pages as one, for one query: a few long steps instead of many short ones."""
+
+    def __init__(self, zones: Sequence[Zones]) -> None:
+        def of(name: str) -> _Read:
+            return _Read(lambda field: np.concatenate([getattr(zone, name)[field] for zone in zones], axis=-1))
+
+        self.rows = np.concatenate([zone.rows for zone in zones])
+        self.expires_max = np.concatenate([zone.expires_max for zone in zones])
+        self.tenants = np.concatenate([zone.tenants for zone in zones])
+        self.low, self.high, self.lacks = of("low"), of("high"), of("lacks")
+        self.bits, self.signature = of("bits"), of("signature")
+
+
+class Some:
+    """Some blocks (int64) of zone maps."""
+
+    def __init__(self, maps: Maps, blocks: Longs) -> None:
+        def of(name: str) -> _Read:
+            return _Read(lambda field: getattr(maps, name)[field][..., blocks])
+
+        self.rows = maps.rows[blocks]
+        self.low, self.high, self.lacks = of("low"), of("high"), of("lacks")
+        self.bits, self.signature = of("bits"), of("signature")
 
 
 def _range(low: Doubles, high: Doubles, values: Doubles) -> Iterator[_Summary]:

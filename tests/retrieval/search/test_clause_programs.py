@@ -151,12 +151,19 @@ def test_empty_dictionaries_match_nothing_and_rule_everything_out():
 
 def test_values_past_the_eighth_are_found_and_their_blocks_stay():
     skills = tuple(f"skill {i}" for i in range(100))
-    pages = SmallPages([upsert("a", skills=skills), upsert("b", skills=skills[:8])], [BLOCK, SLOTS // 2])
+    slots = [BLOCK, 3 * BLOCK, 5 * BLOCK]  # the last two in the second page
+    pages = SmallPages([upsert("a", skills=skills), upsert("b", skills=skills[:8]), upsert("c", skills=skills)], slots)
     for number in (0, 7, 8, 99):
         tree = is_in("skills", skills[number], "nothing")
-        assert found(pages, tree) == ({BLOCK, SLOTS // 2} if number < 8 else {BLOCK})
-        assert found(pages, negate(tree)) == (set() if number < 8 else {SLOTS // 2})
-        assert possible(compile_tree(tree, pages), pages.zones[0]).tolist() == [False, True, False]
+        having = set(slots) if number < 8 else {slots[0], slots[2]}
+        assert found(pages, tree) == having
+        assert found(pages, negate(tree)) == set(slots) - having
+        program = compile_tree(tree, pages)
+        assert [possible(program, zones)[i] for zones, i in zip(pages.zones, (1, 2), strict=True)] == [True, True]
+        for page in pages.pages:
+            mine = np.asarray([slot - page.first for slot in slots if slot in pages.slots_of(page)], np.int64)
+            told = passing(program, page, pages, mine[::-1])
+            assert told.tolist() == [page.first + row in having for row in mine[::-1]]
 
 
 def test_more_values_than_are_compared_one_by_one():

@@ -62,7 +62,7 @@ def test_estimates_are_shares_and_nothing_is_expected_where_nothing_is_possible(
     program = compile_tree(tree, pages)
     for zones in pages.zones:
         shares = estimate(program, zones, len(drawn))
-        assert shares.shape == (len(zones),) and ((shares >= 0) & (shares <= 1)).all()
+        assert shares.shape == (len(zones.rows),) and ((shares >= 0) & (shares <= 1)).all()
 
 
 def shelf():
