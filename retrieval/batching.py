@@ -31,6 +31,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 GATHER_S = 0.001  # at most, from the end of a scan
+CLOSE_S = 5.0
 REMEMBERED = 0.9  # what a scan's time weighs after each later one
 
 REQUESTS = Counter("penstock_search_requests_total", "Searches by what became of them", ["outcome"])
@@ -263,12 +264,12 @@ class Batcher(Generic[A, R]):
                 self._answer([ticket.item for ticket in taken.batch])
 
     def close(self) -> None:
-        """Ends the thread after the scan that runs. Whoever waits still is told so."""
+        """Ends the thread after the scan that runs, if that ends soon. Whoever waits still is told so."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(CLOSE_S)
         with self._changed:
             for ticket in self._queue.clear():
                 self._give(ticket.item, NotReady(f"{self._name} is stopping"))
