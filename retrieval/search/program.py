@@ -43,6 +43,7 @@ Hashes = npt.NDArray[np.uint64]
 
 _NARROW = 4  # a clause after one that lets through less than a row in so many looks at those rows alone
 _FEW = 4  # codes compared one by one; more are looked up
+_SYMBOLS = np.arange(32, dtype=np.uint32)
 
 
 class Op(IntEnum):
@@ -299,7 +300,7 @@ def _matches(one: Instruction, page: Page, overflow: Overflow, rows: slice | Lon
     if one.op is Op.IN_CODES:
         return _any_of(page.codes[one.field][rows], one.codes)
     if one.op is Op.IN_SYMBOLS:
-        table = np.asarray([one.mask >> symbol & 1 for symbol in range(32)], np.bool_)
+        table = np.uint32(one.mask) >> _SYMBOLS & 1 == 1
         return np.asarray(table[page.symbols[one.field][rows]])
     if one.op is Op.RANGE:
         values = page.numbers[one.field][rows]
