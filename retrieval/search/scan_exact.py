@@ -22,7 +22,7 @@ from penstock.kernels.filtered_topk.reference import exact_dot
 from penstock.retrieval.store.planes import QueryPlanes
 
 RESCORE = 128  # rows at a time: their float64 copies (2 x 393 KB of 384 values) stay in cache
-_BITS = 26  # of either grid below its norm
+_BITS = 26  # of the rows' grid below their norm; the query's has what float64 has left
 
 Rows = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -78,30 +78,28 @@ class _Dense:
         self.query = torch.from_numpy(query)
         self.whole = self.query.double()
         self.norm = float(torch.linalg.vector_norm(self.whole)) * (1 + 1e-12)
-        self.exponent = math.frexp(self.norm)[1]
-        shift = _shift(self.exponent)
-        self.coarse = (self.whole + shift) - shift
-        self.rest = self.whole - self.coarse
-        # n u for sums of n terms, and both parts of what they sum, in units of the row's norm or grid.
-        self.gamma = (len(query) + 8) * 2.0**-53
-        self.rest_norm = float(torch.linalg.vector_norm(self.rest)) * (1 + 1e-12)
 
     def scores(self, plane: torch.Tensor, norm: float, rows: Rows) -> Doubles:
         """float64 [m]; `norm`: no row's is greater."""
-        out = np.zeros(len(rows))
-        exponent = math.frexp(norm)[1]
-        shift = _shift(exponent)
-        fine = math.sqrt(len(self.query)) * math.ldexp(1.0, exponent - _BITS)  # no l has a greater norm
-        error = 2 * self.gamma * ((norm + fine) * self.rest_norm + fine * self.norm)
+        # Of either grid; no partial sum reaches 2^53 of their product. Rounding adds less than 2^-20 to either norm.
+        unit = math.frexp(norm)[1] - _BITS
+        query_unit = math.frexp(norm * self.norm * (1 + 2.0**-18))[1] - 53 - unit
+        coarse = _rounded(self.whole, query_unit)
+        rest_of_query = self.whole - coarse
+        rest_norm = float(torch.linalg.vector_norm(rest_of_query)) * (1 + 1e-12)
+        low_norm = math.sqrt(len(self.query)) * math.ldexp(0.5, unit)
+        gamma = (len(self.query) + 8) * 2.0**-53
+        error = 1.01 * gamma * ((norm + low_norm) * rest_norm + low_norm * self.norm)
+        out = np.empty(len(rows))
         places = torch.from_numpy(rows)
         for start in range(0, len(rows), RESCORE):
             some = slice(start, start + RESCORE)
             found = torch.index_select(plane, 0, places[some])
             low = found.double()
-            high = (low + shift).sub_(shift)
+            high = _rounded(low, unit)
             low.sub_(high)
-            main = torch.mv(high, self.coarse).numpy()
-            rest = (torch.mv(high, self.rest) + torch.mv(low, self.whole)).numpy()
+            main = torch.mv(high, coarse).numpy()
+            rest = torch.mv(high, rest_of_query).add_(torch.mv(low, self.whole)).numpy()
             score = main + rest
             out[some] = score
             unsettled = np.flatnonzero((main + (rest - error) != score) | (main + (rest + error) != score))
@@ -131,6 +129,7 @@ class _Lexical:
         return out
 
 
-def _shift(exponent: int) -> float:
-    """Added and taken away again, it rounds what is below 2^exponent to multiples of 2^(exponent - _BITS)."""
-    return math.ldexp(1.5, exponent - _BITS + 52)
+def _rounded(values: torch.Tensor, unit: int) -> torch.Tensor:
+    """To multiples of 2^unit: float64 of magnitude below 2^(unit + 51)."""
+    shift = math.ldexp(1.5, unit + 52)
+    return (values + shift).sub_(shift)
