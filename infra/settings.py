@@ -235,6 +235,9 @@ class RetrievalSettings(_Section):
     publish_interval_ms: NonNegativeInt = Field(20, description="how long updates gather before an epoch is published")
     snapshot_interval_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="0: at every chance")
     initial_rows: PositiveInt = 16_384
+    memory_bytes: PositiveInt | None = Field(
+        None, description="what a shard's postings may take; past it updates wait for room; unset: no bound"
+    )
     hold_epochs_ms: NonNegativeInt = Field(60_000, description="how long a page can be followed at its epoch")
     max_batch: PositiveInt = Field(32, description="searches that one scan answers")
     max_queue: PositiveInt = Field(128, description="searches that may wait for a scan; past it they are refused")

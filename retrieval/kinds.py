@@ -46,6 +46,7 @@ def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, S
     def make(first_epoch: int) -> Store:
         return Store(
             capacity=settings.retrieval.initial_rows,
+            memory_bytes=settings.retrieval.memory_bytes,
             first_epoch=first_epoch,
             tombstone_window_ms=settings.postings.tombstone_window_ms,
             hold_ms=settings.retrieval.hold_epochs_ms,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from penstock.retrieval.store.page import Longs, Page, bfloat16_plane, make_page
+from penstock.retrieval.store.zones import Zones
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Table:
 
     page_rows: int
     pages: tuple[Page, ...] = ()
+    zones: tuple[Zones, ...] = ()  # of each page
     space: Space | None = None
 
     def split(self, slots: Longs) -> Iterator[tuple[int, Longs, Longs]]:
@@ -71,13 +73,14 @@ class Pages:
 
     def another(self) -> int:
         """Bytes that one more page would take."""
-        return _page(0, self.table).nbytes
+        page = _page(0, self.table)
+        return page.nbytes + Zones(page).nbytes
 
     def add(self) -> Page:
         """A new page at the end of the table."""
         table = self.table
         page = _page(table.capacity, table)
-        self._replace(replace(table, pages=(*table.pages, page)))
+        self._replace(replace(table, pages=(*table.pages, page), zones=(*table.zones, Zones(page))))
         return page
 
     def wider(self, space: Space) -> int:
@@ -102,7 +105,7 @@ class Pages:
 
     def _replace(self, table: Table) -> None:
         self.table = table
-        self.nbytes = sum(page.nbytes for page in table.pages)
+        self.nbytes = sum(one.nbytes for one in (*table.pages, *table.zones))
         self.bytes_planes = sum(page.dense.nbytes + page.sketch.nbytes + page.norms.nbytes for page in table.pages)
 
 

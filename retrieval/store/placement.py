@@ -21,7 +21,7 @@ WEEK_MS = 7 * 86_400_000
 SHARE = 1 / 12  # of the rows held
 FLOOR = 8 * BLOCK  # free rows that cost little whatever the store holds
 
-Partition = tuple[int, int]  # the country's code, the week
+Partition = tuple[str, int]  # the country's code as a keyword, the week
 
 _FULL = (1 << BLOCK) - 1
 
@@ -47,10 +47,9 @@ class Placement:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, about: a 128-bit number and a few places in lists and dictionaries for each block."""
-        lists = sum(sys.getsizeof(one) for one in (self._free, self._owners, self._empty, self._sorted))
-        groups = sum(sys.getsizeof(one) for one in (*self._open.values(), *self._weeks.values()))
-        return lists + groups + sys.getsizeof(self._open) + sys.getsizeof(self._weeks) + 48 * self.blocks
+        """Memory held, about: a 128-bit number and its places in lists and dictionaries for each block."""
+        held = (self._free, self._owners, self._empty, self._sorted, self._open, self._weeks)
+        return sum(sys.getsizeof(one) for one in held) + 48 * self.blocks + 232 * (len(self._open) + len(self._weeks))
 
     def owner(self, block: int) -> Partition | None:
         """The partition of a block; None when it is empty."""
