@@ -37,8 +37,9 @@ from penstock.retrieval.known_answer import wrong_answer
 from penstock.retrieval.lexicon import Lexicon
 from penstock.retrieval.percolate.service import PercolationService, StandingShard
 from penstock.retrieval.shard import Letters, Shard, answering
+from penstock.retrieval.store.reading import MAX_K
 from penstock.retrieval.store.records import Ask, SearchResult, StoreCounts
-from penstock.retrieval.store.store import MAX_K, Store
+from penstock.retrieval.store.store import Store
 from penstock.schemas import grpc_avro, topics
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import Filter, IndexUpdate, MinVersion
