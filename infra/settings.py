@@ -57,6 +57,13 @@ def _host_ports(value: str) -> str:
     return value
 
 
+def _replicas(value: str) -> str:
+    parts = [_host_port(part.strip()) for part in value.split("|")]
+    if len(set(parts)) < len(parts):
+        raise ValueError("expected each replica once")
+    return "|".join(parts)
+
+
 def _url_or_empty(value: str) -> str:
     if value and not value.startswith(("http://", "https://")):
         raise ValueError("expected a URL such as http://127.0.0.1:4318, or nothing")
@@ -65,6 +72,7 @@ def _url_or_empty(value: str) -> str:
 
 HostPort = Annotated[str, AfterValidator(_host_port)]
 HostPortOrEmpty = Annotated[str, AfterValidator(_host_port_or_empty)]
+Replicas = Annotated[str, AfterValidator(_replicas)]  # of one shard, separated by |
 HostPorts = Annotated[str, AfterValidator(_host_ports)]  # separated by commas
 UrlOrEmpty = Annotated[str, AfterValidator(_url_or_empty)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -218,14 +226,22 @@ class ModelsSettings(_Role):
 
 class RetrievalSettings(_Section):
     listen: HostPort = "127.0.0.1:7201"
-    shards: tuple[HostPort, ...] = Field((), description="addresses clients call; empty: `listen` alone")
+    shards: tuple[Replicas, ...] = Field(
+        (), description="addresses clients call, one a shard, its replicas separated by |; empty: `listen` alone"
+    )
     shard: str = "shard-0"
     partitions: tuple[NonNegativeInt, ...] = Field((), description="of index.update.v1; empty: all of them")
     threads: PositiveInt = 1
     publish_interval_ms: NonNegativeInt = Field(20, description="how long updates gather before an epoch is published")
     snapshot_interval_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="0: at every chance")
     initial_rows: PositiveInt = 16_384
+    memory_bytes: PositiveInt | None = Field(
+        None, description="what a shard's postings may take; past it updates wait for room; unset: no bound"
+    )
     hold_epochs_ms: NonNegativeInt = Field(60_000, description="how long a page can be followed at its epoch")
+    max_batch: PositiveInt = Field(32, description="searches that one scan answers")
+    max_queue: PositiveInt = Field(128, description="searches that may wait for a scan; past it they are refused")
+    max_queue_bytes: PositiveInt = Field(64 << 20, description="what they may hold, their answers included; likewise")
 
 
 class RankerSettings(_Role):

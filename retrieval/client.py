@@ -1,22 +1,27 @@
 """Calling the models role and the retrieval shards. No torch: Flink workers import this.
 
-A retrieval call goes to every shard at once and comes back as one reply in one total order. A shard that does not
-answer is named in `degraded` and counted; only when none answers is there an error. A client owns its channels and
-nothing else: share one between threads, close it when done.
+A retrieval call goes to every shard at once, under one deadline, and comes back as one reply in one total order. A
+shard that does not answer is named in `degraded` and counted; only when none answers is there an error. A shard may
+have replicas (`host:port|host:port`): another is asked when one fails or is slow (hedging.py). A client owns its
+channels and nothing else: share one between threads, close it when done.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import queue
 import time
-from collections.abc import Sequence
-from concurrent import futures
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
+from prometheus_client import Counter
 
 from penstock.infra.telemetry import DEGRADED
+from penstock.retrieval.hedging import Race, Replicas
 from penstock.retrieval.search.order import merge
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import Match, StandingQuery
@@ -49,6 +54,9 @@ from penstock.schemas.rpc import (
     StatusRequest,
 )
 
+C = TypeVar("C", Client, AsyncClient)
+
+HEDGES = Counter("penstock_retrieval_hedges_total", "Calls sent to a second replica, by who answered", ["answered"])
 MIN_VERSION_TIMED_OUT = "min_version timed out"
 NO_SHARDS = "no shard addresses: give at least one host:port (retrieval.shards or retrieval.listen)"
 
@@ -112,17 +120,67 @@ class Addresses(Protocol):
 
 
 def shard_addresses(settings: Addresses) -> tuple[str, ...]:
-    """The shards' addresses: `shards`, or `listen` alone where there is one shard."""
+    """The shards' addresses: `shards`, or `listen` alone where there is one shard. Replicas stand in one, with |."""
     return settings.shards or (settings.listen,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard(Generic[C]):
+    """One shard's channels, one a replica."""
+
+    clients: list[C]
+    replicas: Replicas
+
+    @property
+    def address(self) -> str:
+        return "|".join(client.address for client in self.clients)
+
+
+def _shards(addresses: Sequence[str], make: type[C]) -> list[_Shard[C]]:
+    """Raises ValueError."""
+    if not addresses:
+        raise ValueError(NO_SHARDS)
+    split = [address.split("|") for address in addresses]
+    return [_Shard([make(one.strip()) for one in some], Replicas(len(some))) for some in split]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A shard that did not answer: what each replica asked said."""
+
+    errors: tuple[CallError, ...]
+
+    @property
+    def error(self) -> CallError:
+        """The one to raise: that the caller is wrong, if one says so; else the last."""
+        return next((error for error in self.errors if not error.retryable), self.errors[-1])
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.errors))
+
+
+def _final(error: CallError, request: Any) -> bool:
+    """Whether no replica would say otherwise. An epoch is one process's own: another may be the one that knows it."""
+    return not error.retryable and getattr(request, "at_epoch", None) is None
+
+
+def _race(shard: _Shard[C], method: Method, request: Any) -> Race:
+    """One that waits for a version is slow for good reason, and at an epoch only one replica can answer."""
+    free = getattr(request, "min_version", None) is None and getattr(request, "at_epoch", None) is None
+    return shard.replicas.race(method, may_hedge=free)
+
+
+def _won(race: Race, replica: int) -> None:
+    race.answered(replica, time.monotonic())
+    if race.hedge is not None:
+        HEDGES.labels("second" if replica == race.hedge else "first").inc()
 
 
 class RetrievalClient:
     """All shards as one: `timeout` in seconds, CallError when no shard answers or the request itself is wrong."""
 
     def __init__(self, shards: Sequence[str]) -> None:
-        if not shards:
-            raise ValueError(NO_SHARDS)
-        self._clients = [Client(address) for address in shards]
+        self._shards = _shards(shards, Client)
 
     def search(self, request: SearchRequest, timeout: float) -> SearchReply:
         """The best `k` over all shards, merged exactly; `total` is their sum.
@@ -130,9 +188,10 @@ class RetrievalClient:
         With several shards `epoch` is the oldest one read and `shard` lists `name@epoch` of each. A read at an epoch
         is then refused, since each shard counts its own.
         """
-        if len(self._clients) == 1:
-            reply: SearchReply = self._clients[0].call(Retrieval.SEARCH, request, timeout)
-            return reply
+        if len(self._shards) == 1:
+            [reply] = self._every(Retrieval.SEARCH, {0: request}, timeout)
+            only: SearchReply = reply
+            return only
         if request.at_epoch is not None:
             raise InvalidRecord("at_epoch", request.at_epoch, "none with several shards: each counts its own epochs")
         give_up = time.monotonic() + timeout
@@ -161,9 +220,10 @@ class RetrievalClient:
 
     def get(self, request: GetRequest, timeout: float) -> GetReply:
         """One row an id, in order; ABSENT where no shard that answered has it (`degraded` names those that did not)."""
-        if len(self._clients) == 1:
-            reply: GetReply = self._clients[0].call(Retrieval.GET, request, timeout)
-            return reply
+        if len(self._shards) == 1:
+            [reply] = self._every(Retrieval.GET, {0: request}, timeout)
+            only: GetReply = reply
+            return only
         if request.min_version is not None and request.posting_ids == (request.min_version.posting_id,):
             return self._merged_rows(request, *self._await_version(request, timeout))
         give_up = time.monotonic() + timeout
@@ -182,7 +242,7 @@ class RetrievalClient:
         if missing and not all(held):
             raise CallError(
                 Retrieval.HOLDS,
-                self._clients[0].address,
+                self._shards[0].address,
                 grpc.StatusCode.UNAVAILABLE,
                 f"a value may be held by a shard that did not answer: {'; '.join(missing)}",
             )
@@ -206,87 +266,144 @@ class RetrievalClient:
         )
 
     def status(self, timeout: float) -> list[RoleStatus]:
-        """One a shard, in the order given; a shard that does not answer is not ready, with the reason."""
-        waiting = [client.start(Retrieval.STATUS, StatusRequest(), timeout) for client in self._clients]
-        out = []
-        for client, future in zip(self._clients, waiting, strict=True):
-            try:
-                out.append(future.result())
-            except grpc.RpcError as error:
-                reason = str(CallError(Retrieval.STATUS, client.address, error.code(), error.details() or ""))
-                out.append(RoleStatus(role="retrieval", ready=False, reason=reason, numbers={}, texts={}))
-        return out
+        """One a shard, in the order given: of the first replica that is ready; `replicas_not_ready` names the others.
+
+        A shard of which none is ready is not, with the reasons.
+        """
+        waiting = [
+            [client.start(Retrieval.STATUS, StatusRequest(), timeout) for client in shard.clients]
+            for shard in self._shards
+        ]
+        return [
+            _status_of(shard, [_status(client, call) for client, call in zip(shard.clients, calls, strict=True)])
+            for shard, calls in zip(self._shards, waiting, strict=True)
+        ]
 
     def close(self) -> None:
-        for client in self._clients:
-            client.close()
+        for shard in self._shards:
+            for client in shard.clients:
+                client.close()
 
     def percolate(self, request: PercolateRequest, timeout: float) -> PercolateReply:
         """What each posting matches, over all shards. Every shard must answer: a missing one would lose alerts."""
         give_up = time.monotonic() + timeout
-        found: list[list[PercolateReply]] = [[] for _ in self._clients]
-        while open_ := _unanswered(found, len(request.updates)):
+        found: list[list[PercolateReply]] = [[] for _ in self._shards]
+        while open_ := dict(_unanswered(found, len(request.updates))):
             left = max(give_up - time.monotonic(), 0.001)
-            waiting = [
-                self._clients[shard].start(Retrieval.PERCOLATE, replace(request, updates=request.updates[begin:]), left)
-                for shard, begin in open_
-            ]
-            for (shard, _), future in zip(open_, waiting, strict=True):
-                found[shard].append(self._answer(Retrieval.PERCOLATE, shard, future))
+            asked = {shard: replace(request, updates=request.updates[begin:]) for shard, begin in open_.items()}
+            for shard, reply in zip(asked, self._every(Retrieval.PERCOLATE, asked, left), strict=True):
+                found[shard].append(reply)
         return _percolated(found)
 
     def standing(self, request: StandingRequest, timeout: float) -> StandingReply:
         """Which version of each subscription is percolated. Every shard must answer: a subscription lives in one."""
-        waiting = [client.start(Retrieval.STANDING, request, timeout) for client in self._clients]
-        return _standing([self._answer(Retrieval.STANDING, shard, call) for shard, call in enumerate(waiting)])
+        return _standing(self._every(Retrieval.STANDING, dict.fromkeys(range(len(self._shards)), request), timeout))
 
-    def _answer(self, method: Method, shard: int, call: Any) -> Any:
-        """The reply of a call under way. Raises CallError."""
-        try:
-            return call.result()
-        except grpc.RpcError as error:
-            raise CallError(method, self._clients[shard].address, error.code(), error.details() or "") from error
+    def _every(self, method: Method, requests: Mapping[int, Any], timeout: float) -> list[Any]:
+        """The replies of the shards asked, in order. Raises the first CallError."""
+        replies = dict.fromkeys(requests)
+        with closing(self._outcomes(method, requests, timeout)) as outcomes:
+            for shard, outcome in outcomes:
+                if isinstance(outcome, _Failed):
+                    raise outcome.error
+                replies[shard] = outcome
+        return list(replies.values())
 
     def _gather(self, method: Method, request: Any, timeout: float) -> tuple[list[Any], tuple[str, ...]]:
         """(replies, the shards that did not answer). Raises CallError when none did, or one says the call is wrong."""
-        waiting = [client.start(method, request, timeout) for client in self._clients]
-        replies: list[Any] = []
-        failed: list[CallError] = []
-        for client, future in zip(self._clients, waiting, strict=True):
-            try:
-                replies.append(future.result())
-            except grpc.RpcError as error:
-                failed.append(CallError(method, client.address, error.code(), error.details() or ""))
+        asked = dict.fromkeys(range(len(self._shards)), request)
+        outcomes = [outcome for _, outcome in sorted(self._outcomes(method, asked, timeout), key=lambda one: one[0])]
+        failed = [outcome for outcome in outcomes if isinstance(outcome, _Failed)]
+        replies = [outcome for outcome in outcomes if not isinstance(outcome, _Failed)]
         for failure in failed:
-            if not failure.retryable or not replies:
-                raise failure
+            if not failure.error.retryable or not replies:
+                raise failure.error
         if failed:
             DEGRADED.labels("retrieval-client", "shard missing").inc(len(failed))
         return replies, tuple(f"shard missing: {failure}" for failure in failed)
 
     def _await_version(self, probe: GetRequest, timeout: float) -> tuple[list[GetReply], tuple[str, ...]]:
         """The first reply that has the version asked for, alone; else every reply, and that it timed out."""
-        waiting: dict[Any, Client] = {client.start(Retrieval.GET, probe, timeout): client for client in self._clients}
         first_error: CallError | None = None
         replies: list[GetReply] = []
         missing: list[str] = []
-        for future in futures.as_completed(_bridged(waiting)):
-            call, client = future.result()
-            try:
-                reply: GetReply = call.result()
-            except grpc.RpcError as error:
-                first_error = CallError(Retrieval.GET, client.address, error.code(), error.details() or "")
-                missing.append(f"shard missing: {first_error}")
-                continue
-            if MIN_VERSION_TIMED_OUT not in reply.degraded:
-                for other in waiting:
-                    other.cancel()
-                return [reply], ()
-            replies.append(reply)
+        asked = dict.fromkeys(range(len(self._shards)), probe)
+        with closing(self._outcomes(Retrieval.GET, asked, timeout)) as outcomes:
+            for _, outcome in outcomes:
+                if isinstance(outcome, _Failed):
+                    first_error = first_error or outcome.error
+                    missing.append(f"shard missing: {outcome}")
+                    continue
+                if MIN_VERSION_TIMED_OUT not in outcome.degraded:
+                    return [outcome], ()
+                replies.append(outcome)
         if not replies and first_error is not None:
             raise first_error
         DEGRADED.labels("retrieval-client", MIN_VERSION_TIMED_OUT).inc()
         return replies, (MIN_VERSION_TIMED_OUT, *missing)
+
+    def _outcomes(
+        self, method: Method, requests: Mapping[int, Any], timeout: float
+    ) -> Generator[tuple[int, Any | _Failed], None, None]:
+        """(shard, its reply or what went wrong), each as it comes. Calls still under way at the end are cancelled."""
+        give_up = time.monotonic() + timeout
+        done: queue.SimpleQueue[tuple[int, int, Any]] = queue.SimpleQueue()  # shard, replica, call
+        calls: dict[tuple[int, int], Any] = {}
+        errors: dict[int, tuple[CallError, ...]] = dict.fromkeys(requests, ())
+        races = {shard: _race(self._shards[shard], method, request) for shard, request in requests.items()}
+
+        def start(shard: int, replica: int) -> None:
+            left = max(give_up - time.monotonic(), 0.001)
+            call = self._shards[shard].clients[replica].start(method, requests[shard], left)
+            calls[shard, replica] = call
+            call.add_done_callback(lambda ended: done.put((shard, replica, ended)))
+
+        try:
+            for shard, race in races.items():
+                start(shard, race.ask(time.monotonic()))
+            while races:
+                hedge_at, slowest = min((race.hedge_at(), shard) for shard, race in races.items())
+                left = None if hedge_at == math.inf else max(0.0, hedge_at - time.monotonic())
+                try:
+                    shard, replica, call = done.get(timeout=left)
+                except queue.Empty:
+                    beside = races[slowest].ask_beside(time.monotonic())
+                    if beside is not None:
+                        start(slowest, beside)
+                    continue
+                race_ = races.get(shard)
+                if race_ is None:
+                    continue
+                try:
+                    reply = call.result()
+                except grpc.RpcError as error:
+                    address = self._shards[shard].clients[replica].address
+                    failure = CallError(method, address, error.code(), error.details() or "")
+                    errors[shard] += (failure,)
+                    again = race_.failed(replica) and time.monotonic() < give_up
+                    if not _final(failure, requests[shard]):
+                        if again:
+                            start(shard, race_.ask(time.monotonic()))
+                            continue
+                        if race_.under_way():
+                            continue
+                    del races[shard]
+                    self._cancel(calls, shard)
+                    yield shard, _Failed(errors[shard])
+                else:
+                    _won(race_, replica)
+                    del races[shard]
+                    self._cancel(calls, shard)
+                    yield shard, reply
+        finally:
+            for call in calls.values():
+                call.cancel()  # of one that is done this does nothing
+
+    @staticmethod
+    def _cancel(calls: dict[tuple[int, int], Any], shard: int) -> None:
+        for (whose, _), call in calls.items():
+            if whose == shard:
+                call.cancel()
 
     @staticmethod
     def _merged_rows(request: GetRequest, replies: list[GetReply], degraded: tuple[str, ...]) -> GetReply:
@@ -304,33 +421,68 @@ class AsyncRetrievalClient:
     """The alerts job's side of all shards, with coroutines. Make it on the event loop that will use it."""
 
     def __init__(self, shards: Sequence[str]) -> None:
-        if not shards:
-            raise ValueError(NO_SHARDS)
-        self._clients = [AsyncClient(address) for address in shards]
+        self._shards = _shards(shards, AsyncClient)
 
     async def percolate(self, request: PercolateRequest, timeout: float) -> PercolateReply:
         """As RetrievalClient.percolate: every shard must answer, else CallError."""
         give_up = time.monotonic() + timeout
-        found: list[list[PercolateReply]] = [[] for _ in self._clients]
+        found: list[list[PercolateReply]] = [[] for _ in self._shards]
         while open_ := _unanswered(found, len(request.updates)):
-            left = max(give_up - time.monotonic(), 0.001)
-            calls = [
-                self._clients[shard].call(Retrieval.PERCOLATE, replace(request, updates=request.updates[begin:]), left)
+            asks = (
+                self._ask(shard, Retrieval.PERCOLATE, replace(request, updates=request.updates[begin:]), give_up)
                 for shard, begin in open_
-            ]
-            for (shard, _), reply in zip(open_, await asyncio.gather(*calls), strict=True):
+            )
+            for (shard, _), reply in zip(open_, await asyncio.gather(*asks), strict=True):
                 found[shard].append(reply)
         return _percolated(found)
 
     async def standing(self, request: StandingRequest, timeout: float) -> StandingReply:
         """As RetrievalClient.standing."""
-        return _standing(
-            await asyncio.gather(*(client.call(Retrieval.STANDING, request, timeout) for client in self._clients))
-        )
+        give_up = time.monotonic() + timeout
+        asks = (self._ask(shard, Retrieval.STANDING, request, give_up) for shard in range(len(self._shards)))
+        return _standing(await asyncio.gather(*asks))
+
+    async def _ask(self, number: int, method: Method, request: Any, give_up: float) -> Any:
+        """One shard's reply. Raises CallError. Calls still under way at the end are cancelled."""
+        shard = self._shards[number]
+        race = _race(shard, method, request)
+        calls: dict[asyncio.Task[Any], int] = {}
+        errors: tuple[CallError, ...] = ()
+
+        def start(replica: int) -> None:
+            left = max(give_up - time.monotonic(), 0.001)
+            calls[asyncio.ensure_future(shard.clients[replica].call(method, request, left))] = replica
+
+        try:
+            start(race.ask(time.monotonic()))
+            while True:
+                hedge_at = race.hedge_at()
+                left = None if hedge_at == math.inf else max(0.0, hedge_at - time.monotonic())
+                done, _ = await asyncio.wait(calls, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if not done and (beside := race.ask_beside(time.monotonic())) is not None:
+                    start(beside)
+                for call in done:
+                    replica = calls.pop(call)
+                    try:
+                        reply = call.result()
+                    except CallError as error:
+                        errors += (error,)
+                        again = race.failed(replica) and time.monotonic() < give_up
+                        if _final(error, request) or not (again or race.under_way()):
+                            raise _Failed(errors).error from error
+                        if again:
+                            start(race.ask(time.monotonic()))
+                    else:
+                        _won(race, replica)
+                        return reply
+        finally:
+            for call in calls:
+                call.cancel()
 
     async def close(self) -> None:
-        for client in self._clients:
-            await client.close()
+        for shard in self._shards:
+            for client in shard.clients:
+                await client.close()
 
 
 def _unanswered(found: list[list[PercolateReply]], updates: int) -> list[tuple[int, int]]:
@@ -387,11 +539,24 @@ def _union(groups: Any, more: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name for group in groups for name in group), *more]))
 
 
-def _bridged(calls: dict[Any, Client]) -> list[futures.Future[tuple[Any, Client]]]:
-    """grpc's calls as concurrent futures that resolve, once the call is done, to (call, client)."""
-    out = []
-    for call, client in calls.items():
-        bridge: futures.Future[tuple[Any, Client]] = futures.Future()
-        call.add_done_callback(lambda done, b=bridge, c=client: b.set_result((done, c)))
-        out.append(bridge)
-    return out
+def _status(client: Client, call: Any) -> RoleStatus:
+    """A replica's own account, or why there is none."""
+    try:
+        told: RoleStatus = call.result()
+    except grpc.RpcError as error:
+        reason = str(CallError(Retrieval.STATUS, client.address, error.code(), error.details() or ""))
+        return RoleStatus(role="retrieval", ready=False, reason=reason, numbers={}, texts={})
+    return told
+
+
+def _status_of(shard: _Shard[Client], told: Sequence[RoleStatus]) -> RoleStatus:
+    if len(told) == 1:
+        return told[0]
+    unready = [
+        f"{client.address}: {status.reason}"
+        for client, status in zip(shard.clients, told, strict=True)
+        if not status.ready
+    ]
+    best = next((status for status in told if status.ready), told[0])
+    reason = "" if best.ready else "; ".join(unready)
+    return replace(best, reason=reason, texts={**best.texts, "replicas_not_ready": "; ".join(unready)})

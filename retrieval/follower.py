@@ -5,6 +5,9 @@
     3. apply     the rest is one epoch; what the store refuses goes to the dead letters too
     4. account   offsets move on, and what this kind of record has to tell of a batch is told (`account`)
 
+What the store has no room for is nobody's fault and no dead letter: `take` raises OutOfRoom, offsets stay, and the same
+records come again, until there is room for them. What fitted has been applied, and is then a repeat.
+
 Invariant: `offsets` covers exactly what has been applied or dead-lettered, so a snapshot taken between two calls of
 `take` may stand for the log below them. One thread calls everything here.
 """
@@ -19,6 +22,7 @@ import structlog
 
 from penstock.infra.telemetry import DEGRADED
 from penstock.retrieval.feed import Polled, Record
+from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.records import Applied
 from penstock.schemas.errors import MalformedRecord, WireError
 from penstock.schemas.wire import Codec
@@ -74,7 +78,7 @@ class Follower(Generic[R]):
             self._check()
 
     def take(self, polled: Polled, now_ms: int) -> None:
-        """Applies what was polled. An exception other than a record's own fault leaves everything as it was."""
+        """Applies what was polled. An exception other than a record's own fault leaves offsets as they were."""
         updates, origins, wrong = self._decoded(polled.records)
         if updates:
             self._apply(self.prepared(updates), origins, wrong, now_ms)
@@ -138,6 +142,10 @@ class Follower(Generic[R]):
         for batch, records, applied in batches:
             wrong.extend((records[refusal.position], refusal.error) for refusal in applied.refused)
             self.account(batch, records, applied)
+        for _, error in wrong:
+            if isinstance(error, OutOfRoom):
+                DEGRADED.labels("retrieval", "out of room").inc()
+                raise error
 
     def _check(self) -> None:
         if not self.caught_up and self.targets is not None:

@@ -22,6 +22,10 @@ from penstock.schemas.framing import topic_codec
 EMBEDDED = "embedded"  # settings.models.encoder: the shipped space
 
 ROWS = Gauge("penstock_index_rows", "Live postings of this shard")
+TOMBSTONES = Gauge("penstock_index_tombstones", "Ids whose deletion or expiry this shard remembers")
+DEAD_ROWS = Gauge("penstock_index_dead_rows", "Rows that the newest epoch does not show, held for older readers")
+OCCUPANCY = Gauge("penstock_index_occupancy_ratio", "Live postings over the rows there is room for")
+EPOCH = Gauge("penstock_index_epoch", "The newest epoch of this shard's postings")
 LAG_SECONDS = Gauge("penstock_index_lag_seconds", "How far this shard is behind index.update.v1")
 LAG_OFFSETS = Gauge("penstock_index_lag_offsets", "Index updates this shard has not read yet")
 MEMORY_BYTES = Gauge("penstock_index_memory_bytes", "Memory of this shard's planes, columns and records")
@@ -42,6 +46,7 @@ def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, S
     def make(first_epoch: int) -> Store:
         return Store(
             capacity=settings.retrieval.initial_rows,
+            memory_bytes=settings.retrieval.memory_bytes,
             first_epoch=first_epoch,
             tombstone_window_ms=settings.postings.tombstone_window_ms,
             hold_ms=settings.retrieval.hold_epochs_ms,
@@ -53,6 +58,10 @@ def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, S
     def measure(store: Store, lag: Lag) -> StoreCounts:
         counts = store.counts()
         ROWS.set(counts.live)
+        TOMBSTONES.set(counts.tombstones)
+        DEAD_ROWS.set(counts.held_dead)
+        OCCUPANCY.set(counts.live / max(counts.capacity, 1))
+        EPOCH.set(counts.epoch)
         MEMORY_BYTES.set(counts.nbytes)
         LAG_OFFSETS.set(lag.offsets)
         LAG_SECONDS.set(lag.seconds)

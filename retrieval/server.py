@@ -1,41 +1,48 @@
 """`penstock serve retrieval`: one shard behind gRPC.
 
-    gRPC Search | Get | Holds | Explain ──> the newest epoch of the postings
+    gRPC Search ──> a queue ──> one scanner ──> the newest epoch of the postings  (a thread beside it: batching.py)
+    gRPC Get | Holds | Explain ───────────> the same
     gRPC Percolate | Standing           ──> the newest epoch of the standing queries
     index.update.v1 ──> a shard's loop  ──> epochs of postings                    (this process's main thread)
     alerts.query.v1 ──> a shard's loop  ──> epochs of standing queries            (a thread beside it)
 
 Until a shard has caught up with its log, calls that read it are UNAVAILABLE; afterwards they are answered, and a store
-that cannot follow its log says so in `degraded`. The role is ready when both have caught up. A scan holds one of
-`threads` places; waiting for a version holds none.
+that cannot follow its log says so in `degraded`. The role is ready when both have caught up and a search whose answer
+is known was answered right. A scan holds one of `threads` places; waiting for a version holds none, and stands before
+the queue.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import structlog
 import torch
+from prometheus_client import Counter
 
-from penstock.infra.settings import Settings
+from penstock.infra.settings import RetrievalSettings, Settings
 from penstock.infra.telemetry import DEGRADED, STAGE_SECONDS
 from penstock.retrieval import kinds
+from penstock.retrieval.batching import Batcher, Limits, each
 from penstock.retrieval.client import MIN_VERSION_TIMED_OUT
 from penstock.retrieval.dead_letters import DeadLetters
 from penstock.retrieval.feed import KafkaLog, Source
+from penstock.retrieval.known_answer import wrong_answer
 from penstock.retrieval.lexicon import Lexicon
 from penstock.retrieval.percolate.service import PercolationService, StandingShard
 from penstock.retrieval.shard import Letters, Shard, answering
-from penstock.retrieval.store.records import StoreCounts
+from penstock.retrieval.store.reading import MAX_K
+from penstock.retrieval.store.records import Ask, SearchResult, StoreCounts
 from penstock.retrieval.store.store import Store
 from penstock.schemas import grpc_avro, topics
 from penstock.schemas.errors import InvalidRecord
-from penstock.schemas.events import IndexUpdate, MinVersion
+from penstock.schemas.events import Filter, IndexUpdate, MinVersion
 from penstock.schemas.grpc_avro import Refused
 from penstock.schemas.rpc import (
     ClauseEffect,
@@ -56,8 +63,16 @@ from penstock.schemas.rpc import (
 
 log = structlog.get_logger(role="retrieval")
 
-WORKERS = 24  # gRPC threads
+PLANS = Counter("penstock_search_plans_total", "Searches by how their rows were chosen", ["plan"])
+ROWS = Counter("penstock_search_rows_total", "Rows of searches: looked at, passed, rescored in float64", ["step"])
+
+WORKERS = 24  # gRPC threads beside those of searches in the queue
 WAITERS = 12  # of them that may wait for a version at a time
+HIT_BYTES = 256  # of an answer, about: a hit as an object, its id and its place in the reply
+NODE_BYTES = 400  # of a filter, about
+FRESH_S = 5.0  # a search answered so recently says that searches are answered
+PROBE_S = 1.0  # for a search whose answer is known
+PROBE_AGAIN_S = 1.0
 MAX_IDS = 10_000
 MAX_CLAUSES = 256
 OTHER_SPACE = "some postings have a vector of another space and are found by filters only"
@@ -69,11 +84,31 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def limits_of(settings: RetrievalSettings) -> Limits:
+    return Limits(settings.max_batch, settings.max_queue, settings.max_queue_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The last search whose answer was known."""
+
+    reason: str  # what was wrong with the answer; empty when nothing was
+    seconds: float
+    at: float  # monotonic seconds
+
+
 class RetrievalService:
-    """The calls. Holds no state but its bounds; called from gRPC's threads."""
+    """The calls, from gRPC's threads. Owns the scanner: `close` ends it. `_probing` guards `_probe`."""
 
     def __init__(
-        self, shard: PostingsShard, standing: StandingShard, name: str, threads: int, lexicon: Lexicon | None = None
+        self,
+        shard: PostingsShard,
+        standing: StandingShard,
+        name: str,
+        threads: int,
+        lexicon: Lexicon | None = None,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shard = shard
         self._standing = standing
@@ -82,24 +117,37 @@ class RetrievalService:
         self._scans = threading.BoundedSemaphore(max(1, threads))
         self.percolation = PercolationService(standing, name, self._scans)
         self._waiters = threading.BoundedSemaphore(WAITERS)
+        self._clock = clock
+        self._batcher: Batcher[tuple[Store, Ask], SearchResult] = Batcher(
+            _scan, limits or limits_of(RetrievalSettings()), self._scans, name
+        )
+        self._batcher.start()
+        self._probing = threading.Lock()
+        self._probe = Probe("", -0.001, -math.inf)
+        self._tenant = "default"  # of the last search that found something: the known answer is one of theirs
+
+    def close(self) -> None:
+        """Ends the scanner; searches that wait for it are told."""
+        self._batcher.close()
 
     def search(self, request: SearchRequest, context: grpc.ServicerContext) -> SearchReply:
         store, degraded = self._fit_store()
         degraded += self._await(store, request.min_version, request.timeout_ms, context)
         began = time.perf_counter()
-        with self._scans:
-            vector = request.vector
-            if vector is None and request.words is not None:
-                vector = self._lexicon.query(request.words, store.space_id)
-            result = store.search(
-                vector,
-                request.filters,
-                request.k,
-                now_ms=now_ms(),
-                tenant=request.tenant,
-                at_epoch=request.at_epoch,
-            )
+        vector = request.vector
+        if vector is None and request.words is not None:
+            vector = self._lexicon.query(request.words, store.space_id)
+        ask = Ask(vector, request.filters, request.k, now_ms(), request.tenant, request.at_epoch)
+        left = context.time_remaining()
+        pending = self._batcher.submit(
+            (store, ask), held_bytes(ask), math.inf if left is None else time.monotonic() + left
+        )
+        if not context.add_callback(lambda: self._batcher.withdraw(pending)):
+            self._batcher.withdraw(pending)
+        result = self._batcher.wait(pending)
         STAGE_SECONDS.labels("retrieval", "search").observe(time.perf_counter() - began)
+        if result.hits:
+            self._tenant = request.tenant
         if vector is not None and self._shard.view.counts.vectors_refused:
             degraded.append(_counted(OTHER_SPACE))
         return SearchReply(
@@ -139,14 +187,14 @@ class RetrievalService:
         )
 
     def status(self, _request: StatusRequest, _context: grpc.ServicerContext) -> RoleStatus:
-        """Ready means that the loop moves, the log is followed, and a read of the store has just worked."""
+        """Ready means that the loop moves, the log is followed, and searches are answered, and answered right."""
         reasons = [self._shard.not_ready()]
         if standing := self._standing.not_ready():
             reasons.append(f"standing queries: {standing}")
-        reason = "; ".join(filter(None, reasons))
         store, view = self._shard.store, self._shard.view
-        began = time.perf_counter()
-        store.search(None, None, 1, now_ms=now_ms())
+        if not reasons[0]:
+            reasons.append(self._search_known())
+        reason = "; ".join(filter(None, reasons))
         counts = view.counts
         age = (now_ms() - view.snapshot_at_ms) / 1000 if view.snapshot_at_ms else -1.0
         return RoleStatus(
@@ -166,7 +214,8 @@ class RetrievalService:
                 "lag_seconds": view.lag.seconds,
                 "memory_bytes": counts.nbytes,
                 "snapshot_age_seconds": age,
-                "probe_ms": 1000 * (time.perf_counter() - began),
+                "probe_ms": 1000 * self._probe.seconds,
+                "searches_waiting": len(self._batcher),
                 **self.percolation.numbers(),
             },
             texts={
@@ -179,6 +228,33 @@ class RetrievalService:
                 **self.percolation.texts(),
             },
         )
+
+    def _search_known(self) -> str:
+        """Why searches cannot be relied on; empty when they can. Asks once a second, however often it is called."""
+        with self._probing:
+            began = self._clock()
+            if began - self._probe.at >= PROBE_AGAIN_S:
+                reason = self._ask_known()
+                self._probe = Probe(reason, self._clock() - began, self._clock())
+            return self._probe.reason
+
+    def _ask_known(self) -> str:
+        store, give_up = self._shard.store, time.monotonic() + PROBE_S
+
+        def search(ask: Ask) -> SearchResult:
+            return self._batcher.wait(self._batcher.submit((store, ask), 0, give_up))
+
+        try:
+            wrong = wrong_answer(search, store, now_ms=now_ms(), tenant=self._tenant)
+        except (Refused, TimeoutError) as error:  # others are searching: their answers say enough
+            busy = time.monotonic() - self._batcher.served_at < FRESH_S
+            return "" if busy else f"searches are not answered: {error}"
+        except Exception as error:  # whatever it is, the shard does not search: that is the answer
+            log.error("a search whose answer is known failed", error=str(error), exc_info=True)
+            return f"a search whose answer is known failed: {type(error).__name__}: {error}"
+        if wrong:
+            log.error("a search whose answer is known was answered wrong", reason=wrong)
+        return wrong and f"a search whose answer is known was answered wrong: {wrong}"
 
     def _fit_store(self) -> tuple[Store, list[str]]:
         """The store, and what its answers lack. Raises NotReady."""
@@ -198,6 +274,39 @@ class RetrievalService:
         finally:
             self._waiters.release()
         return () if arrived else (_counted(MIN_VERSION_TIMED_OUT),)
+
+
+def _scan(batch: Sequence[tuple[Store, Ask]]) -> list[SearchResult | Exception]:
+    """One pass over each store that the batch is about: one, but for a shard that has just begun anew."""
+    moment = now_ms()
+    answers: dict[int, SearchResult | Exception] = {}
+    for store in dict.fromkeys(store for store, _ in batch):
+        places = [place for place, (whose, _) in enumerate(batch) if whose is store]
+        asks = [replace(batch[place][1], now_ms=moment) for place in places]
+        answers.update(zip(places, each(store.search_many, asks), strict=True))
+    for answer in answers.values():
+        if not isinstance(answer, Exception):
+            _count(answer)
+    return [answers[place] for place in range(len(batch))]
+
+
+def _count(result: SearchResult) -> None:
+    PLANS.labels(result.plan).inc()
+    for step, rows in (("looked at", result.looked_at), ("passed", result.total), ("rescored", result.rescored)):
+        ROWS.labels(step).inc(rows)
+
+
+def held_bytes(ask: Ask) -> int:
+    """What a search holds until it is answered, its answer included; about."""
+    vector = 0 if ask.vector is None else len(ask.vector.dense) + len(ask.vector.lexical or b"")
+    return vector + _filter_bytes(ask.filter) + HIT_BYTES * min(max(ask.k, 0), MAX_K)
+
+
+def _filter_bytes(tree: Filter | None) -> int:
+    if tree is None:
+        return 0
+    words = sum(64 + len(word) for word in tree.values)
+    return NODE_BYTES + words + sum(_filter_bytes(child) for child in tree.children)
 
 
 def _of_tenant(row: Row, tenant: str) -> Row:
@@ -241,7 +350,7 @@ def serve_from(updates: Log, queries: Log, settings: Settings, stop: threading.E
     standing = Shard(
         own, folder / "standing", queries.source, queries.letters, kinds.standing_queries(settings), now_ms
     )
-    service = RetrievalService(shard, standing, own.shard, own.threads, lexicon)
+    service = RetrievalService(shard, standing, own.shard, own.threads, lexicon, limits_of(own))
     listener = grpc_avro.serve(
         own.listen,
         {
@@ -253,7 +362,7 @@ def serve_from(updates: Log, queries: Log, settings: Settings, stop: threading.E
             Retrieval.STANDING: service.percolation.standing,
             Retrieval.STATUS: service.status,
         },
-        workers=WORKERS,
+        workers=WORKERS + own.max_queue + own.max_batch,  # a search holds a thread while it waits
     )
 
     def ready() -> None:
@@ -271,6 +380,7 @@ def serve_from(updates: Log, queries: Log, settings: Settings, stop: threading.E
         stop.set()
         beside.join()
         listener.stop(1.0).wait()
+        service.close()
     if beside.failure is not None:
         raise beside.failure
 

@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from penstock.retrieval.search.filters import compile_tree, evaluate, positive
+from penstock.retrieval.search.evaluate import evaluate
+from penstock.retrieval.search.filters import positive, pushed
 from penstock.retrieval.store.columns import Columns
 from penstock.retrieval.understanding import places
 from penstock.retrieval.understanding.rules import RuleUnderstander
@@ -113,7 +114,7 @@ def main() -> None:
     totals = [0, 0]
 
     def passes(tree: Filter, at: list[int]) -> np.ndarray[Any, Any]:
-        return evaluate(compile_tree(tree), columns, len(slots))[at]
+        return evaluate(pushed(tree), columns, len(slots))[at]
 
     for line in (given.data / "relevance_judgements" / "queries.jsonl").open(encoding="utf-8"):
         query = json.loads(line)
@@ -128,7 +129,7 @@ def main() -> None:
         by_rule: dict[str, np.ndarray[Any, Any]] = {}
         dropped = set()
         for name, one in read:
-            if one.needs_values and not evaluate(compile_tree(positive(one.filter)), columns, len(slots)).any():
+            if one.needs_values and not evaluate(pushed(positive(one.filter)), columns, len(slots)).any():
                 dropped.add(one)
                 continue
             passed = passes(one.filter, at)

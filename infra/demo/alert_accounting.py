@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from penstock.retrieval.search import filters
+from penstock.retrieval.search.evaluate import evaluate
+from penstock.retrieval.search.filters import pushed
 from penstock.retrieval.store.columns import Columns
 from penstock.schemas.events import Alert, IndexOp, IndexUpdate, Op, StandingQuery, Subscription
 
@@ -74,7 +75,7 @@ def expected(
         for query, scores in zip(standing, all_scores, strict=True):
             passes = np.ones(len(looked_at), np.bool_)
             if query.filters is not None:
-                passes = filters.evaluate(filters.compile_tree(query.filters), columns, len(looked_at))
+                passes = evaluate(pushed(query.filters), columns, len(looked_at))
             for slot in np.flatnonzero(passes & (scores >= query.threshold - CLOSE)):
                 update = looked_at[int(slot)]
                 if update.tenant != query.tenant:

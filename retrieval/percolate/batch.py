@@ -11,6 +11,7 @@ import torch
 
 from penstock.retrieval.percolate.entries import Tree
 from penstock.retrieval.search import filters
+from penstock.retrieval.search.evaluate import evaluate
 from penstock.retrieval.store.columns import Columns
 from penstock.retrieval.store.planes import Space, vector_fault
 from penstock.schemas.events import IndexOp, IndexUpdate, Vector
@@ -41,7 +42,7 @@ class _Clauses(dict[filters.Clause, int]):
         self._count = count
 
     def __missing__(self, clause: filters.Clause) -> int:
-        mask = filters.evaluate(clause, self._columns, self._count)
+        mask = evaluate(clause, self._columns, self._count)
         bits = self[clause] = int.from_bytes(np.packbits(mask, bitorder="little").tobytes(), "little")
         return bits
 
@@ -55,7 +56,7 @@ class Batch:
         self.vectors_refused = 0
         self._columns = Columns(max(len(self.live), 1))
         self._clause = _Clauses(self._columns, len(self.live)).__getitem__
-        self._words: dict[int, str] = {}  # by the identity of a part of a program, which outlives the batch
+        self._words: dict[int, str] = {}  # by the identity of a node, which outlives the batch
         self._trees: dict[Tree | None, int] = {None: (1 << len(self.live)) - 1}
         kinds: dict[Space | None, list[tuple[int, Vector | None]]] = {}
         for row, place in enumerate(self.live):
@@ -82,8 +83,8 @@ class Batch:
 
     def satisfied(self, tree: Tree, row: int) -> Iterator[str]:
         """What of the tree a posting that passes satisfies, in words: of alternatives those that hold."""
-        program = tree.program
-        together = program.parts if isinstance(program, filters.Group) and program.every else (program,)
+        node = tree.node
+        together = node.parts if isinstance(node, filters.Group) and node.every else (node,)
         for part in together:
             either = part.parts if isinstance(part, filters.Group) and not part.every else (part,)
             for one in either:
@@ -100,21 +101,21 @@ class Batch:
         bits = self._trees.get(tree)
         if bits is None:
             assert tree is not None
-            bits = self._trees[tree] = filters.fold(tree.program, self._clause)
+            bits = self._trees[tree] = filters.fold(tree.node, self._clause)
         return bits
 
-    def _said(self, program: filters.Program) -> str:
-        words = self._words.get(id(program))
+    def _said(self, node: filters.Node) -> str:
+        words = self._words.get(id(node))
         if words is None:
-            words = self._words[id(program)] = _in_words(program)
+            words = self._words[id(node)] = _in_words(node)
         return words
 
 
-def _in_words(program: filters.Program) -> str:
-    if isinstance(program, filters.Clause):
-        return filters.said(program)
-    inner = (f"({_in_words(part)})" if isinstance(part, filters.Group) else _in_words(part) for part in program.parts)
-    return (" AND " if program.every else " OR ").join(inner)
+def _in_words(node: filters.Node) -> str:
+    if isinstance(node, filters.Clause):
+        return filters.said(node)
+    inner = (f"({_in_words(part)})" if isinstance(part, filters.Group) else _in_words(part) for part in node.parts)
+    return (" AND " if node.every else " OR ").join(inner)
 
 
 def _lives(update: IndexUpdate, now_ms: int) -> bool:

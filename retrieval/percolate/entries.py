@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from penstock.retrieval.search.filters import Clause, Group, Program, compile_tree, leaves
+from penstock.retrieval.search.filters import Clause, Group, Node, leaves, pushed
 from penstock.retrieval.store.planes import QueryPlanes, Space, query_floats
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import Filter, Op, QueryVector, StandingQuery
@@ -26,7 +26,7 @@ class Tree:
     """A distinct filter tree, compiled once and shared by every standing query that has it. Equal only to itself."""
 
     filter: Filter
-    program: Program
+    node: Node
 
 
 class Trees:
@@ -49,16 +49,16 @@ class Trees:
             return None
         tree = self._trees.get(filter)
         if tree is None:
-            program = self._shared(compile_tree(filter))
-            shared = {clause.filter: clause.filter for clause in leaves(program)}
-            tree = Tree(_with_leaves(filter, shared), program)
+            node = self._shared(pushed(filter))
+            shared = {clause.filter: clause.filter for clause in leaves(node)}
+            tree = Tree(_with_leaves(filter, shared), node)
             self._trees[tree.filter] = tree
         return tree
 
-    def _shared(self, program: Program) -> Program:
-        if isinstance(program, Group):
-            return Group(program.every, tuple(self._shared(part) for part in program.parts))
-        return self._clauses.setdefault((program.filter, program.negated), program)
+    def _shared(self, node: Node) -> Node:
+        if isinstance(node, Group):
+            return Group(node.every, tuple(self._shared(part) for part in node.parts))
+        return self._clauses.setdefault((node.filter, node.negated), node)
 
 
 def _with_leaves(tree: Filter, shared: Mapping[Filter, Filter]) -> Filter:

@@ -1,4 +1,4 @@
-"""The filter tree over the attribute columns: exact, vectorised, three-valued.
+"""The filter tree, made ready to run: exact, three-valued.
 
 NOT is pushed down to the clauses first. A clause then says True, False, or, of a row that lacks the attribute, what
 its `missing` says: whatever NOTs stand above, INCLUDE lets the row through the clause and EXCLUDE does not.
@@ -13,13 +13,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from penstock.retrieval.store.columns import ABSENT, Columns, keyword
-from penstock.schemas import text
 from penstock.schemas.events import Filter, FilterKind, Missing
-from penstock.schemas.filters import FIELDS, FieldType, check, describe
+from penstock.schemas.filters import check, describe
 
 SHOWN = 6  # values of a clause that are named to people
-EARTH_RADIUS_KM = 6371.0088  # mean radius, IUGG
 
 Mask = npt.NDArray[np.bool_]
 B = TypeVar("B", Mask, int)
@@ -41,7 +38,7 @@ class Group:
     parts: tuple[Clause | Group, ...]
 
 
-Program = Clause | Group
+Node = Clause | Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +58,16 @@ class Explanation:
     rows: int
     passed: int
     clauses: tuple[ClauseCount, ...]
+    plan: tuple[str, ...] = ()  # what would be read, and why
 
 
-def compile_tree(tree: Filter) -> Program:
+def pushed(tree: Filter) -> Node:
     """The tree with NOT at the clauses only. Raises InvalidRecord (from `check`) naming what is wrong with it."""
     check(tree)
     return _pushed(tree, negated=False)
 
 
-def _pushed(tree: Filter, negated: bool) -> Program:
+def _pushed(tree: Filter, negated: bool) -> Node:
     if tree.kind is FilterKind.NOT:
         return _pushed(tree.children[0], not negated)
     if tree.kind in (FilterKind.ALL, FilterKind.ANY):
@@ -78,25 +76,15 @@ def _pushed(tree: Filter, negated: bool) -> Program:
     return Clause(tree, negated)
 
 
-def fold(program: Program, leaf: Callable[[Clause], B]) -> B:
-    """What the program says, given what each of its clauses says: masks, or integers with a bit a row."""
-    if isinstance(program, Clause):
-        return leaf(program)
-    out = fold(program.parts[0], leaf)
-    for part in program.parts[1:]:
+def fold(node: Node, leaf: Callable[[Clause], B]) -> B:
+    """What the tree says, given what each of its clauses says: masks, or integers with a bit a row."""
+    if isinstance(node, Clause):
+        return leaf(node)
+    out = fold(node.parts[0], leaf)
+    for part in node.parts[1:]:
         more = leaf(part) if isinstance(part, Clause) else fold(part, leaf)
-        out = out & more if program.every else out | more
+        out = out & more if node.every else out | more
     return out
-
-
-def evaluate(program: Program, columns: Columns, rows: int) -> Mask:
-    """bool [rows]: which of the slots 0 … rows-1 pass. What it says of slots the caller cannot see means nothing."""
-
-    def passes(clause: Clause) -> Mask:
-        matched, present = _clause(clause.filter, columns, rows)
-        return np.where(present, matched ^ clause.negated, clause.filter.missing is Missing.INCLUDE)
-
-    return fold(program, passes)
 
 
 def positive(tree: Filter) -> Filter:
@@ -108,109 +96,16 @@ def positive(tree: Filter) -> Filter:
     return replace(tree, missing=Missing.EXCLUDE)
 
 
-def explain(tree: Filter, columns: Columns, visible: Mask) -> Explanation:
-    """What the filter and each clause of it do to the visible slots (bool [n])."""
-    program = compile_tree(tree)
-    rows = len(visible)
-    counts = []
-    for clause in leaves(program):
-        passed = evaluate(clause, columns, rows) & visible
-        absent = ~_clause(clause.filter, columns, rows)[1] & visible
-        counts.append(ClauseCount(said(clause), int(passed.sum()), int(absent.sum())))
-    whole = evaluate(program, columns, rows) & visible
-    return Explanation(describe(tree), int(visible.sum()), int(whole.sum()), tuple(counts))
-
-
 def said(clause: Clause) -> str:
     """The clause in the text form, a long list of values cut short."""
     text = describe(clause.filter, SHOWN)
     return f"!({text})" if clause.negated else text
 
 
-def leaves(program: Program) -> Iterator[Clause]:
+def leaves(node: Node) -> Iterator[Clause]:
     """Its clauses, in order."""
-    if isinstance(program, Clause):
-        yield program
+    if isinstance(node, Clause):
+        yield node
     else:
-        for part in program.parts:
+        for part in node.parts:
             yield from leaves(part)
-
-
-def _clause(clause: Filter, columns: Columns, rows: int) -> tuple[Mask, Mask]:
-    """(the row's attribute matches, the row has the attribute): bool [rows] each."""
-    field = clause.field
-    assert field is not None
-    kind = FIELDS[field].type
-    if kind is FieldType.KEYWORD:
-        codes = columns.keyword[field].codes[:rows]
-        wanted = [columns.keyword[field].vocabulary.find(keyword(value)) for value in clause.values]
-        return _any_code(codes, [code for code in wanted if code is not None]), codes != ABSENT
-    if kind is FieldType.KEYWORDS:
-        return _any_of_many(clause, columns, rows)
-    if kind is FieldType.SYMBOL:
-        symbols = columns.symbol[field][:rows]
-        return _any_code(symbols, columns.symbol_codes(field, clause.values)), symbols != 0
-    if kind is FieldType.PLACE:
-        return _within(clause, columns, rows)
-    numbers = columns.number[field][:rows]
-    matched = np.ones(rows, np.bool_)
-    if clause.minimum is not None:
-        matched &= numbers >= clause.minimum
-    if clause.maximum is not None:
-        matched &= numbers <= clause.maximum
-    return matched, ~np.isnan(numbers)
-
-
-def _any_code(codes: npt.NDArray[np.int32] | npt.NDArray[np.int8], wanted: list[int]) -> Mask:
-    if not wanted:
-        return np.zeros(len(codes), np.bool_)
-    if len(wanted) == 1:
-        one: Mask = codes == wanted[0]
-        return one
-    return np.isin(codes, wanted)
-
-
-def _any_of_many(clause: Filter, columns: Columns, rows: int) -> tuple[Mask, Mask]:
-    assert clause.field is not None
-    column = columns.keywords[clause.field]
-    words = [keyword(value) for value in clause.values]
-    if clause.field == "title.terms":
-        words += [term for value in clause.values if (term := as_term(value)) is not None]
-    wanted = [code for word in words if (code := column.vocabulary.find(word)) is not None]
-    matched = np.zeros(rows, np.bool_)
-    if wanted:
-        codes, owner = column.table
-        owners = owner[_any_code(codes.ravel(), wanted).reshape(codes.shape).any(1)]
-        matched[owners[(owners >= 0) & (owners < rows)]] = True
-    return matched, column.counts[:rows] > 0
-
-
-def as_term(value: str) -> str | None:
-    """A word that somebody typed, as `title.terms` holds it; None for a stop word or several words."""
-    found = text.terms(value)
-    return found[0] if len(found) == 1 else None
-
-
-def _within(clause: Filter, columns: Columns, rows: int) -> tuple[Mask, Mask]:
-    assert clause.field is not None and clause.lat is not None and clause.lon is not None
-    assert clause.radius_km is not None
-    lat, lon = columns.place[clause.field][:, :rows]
-    present = ~np.isnan(lat)
-    # Rows in the band of latitudes first: degrees are cheap, sines are not. The margin outweighs rounding.
-    band = np.degrees(clause.radius_km / EARTH_RADIUS_KM) * (1 + 1e-9) + 1e-9
-    close = np.flatnonzero(np.abs(lat - clause.lat) <= band)
-    matched = np.zeros(rows, np.bool_)
-    matched[close] = distance_km(clause.lat, clause.lon, lat[close], lon[close]) <= clause.radius_km
-    return matched, present
-
-
-def distance_km(
-    lat: float, lon: float, lats: npt.NDArray[np.float64], lons: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Great-circle distances by the haversine formula, float64 [n]. Degrees in, kilometres out."""
-    north, norths = np.radians(lat), np.radians(lats)
-    half_north = np.sin((norths - north) / 2) ** 2
-    half_east = np.sin(np.radians(lons - lon) / 2) ** 2
-    root = np.sqrt(half_north + np.cos(north) * np.cos(norths) * half_east)
-    out: npt.NDArray[np.float64] = 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(root, 1.0))
-    return out

@@ -1,33 +1,55 @@
-"""The exact top k of some rows of the planes: a float32 pass with a certified error, then float64 on what is left.
+"""The exact best k of some rows of the planes, for several queries in one pass over them.
 
-    1. float32   every passing row's score s, and a bound e on its distance from the exact score
-    2. certify   t = the k-th largest s - e; a row with s + e < t cannot be among the best k: the rest is a superset
-    3. float64   the superset is rescored exactly (kernels/filtered_topk/reference.py), then put in the total order
+    1. seed      a sample of each query's passing rows says how high a score its best k will reach, a little too low
+    2. scan      block by block: approximate scores of all queries, with a bound on their error; what may be among a
+                 query's best is kept (scan_first.py). Where few rows pass they alone are gathered and scored
+    3. certify   t = the k-th largest lower bound; a row whose upper bound is below t cannot be among the best k: the
+                 rest is a superset. A seed that turns out too high is seen here, and its query scanned again without
+    4. float64   the superset is rescored exactly (scan_exact.py), then put in the total order
 
-The bound is the classical one for a dot product of length n in any order of summation, |error| <= g(n) |x| |q| with
-g(n) = n u / (1 - n u) and u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+No score matrix is ever written out, and what a query costs hardly depends on k.
 
 Where it stands: life-of-a-query.md, step 6.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.kernels.filtered_topk.reference import exact_dot
+from penstock.retrieval.search.scan_exact import Doubles, Planes, Rows, by_page, exact
+from penstock.retrieval.search.scan_first import CHUNK, Batch, Survivors
 from penstock.retrieval.store.planes import QueryPlanes
 
-BLOCK = 2_048  # rows converted to float32 at a time: 3 MB of 384 values, which stays in cache
-RESCORE = 256  # rows rescored at a time: the float64 products stay in cache (a thousand at once take twice as long)
-FEW_TERMS = 128  # up to so many lexical terms their columns are gathered; beyond, whole rows are cheaper
-GATHER_BELOW = 0.3  # share of the rows that pass, below which they are gathered instead of scanning all
+Mask = npt.NDArray[np.bool_]
+Passing = Rows | tuple[Mask, ...]
 
-Rows = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
+SAMPLED = 32  # one row in so many seeds the thresholds
+DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too high once in millions
+# What a row costs, in units of its product with one query: what decides between gathering and scanning all.
+GATHERED, SCANNED = 16.0, 9.0
+STARTED = 9_000.0  # and what gathering costs before the first row
+DIRECT = 192  # up to so many rows are rescored at once, without a first pass
+MOST = 64  # queries of one pass: more would push the block out of the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One query of a batch.
+
+    passing: ascending slots, int64 [m]; or one bool [rows] a page, in the order of the pages. Asks that share a filter
+    share the object, which is then looked at once.
+    """
+
+    query: QueryPlanes
+    passing: Passing
+    k: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +60,21 @@ class Best:
     dense: Doubles
     lexical: Doubles
     rescored: int  # size of the certified superset
+
+
+def best_many(pages: Sequence[Planes], asks: Sequence[Ask]) -> list[Best]:
+    """The best `k` of each ask, in order. All queries are of one space.
+
+    Uses at most torch's threads. A row that does not pass may change meanwhile; one that passes may not.
+    """
+    gathered, scanned = _chosen(_groups(asks), sum(page.rows for page in pages))
+    found: dict[int, Best] = {}
+    for group in gathered:
+        found |= _gather(pages, asks, group)
+    together = [place for group in scanned for place in group.places]
+    for start in range(0, len(together), MOST):
+        found |= _scan(pages, asks, together[start : start + MOST])
+    return [found[place] for place in range(len(asks))]
 
 
 def best(
@@ -54,10 +91,7 @@ def best(
     dense bfloat16 [n, D]; sketch int8 [n, L]; norms float64 [n, 2], upper bounds of each part's Euclidean norm;
     rows int64 [m], ascending slots that pass; ties uint64 [n], of equal scores the smaller comes first.
     """
-    candidates = rows if len(rows) <= k else rows[_superset(dense, sketch, norms, rows, query, k)]
-    by_dense, by_term = _exact(dense, sketch, norms, candidates, query)
-    order = np.lexsort((ties[candidates], -(by_dense + by_term)))[:k]
-    return Best(candidates[order], by_dense[order], by_term[order], len(candidates))
+    return best_many((_Whole(0, len(dense), dense, sketch, norms, ties),), (Ask(query, rows, k),))[0]
 
 
 def unscored(rows: Rows, ties: npt.NDArray[np.uint64], k: int) -> Best:
@@ -68,66 +102,181 @@ def unscored(rows: Rows, ties: npt.NDArray[np.uint64], k: int) -> Best:
     return Best(top, np.zeros(len(top)), np.zeros(len(top)), 0)
 
 
-def _superset(
-    dense: torch.Tensor, sketch: torch.Tensor, norms: Doubles, rows: Rows, query: QueryPlanes, k: int
-) -> npt.NDArray[np.bool_]:
-    """bool [m]: the rows that may be among the best `k`. Every row that is, is in it, ties included."""
-    approximate = _float32(dense, sketch, rows, query)
-    sizes = norms[rows]
-    slack = _bound(len(query.dense)) * float(np.linalg.norm(query.dense.astype(np.float64))) * sizes[:, 0]
-    slack += _bound(len(query.terms)) * float(np.linalg.norm(query.weights.astype(np.float64))) * sizes[:, 1]
-    # What the norms' own rounding, the sum of the parts and underflow in float32 can add.
-    slack = slack * (1 + 1e-9) + (len(query.dense) + len(query.terms)) * 1e-37
-    # A product that left float32's range says nothing: such a row is always rescored.
-    lost = ~np.isfinite(approximate)
-    lower = np.where(lost, -np.inf, approximate - slack)
-    upper = np.where(lost, np.inf, approximate + slack)
-    threshold = np.partition(lower, len(lower) - k)[len(lower) - k]
-    candidates: npt.NDArray[np.bool_] = upper >= threshold
-    return candidates
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """Arrays that are one page."""
+
+    first: int
+    rows: int
+    dense: torch.Tensor
+    sketch: torch.Tensor
+    norms: Doubles
+    ties: npt.NDArray[np.uint64]
 
 
-def _bound(length: int) -> float:
-    """g(n) with room for the float64 roundings behind it."""
-    unit = (length + 4) * 2.0**-24
-    return unit / (1 - unit)
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Asks whose passing rows are one object."""
+
+    passing: Passing
+    places: list[int]  # of the asks in the batch
+    count: int  # rows that pass
 
 
-def _float32(dense: torch.Tensor, sketch: torch.Tensor, rows: Rows, query: QueryPlanes) -> Doubles:
-    """Scores of `rows`, float64 [m] holding sums of two float32 dot products."""
-    count = int(rows[-1]) + 1
-    gather = len(rows) < GATHER_BELOW * count
-    places = torch.from_numpy(rows)
-    q_dense = torch.from_numpy(query.dense)
-    terms, weights = torch.from_numpy(query.terms), torch.from_numpy(query.weights)
-    few = len(query.terms) <= FEW_TERMS
-    if not few:
-        whole = torch.zeros(sketch.shape[1])
-        whole[terms] = weights
-        weights = whole
-    out = np.empty(len(rows) if gather else count)
-    for start in range(0, len(out), BLOCK):
-        end = min(start + BLOCK, len(out))
-        which = places[start:end] if gather else slice(start, end)
-        score = (dense[which].float() @ q_dense).double()
-        if len(terms):
-            part = sketch[which]
-            score += ((part[:, terms] if few else part).float() @ weights).double()
-        out[start:end] = score.numpy()
-    return out if gather else out[rows]
-
-
-def _exact(
-    dense: torch.Tensor, sketch: torch.Tensor, norms: Doubles, rows: Rows, query: QueryPlanes
-) -> tuple[Doubles, Doubles]:
-    """Both parts of the exact scores of `rows`, float64 [m] each. A part that a row does not have scores 0."""
-    terms = torch.from_numpy(query.terms)
-    parts = ((dense, torch.from_numpy(query.dense), None), (sketch, torch.from_numpy(query.weights), terms))
-    out = (np.zeros(len(rows)), np.zeros(len(rows)))
-    for part, (plane, values, columns) in enumerate(parts):
-        scored = np.flatnonzero(norms[rows, part]) if len(values) else np.zeros(0, np.int64)
-        for start in range(0, len(scored), RESCORE):
-            some = scored[start : start + RESCORE]
-            found = plane[torch.from_numpy(rows[some])]
-            out[part][some] = exact_dot(found if columns is None else found[:, columns], values).numpy()
+def _groups(asks: Sequence[Ask]) -> list[_Group]:
+    by_object: dict[int, list[int]] = {}
+    for place, ask in enumerate(asks):
+        by_object.setdefault(id(ask.passing), []).append(place)
+    out = []
+    for places in by_object.values():
+        passing = asks[places[0]].passing
+        several = isinstance(passing, tuple)
+        count = sum(int(np.count_nonzero(mask)) for mask in passing) if several else len(passing)
+        out.append(_Group(passing, places, count))
     return out
+
+
+def _chosen(groups: Sequence[_Group], rows: int) -> tuple[list[_Group], list[_Group]]:
+    """Which groups' rows are gathered, and which are found by scanning all rows: what costs least together."""
+    groups = sorted(groups, key=lambda group: group.count)
+    asks = sum(len(group.places) for group in groups)
+    cost = least = rows * (SCANNED * math.ceil(asks / MOST) + asks)
+    gathered = 0
+    for number, group in enumerate(groups, 1):
+        many = len(group.places)
+        before, asks = asks, asks - many
+        cost += STARTED + group.count * (GATHERED + many)
+        cost -= rows * (SCANNED * (math.ceil(before / MOST) - math.ceil(asks / MOST)) + many)
+        if cost <= least:
+            least, gathered = cost, number
+    return groups[:gathered], groups[gathered:]
+
+
+def _gather(pages: Sequence[Planes], asks: Sequence[Ask], group: _Group) -> dict[int, Best]:
+    """The best of each ask of the group, of whose rows alone anything is read."""
+    slots = _slots(pages, group.passing)
+    found: dict[int, Best] = {}
+    for start in range(0, len(group.places), MOST):
+        some = [place for place in group.places[start : start + MOST] if len(slots) > max(asks[place].k, DIRECT)]
+        for place in group.places[start : start + MOST]:
+            if place not in some:
+                found[place] = _ordered(pages, slots, asks[place])
+        if not some:
+            continue
+        survivors = Survivors(Batch([asks[place].query for place in some]), [asks[place].k for place in some])
+        for page, _, rows in by_page(pages, slots):
+            for begin in range(0, len(rows), CHUNK):
+                survivors.offer(page, rows[begin : begin + CHUNK], None)
+        for query, place in enumerate(some):
+            superset = survivors.superset(query)
+            assert superset is not None  # no threshold was guessed
+            found[place] = _ordered(pages, superset, asks[place])
+    return found
+
+
+def _scan(pages: Sequence[Planes], asks: Sequence[Ask], places: Sequence[int]) -> dict[int, Best]:
+    """The best of these asks, in one pass over all rows; in a second, of those whose seed was too high."""
+    batch = Batch([asks[place].query for place in places])
+    masks = [_masks(page, number, [asks[place].passing for place in places]) for number, page in enumerate(pages)]
+    survivors = Survivors(batch, [asks[place].k for place in places])
+    survivors.thresholds[:] = _seeds(pages, batch, masks, survivors.ks)
+    tops = [_tops(page.norms) for page in pages]
+    found: dict[int, Best] = {}
+    while True:
+        for page, passing, top in zip(pages, masks, tops, strict=True):
+            for number, start in enumerate(range(0, page.rows, CHUNK)):
+                rows = slice(start, min(start + CHUNK, page.rows))
+                if passing[:, rows].any():
+                    survivors.offer(page, rows, passing[:, rows], top[number])
+        again = []
+        for query, place in enumerate(places):
+            superset = survivors.superset(query)
+            if superset is None:
+                again.append(query)
+            else:
+                found[place] = _ordered(pages, superset, asks[place])
+        if not again:
+            return found
+        lower = survivors.reached[again]
+        places = [places[query] for query in again]
+        masks = [each if len(each) == 1 else each[again] for each in masks]
+        survivors = Survivors(Batch([asks[place].query for place in places]), [asks[place].k for place in places])
+        survivors.thresholds[:] = survivors.reached[:] = lower
+
+
+def _masks(page: Planes, number: int, passing: Sequence[Passing]) -> Mask:
+    """Which rows of the page count: bool [queries, rows], or [1, rows] where they are the same for all."""
+    if all(each is passing[0] for each in passing):
+        passing = passing[:1]
+    lines = {}
+    for each in passing:
+        if id(each) in lines:
+            continue
+        if isinstance(each, tuple):
+            line = each[number]
+        else:
+            line = np.zeros(page.rows, np.bool_)
+            begin, end = np.searchsorted(each, (page.first, page.first + page.rows))
+            line[each[begin:end] - page.first] = True
+        lines[id(each)] = line
+    return np.stack([lines[id(each)] for each in passing])
+
+
+def _slots(pages: Sequence[Planes], passing: Passing) -> Rows:
+    if not isinstance(passing, tuple):
+        return passing
+    return np.concatenate([np.flatnonzero(mask) + page.first for page, mask in zip(pages, passing, strict=True)])
+
+
+def _seeds(pages: Sequence[Planes], batch: Batch, masks: Sequence[Mask], ks: Sequence[int]) -> Doubles:
+    """A score for each query that at least k passing rows very probably reach; -inf where too few rows pass.
+
+    Of the sample's scores the r-th, where r rows of the sample stand for k and DOUBT standard deviations more.
+    """
+    ranks = [math.ceil((DOUBT / 2 + math.sqrt(DOUBT**2 / 4 + k / SAMPLED)) ** 2) for k in ks]
+    out = np.full(len(ks), -np.inf)
+    scores, passing = [], []
+    for page, mask in zip(pages, masks, strict=True):
+        sample = _sample(page.rows)
+        counted = mask[:, sample]
+        useful = counted.any(axis=0)
+        rows, counted = sample[useful], counted[:, useful]
+        for start in range(0, len(rows), CHUNK):
+            some = slice(start, start + CHUNK)
+            scores.append(batch.scores(page, rows[some]).numpy().copy())
+            passing.append(counted[:, some])
+    if sum(each.shape[1] for each in scores) < 2 * min(ranks):
+        return out
+    sampled, counts = np.concatenate(scores, axis=1), np.concatenate(passing, axis=1)
+    for query, rank in enumerate(ranks):
+        mine = sampled[query][counts[query if len(counts) > 1 else 0]]
+        if len(mine) >= 2 * rank:
+            seed = np.partition(mine, len(mine) - rank)[len(mine) - rank]
+            out[query] = seed if np.isfinite(seed) else -np.inf
+    return out
+
+
+@functools.lru_cache(maxsize=8)
+def _sample(rows: int) -> Rows:
+    """One row in SAMPLED, ascending, at no regular distance. The same in every process."""
+    starts = np.arange(0, rows - SAMPLED + 1, SAMPLED)
+    return starts + np.random.default_rng(0).integers(0, SAMPLED, len(starts))
+
+
+def _tops(norms: Doubles) -> Doubles:
+    """The greatest norms of each CHUNK rows: float64 [chunks, 2]."""
+    whole = len(norms) // CHUNK * CHUNK
+    # Long lines are reduced several times faster than pairs.
+    lines = norms[:whole].reshape(-1, CHUNK // 512, 1024).max(axis=1)
+    out = lines.reshape(-1, 512, 2).max(axis=1)
+    return out if whole == len(norms) else np.concatenate((out, norms[whole:].max(axis=0, keepdims=True)))
+
+
+def _ordered(pages: Sequence[Planes], slots: Rows, ask: Ask) -> Best:
+    """The best k of a superset of them: ascending slots."""
+    dense, lexical = exact(pages, slots, ask.query)
+    ties = np.zeros(len(slots), np.uint64)
+    for page, where, rows in by_page(pages, slots):
+        ties[where] = page.ties[rows]
+    order = np.lexsort((ties, -(dense + lexical)))[: ask.k]
+    return Best(slots[order], dense[order], lexical[order], len(slots))

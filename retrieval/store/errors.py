@@ -30,5 +30,16 @@ class HashCollision(InvalidRecord):
         )
 
 
+class OutOfRoom(Exception):
+    """A write that does not fit into the memory the store was given. Not the record's fault: it may be tried again."""
+
+    def __init__(self, what: str, needed: int, held: int, limit: int) -> None:
+        self.needed, self.held, self.limit = needed, held, limit
+        super().__init__(
+            f"{what} needs {needed:,} bytes, the store holds {held:,} of {limit:,}: raise retrieval.memory_bytes, "
+            "share the partitions among more shards, or wait until postings expire"
+        )
+
+
 class SnapshotCorrupt(Exception):
     """A snapshot that is cut short, altered, or of another format: names the file and the part."""

@@ -1,4 +1,4 @@
-"""The two planes of the vector store: dense bfloat16 [capacity, D] and sketch int8 [capacity, L], a row a slot.
+"""The two planes of the vectors, inside the pages: dense bfloat16 [R, D] and sketch int8 [R, L], a row a slot.
 
 Written by the store's one writer at slots that no reader can see. All vectors are of one space, which the first
 vector decides; a vector of another space, or a malformed one, is not stored: the row stays findable by its
@@ -7,33 +7,40 @@ attributes, and the reason is the caller's to count. Once no row holds a vector 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.retrieval.store.columns import grown
 from penstock.retrieval.store.errors import SpaceMismatch
+from penstock.retrieval.store.page import Longs, Page
+from penstock.retrieval.store.pages import Pages, Space
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import QueryVector, Vector
 
+__all__ = [
+    "DENSE",
+    "REFUSED",
+    "SKETCH",
+    "Planes",
+    "QueryPlanes",
+    "Space",
+    "query_floats",
+    "query_planes",
+    "read",
+    "vector_fault",
+]
+
 DENSE, SKETCH = 1, 2  # bits of `held`: which planes a row has
 REFUSED = 4  # … and that its update came with a vector that could not be stored
+_EITHER = np.uint8(DENSE | SKETCH)
 
-STAGE = 2_048  # rows gathered before they are written
+STAGE = 2_048  # vectors that may wait to be written
 _EXPONENT = 0x7F80  # of a bfloat16: all ones in infinities and NaN
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """What may be compared: the space's name and the widths of its planes (a width of 0: not known yet)."""
-
-    space_id: str
-    dense: int
-    sketch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,123 +52,36 @@ class QueryPlanes:
     weights: Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """One consistent set of arrays: a reader takes `Planes.layout` once and works on what it got."""
-
-    space: Space | None
-    dense: torch.Tensor  # bfloat16 [capacity, D]
-    sketch: torch.Tensor  # int8 [capacity, L]
-    norms: npt.NDArray[np.float64]  # [capacity, 2]: Euclidean, of the dense and the sketch part, rounded up
-
-    def query(self, vector: QueryVector) -> QueryPlanes | None:
-        """The query's planes; None where no row has a vector. Raises SpaceMismatch or InvalidRecord."""
-        parts = {"dense": query_floats("dense", vector.dense), "lexical": query_floats("lexical", vector.lexical)}
-        space = self.space
-        if space is None:
-            return None
-        if vector.space_id != space.space_id:
-            raise SpaceMismatch(vector.space_id, space.space_id)
-        for name, width in (("dense", space.dense), ("lexical", space.sketch)):
-            if width and len(parts[name]) not in (0, width):
-                raise InvalidRecord(f"vector.{name}", f"{len(parts[name])} values", f"{width}, as the stored rows have")
-        dense = parts["dense"] if len(parts["dense"]) == space.dense else np.zeros(space.dense, np.float32)
-        lexical = parts["lexical"] if space.sketch else np.zeros(0, np.float32)
-        terms = np.flatnonzero(lexical)
-        return QueryPlanes(dense, terms, lexical[terms])
+def query_planes(vector: QueryVector, space: Space | None) -> QueryPlanes | None:
+    """The query's planes; None where no row has a vector. Raises SpaceMismatch or InvalidRecord."""
+    parts = {"dense": query_floats("dense", vector.dense), "lexical": query_floats("lexical", vector.lexical)}
+    if space is None:
+        return None
+    if vector.space_id != space.space_id:
+        raise SpaceMismatch(vector.space_id, space.space_id)
+    for name, width in (("dense", space.dense), ("lexical", space.sketch)):
+        if width and len(parts[name]) not in (0, width):
+            raise InvalidRecord(f"vector.{name}", f"{len(parts[name])} values", f"{width}, as the stored rows have")
+    dense = parts["dense"] if len(parts["dense"]) == space.dense else np.zeros(space.dense, np.float32)
+    lexical = parts["lexical"] if space.sketch else np.zeros(0, np.float32)
+    terms = np.flatnonzero(lexical)
+    return QueryPlanes(dense, terms, lexical[terms])
 
 
 class Planes:
-    """Vectors by slot. The store's one writer calls everything but `layout`."""
+    """Puts vectors into pages. Only the store's one writer calls it."""
 
-    def __init__(self, capacity: int) -> None:
-        self.layout = Layout(
-            None,
-            torch.zeros((capacity, 0), dtype=torch.bfloat16),
-            torch.zeros((capacity, 0), dtype=torch.int8),
-            np.zeros((capacity, 2)),
-        )
-        self.held = np.zeros(capacity, np.uint8)
-        self._staged: tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]] = ([], [])  # dense, sketch: (slot, row)
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        # dense, sketch: by number of a page, (row, its bytes)
+        self._staged: tuple[dict[int, list[tuple[int, bytes]]], ...] = (defaultdict(list), defaultdict(list))
+        self.waiting = 0  # vectors taken since the last flush
         self.rows = 0  # slots that hold a vector, dead ones that are not retired included
 
-    @property
-    def nbytes(self) -> int:
-        layout = self.layout
-        return layout.dense.nbytes + layout.sketch.nbytes + layout.norms.nbytes + self.held.nbytes
-
-    def write(self, slot: int, vector: Vector) -> str | None:
-        """Takes a vector for its empty slot, or says why it cannot be stored. `flush` before anybody may see it."""
-        reason = self._refusal(vector)
-        if reason is not None:
-            self.held[slot] = REFUSED
-            return reason
-        self._admit(vector)
-        if vector.dense:
-            self._staged[0].append((slot, vector.dense))
-            self.held[slot] |= DENSE
-        if vector.sketch:
-            self._staged[1].append((slot, vector.sketch))
-            self.held[slot] |= SKETCH
-        self.rows += 1
-        if len(self._staged[0]) + len(self._staged[1]) >= STAGE:
-            self.flush()
-        return None
-
-    def flush(self) -> None:
-        """Puts what was taken since the last flush into the planes: many rows at once is several times faster."""
-        layout = self.layout
-        for part, (plane, stored) in enumerate(((layout.dense, np.int16), (layout.sketch, np.int8))):
-            staged = self._staged[part]
-            if not staged:
-                continue
-            slots = np.asarray([slot for slot, _ in staged])
-            raw = np.frombuffer(bytearray().join(row for _, row in staged), np.dtype(stored).newbyteorder("<"))
-            rows = torch.from_numpy(raw.astype(stored, copy=False).reshape(len(staged), -1)).view(plane.dtype)
-            plane[torch.from_numpy(slots)] = rows
-            layout.norms[slots, part] = np.linalg.norm(rows.double().numpy(), axis=1) * (1 + 1e-12)
-            staged.clear()
-
-    def forget(self) -> None:
-        """Drops what was taken since the last flush: its batch has failed."""
-        for staged in self._staged:
-            staged.clear()
-
-    def read(self, slot: int) -> tuple[bytes, bytes | None] | None:
-        """(dense, sketch) as a Vector carries them; None for a row without."""
-        held = self.held[slot]
-        if not held & (DENSE | SKETCH):
-            return None
-        layout = self.layout
-        dense = layout.dense[slot].view(torch.int16).numpy().astype("<i2").tobytes() if held & DENSE else b""
-        return dense, layout.sketch[slot].numpy().tobytes() if held & SKETCH else None
-
-    def clear(self, slot: int) -> None:
-        """Empties the slot. Harmless on an empty one."""
-        held, self.held[slot] = self.held[slot], 0
-        if not held & (DENSE | SKETCH):
-            return
-        layout = self.layout
-        layout.dense[slot] = 0
-        layout.sketch[slot] = 0
-        layout.norms[slot] = 0
-        self.rows -= 1
-        if self.rows == 0:
-            self.layout = replace(layout, space=None)
-
-    def grow(self, capacity: int) -> None:
-        old = self.layout
-        self.layout = Layout(
-            old.space,
-            _resized(old.dense, capacity, old.dense.shape[1]),
-            _resized(old.sketch, capacity, old.sketch.shape[1]),
-            grown(old.norms, capacity, 0),
-        )
-        self.held = grown(self.held, capacity, 0)
-
-    def _refusal(self, vector: Vector) -> str | None:
+    def refusal(self, vector: Vector) -> str | None:
+        """Why this vector cannot be stored; None when it can."""
         reason = vector_fault(vector)
-        space = self.layout.space
+        space = self._pages.table.space
         if reason is not None or space is None:
             return reason
         dense, sketch = len(vector.dense) // 2, len(vector.sketch or b"")
@@ -173,18 +93,69 @@ class Planes:
             return f"sketch: {sketch} values, the store's rows have {space.sketch}"
         return None
 
-    def _admit(self, vector: Vector) -> None:
-        """Makes the planes as wide as this vector needs them; each width is decided once a space."""
-        layout = self.layout
-        space = layout.space or Space(vector.space_id, 0, 0)
-        wanted = Space(space.space_id, space.dense or len(vector.dense) // 2, space.sketch or len(vector.sketch or b""))
-        if wanted != layout.space:
-            dense, sketch, capacity = layout.dense, layout.sketch, len(self.held)
-            if dense.shape[1] != wanted.dense:
-                dense = _resized(dense, capacity, wanted.dense)
-            if sketch.shape[1] != wanted.sketch:
-                sketch = _resized(sketch, capacity, wanted.sketch)
-            self.layout = Layout(wanted, dense, sketch, layout.norms)
+    def wanted(self, vector: Vector) -> Space:
+        """The store's space once it holds this vector too: each width is decided once a space."""
+        space = self._pages.table.space or Space(vector.space_id, 0, 0)
+        return Space(space.space_id, space.dense or len(vector.dense) // 2, space.sketch or len(vector.sketch or b""))
+
+    def write(self, page: Page, row: int, vector: Vector) -> None:
+        """Takes a vector of the store's space for an empty row. `flush` before anybody may see it."""
+        number = page.first // page.rows
+        if vector.dense:
+            self._staged[0][number].append((row, vector.dense))
+            page.held[row] |= DENSE
+        if vector.sketch:
+            self._staged[1][number].append((row, vector.sketch))
+            page.held[row] |= SKETCH
+        self.rows += 1
+        self.waiting += 1
+
+    def flush(self) -> None:
+        """Puts what was taken since the last flush into the planes: many rows at once is several times faster."""
+        pages = self._pages.table.pages
+        for part, (staged, stored) in enumerate(zip(self._staged, (np.int16, np.int8), strict=True)):
+            for number, taken in staged.items():
+                page = pages[number]
+                plane = page.sketch if part else page.dense
+                rows = np.asarray([row for row, _ in taken])
+                raw = np.frombuffer(bytearray().join(values for _, values in taken), np.dtype(stored).newbyteorder("<"))
+                values = torch.from_numpy(raw.astype(stored, copy=False).reshape(len(taken), -1)).view(plane.dtype)
+                plane[torch.from_numpy(rows)] = values
+                page.norms[rows, part] = np.linalg.norm(values.double().numpy(), axis=1) * (1 + 1e-12)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what was taken since the last flush: it has been written, or its batch has failed."""
+        for staged in self._staged:
+            staged.clear()
+        self.waiting = 0
+
+    def clear(self, page: Page, rows: Longs) -> None:
+        """Empties these rows. Harmless on empty ones."""
+        filled = rows[page.held[rows] & _EITHER > 0]
+        page.held[rows] = 0
+        if not len(filled):
+            return
+        places = torch.from_numpy(filled)
+        page.dense[places] = 0
+        page.sketch[places] = 0
+        page.norms[filled] = 0
+        self.rows -= len(filled)
+        self.settle()
+
+    def settle(self) -> None:
+        """Once no row holds a vector the next one decides the space."""
+        if self.rows == 0 and self._pages.table.space is not None:
+            self._pages.adopt(None)
+
+
+def read(page: Page, row: int) -> tuple[bytes, bytes | None] | None:
+    """(dense, sketch) of a row as a Vector carries them; None for a row without."""
+    held = page.held[row]
+    if not held & _EITHER:
+        return None
+    dense = page.dense[row].view(torch.int16).numpy().astype("<i2").tobytes() if held & DENSE else b""
+    return dense, page.sketch[row].numpy().tobytes() if held & SKETCH else None
 
 
 def vector_fault(vector: Vector) -> str | None:
@@ -196,14 +167,6 @@ def vector_fault(vector: Vector) -> str | None:
     if (np.frombuffer(vector.dense, "<u2") & _EXPONENT == _EXPONENT).any():
         return "dense: a value that is not finite"
     return None
-
-
-def _resized(plane: torch.Tensor, capacity: int, width: int) -> torch.Tensor:
-    """A copy of the plane with that many places and values a row; rows of another width hold nothing to copy."""
-    out = torch.zeros((capacity, width), dtype=plane.dtype)
-    if width == plane.shape[1]:
-        out[: len(plane)] = plane
-    return out
 
 
 def query_floats(name: str, raw: bytes | None) -> Floats:

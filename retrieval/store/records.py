@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-import numpy.typing as npt
-
-from penstock.retrieval.store.planes import Layout
-from penstock.schemas.events import IndexOp, IndexUpdate, Vector
+from penstock.retrieval.store.pages import Table
+from penstock.schemas.events import Filter, IndexOp, IndexUpdate, QueryVector, Vector
 from penstock.schemas.rpc import Hit, RowState
 from penstock.schemas.wire import codec
 
@@ -114,9 +111,20 @@ class Capture:
     epoch: int
     space_id: str
     entries: tuple[Entry, ...]
-    layout: Layout
-    held: npt.NDArray[np.uint8]
+    table: Table
     release: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One search. Without a vector every row scores 0 and the newest come first."""
+
+    vector: QueryVector | None
+    filter: Filter | None
+    k: int
+    now_ms: int
+    tenant: str = "default"
+    at_epoch: int | None = None  # None: the newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,8 @@ class SearchResult:
     total: int  # rows that passed
     epoch: int
     rescored: int  # rows whose score was computed in float64
+    plan: str = field(default="", compare=False)  # how rows were looked at
+    looked_at: int = field(default=0, compare=False)  # rows of the blocks that zone maps did not rule out
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +144,8 @@ class StoreCounts:
     live: int
     tombstones: int
     held_dead: int  # rows no longer visible whose slots older readers may still need
-    capacity: int
+    capacity: int  # rows that the pages have room for
+    spare: int  # free rows in blocks that hold some: what placement costs
     without_vector: int  # live rows not found by meaning: without a dense plane
     vectors_refused: int  # live rows whose update carried a vector that could not be stored
     stale: int

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 
 from penstock.retrieval.store.errors import SnapshotCorrupt
+from penstock.retrieval.store.pages import Table
 from penstock.retrieval.store.planes import DENSE, REFUSED, SKETCH
 from penstock.retrieval.store.records import NO_SLOT, Capture, Kept
 from penstock.schemas.events import Vector
@@ -224,11 +225,12 @@ class _Postings:
     """The format of the postings' store."""
 
     def sections(self, capture: Capture) -> tuple[dict[str, Iterable[bytes]], dict[str, Any]]:
-        entries = capture.entries
+        entries = sorted(capture.entries, key=lambda entry: entry.slot)  # rows are then read in their order
+        table = capture.table
         slots = np.asarray([entry.slot for entry in entries], np.int64)
         filled = slots != NO_SLOT
         held = np.zeros(len(entries), np.int64)
-        held[filled] = capture.held[slots[filled]]
+        held[filled] = table.take("held", slots[filled])
         encoders = {encoder: number for number, encoder in enumerate(dict.fromkeys(e.encoder_id for e in entries))}
         fixed = np.asarray(
             [
@@ -240,12 +242,12 @@ class _Postings:
         sections: dict[str, Iterable[bytes]] = {
             "fixed": [fixed.tobytes()],
             "bodies": (entry.body for entry in entries),
-            "dense": _rows(capture.layout.dense.view(torch.int16), slots[(held & DENSE) > 0]),
-            "sketch": _rows(capture.layout.sketch, slots[(held & SKETCH) > 0]),
+            "dense": _rows(table, "dense", slots[(held & DENSE) > 0]),
+            "sketch": _rows(table, "sketch", slots[(held & SKETCH) > 0]),
         }
         return sections, {
             "space_id": capture.space_id,
-            "widths": [capture.layout.dense.shape[1], capture.layout.sketch.shape[1]],
+            "widths": [table.space.dense, table.space.sketch] if table.space is not None else [0, 0],
             "entries": len(entries),
             "encoders": list(encoders),
         }
@@ -280,7 +282,11 @@ class _Postings:
 POSTINGS: Format[Capture, Kept] = _Postings()
 
 
-def _rows(plane: torch.Tensor, slots: npt.NDArray[np.int64]) -> Iterator[bytes]:
-    for start in range(0, len(slots), CHUNK):
-        rows = plane[torch.from_numpy(slots[start : start + CHUNK])].numpy()
-        yield rows.astype(rows.dtype.newbyteorder("<")).tobytes()
+def _rows(table: Table, plane: str, slots: npt.NDArray[np.int64]) -> Iterator[bytes]:
+    """The rows of a plane at ascending slots."""
+    for number, _, rows in table.split(slots):
+        values = getattr(table.pages[number], plane)
+        raw = values.view(torch.int16) if values.dtype == torch.bfloat16 else values
+        for start in range(0, len(rows), CHUNK):
+            some = raw[torch.from_numpy(rows[start : start + CHUNK])].numpy()
+            yield some.astype(some.dtype.newbyteorder("<")).tobytes()

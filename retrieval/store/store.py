@@ -3,16 +3,17 @@
 How an update becomes visible:
 
     1. order     a batch is reduced to the newest (version, revision) of each id; what is not newer is stale
-    2. fill      each row goes into a slot that no reader can see: columns, planes, norms
-    3. publish   under the lock, in one step: births, deaths, entries and the epoch change, and waiters wake
-    4. retire    a dead row's slot is used again once no reader is pinned to an epoch that saw it, and a while after
+    2. admit     a row that does not fit into the memory given is refused, with the numbers, before any is taken
+    3. fill      each row goes into a slot that no reader can see: attributes, vectors; then its block's zone widens
+    4. publish   under the lock, in one step: births, deaths, entries and the epoch change, and waiters wake
+    5. retire    a dead row's slot is used again once no reader is pinned to an epoch that saw it, and a while after
 
-A reader pins an epoch, takes its mask of visible rows, and works without the lock on slots that cannot change.
+A reader pins an epoch, takes the page table, and works without the lock on rows that cannot change (`reading.py`).
 
 State has one owner: `_writing` serialises the writer (apply, reclaim, capture, restore); `_lock` guards what readers
 read together (births, deaths, entries, epoch, pins). Order: `_writing` before `_lock`.
 
-Where it stands: life-of-a-posting.md, step 6.
+Where it stands: life-of-a-posting.md, step 6. The arrays: docs/retrieval.md.
 """
 
 from __future__ import annotations
@@ -21,25 +22,30 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from penstock.retrieval.search import filters, scan
+from penstock.retrieval.search import filters
+from penstock.retrieval.search.evaluate import explain
 from penstock.retrieval.search.order import stable_hash
-from penstock.retrieval.store.columns import Columns
-from penstock.retrieval.store.errors import EpochGone, HashCollision
+from penstock.retrieval.search.program import compile_tree
+from penstock.retrieval.store import reading
+from penstock.retrieval.store.errors import EpochGone, HashCollision, OutOfRoom
 from penstock.retrieval.store.ordering import reduce_batch
-from penstock.retrieval.store.planes import DENSE, REFUSED, Planes
+from penstock.retrieval.store.page import PAGE_ROWS, Longs
+from penstock.retrieval.store.planes import read
+from penstock.retrieval.store.reading import Pin, Scope
 from penstock.retrieval.store.records import (
     NO_SLOT,
     STATE_OF_OP,
     Applied,
+    Ask,
     Capture,
     Entry,
     Kept,
+    Refusal,
     SearchResult,
     StoreCounts,
     body_of,
@@ -47,24 +53,12 @@ from penstock.retrieval.store.records import (
     update_kept,
     update_of,
 )
-from penstock.retrieval.store.slots import NEVER, Slots
-from penstock.retrieval.store.vocabulary import Vocabulary
-from penstock.schemas.errors import InvalidRecord
+from penstock.retrieval.store.rows import Rows
+from penstock.retrieval.store.slots import Slots
 from penstock.schemas.events import Filter, IndexUpdate, QueryVector, Vector
-from penstock.schemas.rpc import Hit, Row, RowState
+from penstock.schemas.rpc import Row, RowState
 
 DAY_MS = 86_400_000
-MAX_K = 16_384
-
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """An epoch held for reading: its slots are not used again before the pin is gone."""
-
-    epoch: int
-    visible: Mask  # bool [n]: the slots 0 … n-1 of this epoch
 
 
 def _wall_clock_ms() -> int:
@@ -72,12 +66,18 @@ def _wall_clock_ms() -> int:
 
 
 class Store:
-    """One shard's postings. `now_ms` (epoch ms) is the reader's or writer's moment; `clock` only stamps publication."""
+    """One shard's postings. `now_ms` (epoch ms) is the reader's or writer's moment; `clock` only stamps publication.
+
+    `memory_bytes`: what `counts().nbytes` may come to; None: whatever there is. `capacity`: rows to have pages for
+    from the start.
+    """
 
     def __init__(
         self,
         *,
-        capacity: int = 16_384,
+        capacity: int = 0,
+        page_rows: int = PAGE_ROWS,
+        memory_bytes: int | None = None,
         first_epoch: int = 0,
         tombstone_window_ms: int = 8 * DAY_MS,
         hold_ms: int = 5_000,
@@ -94,10 +94,8 @@ class Store:
         self._entries: dict[str, Entry] = {}
         self._by_hash: dict[int, str] = {}
         self._graves: deque[tuple[int, str]] = deque()  # (died at, id), in the order of death
-        self._tenants = Vocabulary()
-        self._slots = Slots(max(capacity, 1))
-        self._columns = Columns(max(capacity, 1))
-        self._planes = Planes(max(capacity, 1))
+        self._rows = Rows(page_rows, memory_bytes, hash_id)
+        self._slots = Slots()
         self._record_bytes = 0
         self._stale = 0
         self._collisions = 0
@@ -106,6 +104,8 @@ class Store:
         self._expiry_grace_ms = expiry_grace_ms
         self._hash_id = hash_id
         self._clock = clock
+        while self._rows.table.capacity < capacity:
+            self._rows.add_page()
 
     @property
     def epoch(self) -> int:
@@ -115,40 +115,62 @@ class Store:
     @property
     def space_id(self) -> str:
         """The space of the stored vectors; empty without any."""
-        space = self._planes.layout.space
+        space = self._rows.table.space
         return space.space_id if space is not None else ""
+
+    def checksum(self) -> int:
+        """64 bits of what the live rows are: ids, versions, revisions, vectors. Two stores that hold the same have the
+        same, wherever rows lie; a row past its expiry counts until `reclaim` has let go of it."""
+        return self._rows.checksum
 
     # --- writing -------------------------------------------------------------------------------------------------
 
     def apply(self, updates: Sequence[IndexUpdate], *, now_ms: int) -> Applied:
         """Publishes a batch as one epoch (none when nothing in it is new). Idempotent; order within an id is by age.
 
-        A refused update (InvalidRecord, HashCollision) does not hold back its fellows. An exception means that
-        nothing of the batch was applied.
+        A refused update (InvalidRecord, HashCollision, OutOfRoom) does not hold back its fellows. An exception means
+        that nothing of the batch was applied.
         """
         with self._writing:
             batch = reduce_batch(updates, self._entries, self._by_hash, self._hash_id)
-            self._stale += batch.stale
             self._collisions += sum(isinstance(refusal.error, HashCollision) for refusal in batch.refused)
-            drafts: list[tuple[Entry, IndexUpdate]] = []
+            drafts: list[Entry] = []
             without_vector = []
+            no_room: dict[str, OutOfRoom] = {}
             try:
                 self._retire(now_ms)
-                for position in batch.newest.values():
-                    draft, reason = self._fill(updates[position], now_ms)
-                    drafts.append((draft, updates[position]))
+                others = self._record_bytes
+                for posting_id, position in batch.newest.items():
+                    try:
+                        draft, reason = self._fill(updates[position], now_ms, others)
+                    except OutOfRoom as error:
+                        no_room[posting_id] = error
+                        continue
+                    others += draft.nbytes
+                    drafts.append(draft)
                     if reason is not None:
                         without_vector.append((position, reason))
-                self._planes.flush()
+                self._rows.flush()
             except BaseException:
-                self._planes.forget()
-                for draft, _ in drafts:
-                    self._empty(draft.slot)
+                self._rows.forget(_slots_of(drafts))
                 raise
+            self._stale += batch.stale
             published_at = self._clock()
             if drafts:
-                self._publish([replace(draft, searchable_at=published_at) for draft, _ in drafts], (), now_ms)
-            return Applied(self._epoch, published_at, batch.accepted, batch.stale, batch.refused, tuple(without_vector))
+                self._publish([replace(draft, searchable_at=published_at) for draft in drafts], (), now_ms)
+            refused = list(batch.refused)
+            accepted = []
+            for position in batch.accepted:
+                error = no_room.get(updates[position].posting_id)
+                if error is None:
+                    accepted.append(position)
+                else:
+                    refused.append(Refusal(position, error))
+            if no_room:
+                self.reclaim(now_ms=now_ms)  # whoever tries again may find room
+            return Applied(
+                self._epoch, published_at, tuple(accepted), batch.stale, tuple(refused), tuple(without_vector)
+            )
 
     def reclaim(self, *, now_ms: int) -> int:
         """Lets go of what time has ended: rows well past their expiry, slots of the dead, tombstones past their window.
@@ -156,9 +178,8 @@ class Store:
         Returns how many rows and tombstones went. What any reader sees does not change.
         """
         with self._writing:
-            visible = self._slots.visible(self._epoch)
-            over = visible & (self._slots.expires[: len(visible)] <= now_ms - self._expiry_grace_ms)
-            graves = [buried(self._entries[self._slots.ids[slot]], now_ms) for slot in np.flatnonzero(over)]
+            over = self._rows.expired(now_ms - self._expiry_grace_ms, self._epoch)
+            graves = [buried(self._entries[posting_id], now_ms) for posting_id in over]
             ended = []
             while self._graves and self._graves[0][0] <= now_ms - self._tombstone_window_ms:
                 died_at, posting_id = self._graves.popleft()
@@ -168,73 +189,53 @@ class Store:
             if graves or ended:
                 self._publish(graves, ended, now_ms)
             self._retire(now_ms)
+            self._rows.sweep()
             return len(graves) + len(ended)
 
-    def _fill(self, update: IndexUpdate, now_ms: int, body: bytes | None = None) -> tuple[Entry, str | None]:
-        """The entry of an update, its row written into an unseen slot; and why its vector was left out, if it was."""
+    def _fill(
+        self, update: IndexUpdate, now_ms: int, others: int, body: bytes | None = None
+    ) -> tuple[Entry, str | None]:
+        """The entry of an update, its row written into an unseen slot; and why its vector was left out, if it was.
+
+        `others`: bytes of what is known besides the rows. Raises OutOfRoom, but not of a deletion: it makes room.
+        """
         state = STATE_OF_OP[update.op]
-        slot, reason, encoder_id = NO_SLOT, None, ""
-        if state is RowState.LIVE:
-            slot, reason = self._write_row(update)
-            if update.vector is not None and reason is None:
-                encoder_id = update.vector.encoder_id
         entry = Entry(
             posting_id=update.posting_id,
             version=update.version,
             revision=update.revision,
             state=state,
-            slot=slot,
+            slot=NO_SLOT,
             expires_at=update.expires_at,
-            encoder_id=encoder_id,
+            encoder_id="",
             body=body_of(update) if body is None else body,
             searchable_at=0,
             died_at=0 if state is RowState.LIVE else now_ms,
         )
-        return entry, reason
+        if state is not RowState.LIVE:
+            return entry, None
+        slot, reason = self._rows.put(update, others + entry.nbytes)
+        encoder_id = update.vector.encoder_id if update.vector is not None and reason is None else ""
+        return replace(entry, slot=slot, encoder_id=encoder_id), reason
 
-    def _write_row(self, update: IndexUpdate) -> tuple[int, str | None]:
-        """The slot that now holds the row, still unseen, and why its vector was left out."""
-        slots = self._slots
-        if slots.full:
-            capacity = 2 * slots.capacity
-            with self._lock:
-                slots.grow(capacity)
-            self._columns.grow(capacity)
-            self._planes.grow(capacity)
-        slot = slots.take()
-        slots.tenant[slot] = self._tenants.acquire(update.tenant)
-        reason = None
-        try:
-            attributes = update.attributes
-            assert attributes is not None
-            slots.ids[slot] = update.posting_id
-            slots.version[slot], slots.revision[slot] = update.version, update.revision
-            slots.expires[slot] = NEVER if update.expires_at is None else update.expires_at
-            slots.recency[slot] = update.produced_at if attributes.posted_at is None else attributes.posted_at
-            slots.ties[slot] = self._hash_id(update.posting_id)
-            self._columns.write(slot, update)
-            if update.vector is not None:
-                reason = self._planes.write(slot, update.vector)
-        except BaseException:
-            self._empty(slot)
-            raise
-        return slot, reason
-
-    def _publish(self, entries: Iterable[Entry], ended: Iterable[Entry], now_ms: int) -> None:
+    def _publish(self, entries: Sequence[Entry], ended: Iterable[Entry], now_ms: int) -> None:
         """One step for readers: these entries replace what was known of their ids, the ended ones go."""
+        table = self._rows.table
+        born = _slots_of(entries)
+        dying = _slots_of([known for entry in entries if (known := self._entries.get(entry.posting_id)) is not None])
+        self._rows.reveal(born)
+        self._rows.hide(dying)
         with self._published:
             epoch = self._epoch + 1
+            self._slots.kill(table, dying, epoch, now_ms)
+            self._slots.bear(table, born, epoch)
             for entry in entries:
                 before = self._entries.get(entry.posting_id)
                 if before is not None:
                     self._record_bytes -= before.nbytes
-                    if before.slot != NO_SLOT:
-                        self._slots.kill(before.slot, epoch, now_ms)
                 else:
                     self._by_hash[self._hash_id(entry.posting_id)] = entry.posting_id
-                if entry.slot != NO_SLOT:
-                    self._slots.bear(entry.slot, epoch)
-                else:
+                if entry.slot == NO_SLOT:
                     self._graves.append((entry.died_at, entry.posting_id))
                 self._entries[entry.posting_id] = entry
                 self._record_bytes += entry.nbytes
@@ -250,16 +251,7 @@ class Store:
             pinned = min(self._pins, default=self._epoch)
             slots, last = self._slots.retired(pinned, now_ms - self._hold_ms)
             self._oldest = max(self._oldest, last)  # before the slots change hands
-        for slot in slots:
-            self._empty(slot)
-
-    def _empty(self, slot: int) -> None:
-        if slot == NO_SLOT:
-            return
-        self._columns.clear(slot)
-        self._planes.clear(slot)
-        self._tenants.release(int(self._slots.tenant[slot]))
-        self._slots.give_back(slot)
+        self._rows.empty(slots)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -267,15 +259,18 @@ class Store:
     def pin(self, at_epoch: int | None = None) -> Iterator[Pin]:
         """Holds an epoch (the newest by default) for as long as the block lasts. Raises EpochGone."""
         with self._lock:
-            epoch = self._epoch if at_epoch is None else at_epoch
-            if not self._oldest <= epoch <= self._epoch:
-                raise EpochGone(epoch, self._oldest, self._epoch)
-            self._pins[epoch] += 1
-            visible = self._slots.visible(epoch)
+            pin = self._hold(at_epoch)
         try:
-            yield Pin(epoch, visible)
+            yield pin
         finally:
-            self._unpin(epoch)
+            self._unpin(pin.epoch)
+
+    def _hold(self, at_epoch: int | None) -> Pin:
+        epoch = self._epoch if at_epoch is None else at_epoch
+        if not self._oldest <= epoch <= self._epoch:
+            raise EpochGone(epoch, self._oldest, self._epoch)
+        self._pins[epoch] += 1
+        return Pin(epoch, self._rows.table)
 
     def _unpin(self, epoch: int) -> None:
         with self._lock:
@@ -298,64 +293,51 @@ class Store:
         Without a vector every row scores 0 and the newest come first. Raises InvalidRecord (a filter or a vector that
         is wrong, k out of range), SpaceMismatch, EpochGone.
         """
-        if not 0 < k <= MAX_K:
-            raise InvalidRecord("k", k, f"1 to {MAX_K}")
-        program = filters.compile_tree(filter) if filter is not None else None
-        with self.pin(at_epoch) as pin:
-            layout = self._planes.layout
-            query = layout.query(vector) if vector is not None else None
-            rows = np.flatnonzero(self._passing(pin, program, tenant, now_ms))
-            slots = self._slots
-            if vector is None:
-                top = _newest(rows, slots.recency, slots.ties, k)
-                found = scan.Best(top, np.zeros(len(top)), np.zeros(len(top)), 0)
-            elif query is None:
-                found = scan.unscored(rows, slots.ties, k)
-            else:
-                found = scan.best(layout.dense, layout.sketch, layout.norms, rows, query, slots.ties, k)
-            top = found.rows
-            hits = tuple(
-                Hit(
-                    posting_id=slots.ids[slot],
-                    version=version,
-                    revision=revision,
-                    score=by_dense + by_term,
-                    dense=by_dense,
-                    lexical=by_term,
-                    recency=recency,
-                )
-                for slot, version, revision, by_dense, by_term, recency in zip(
-                    top.tolist(),
-                    slots.version[top].tolist(),
-                    slots.revision[top].tolist(),
-                    found.dense.tolist(),
-                    found.lexical.tolist(),
-                    slots.recency[top].tolist(),
-                    strict=True,
-                )
-            )
-            return SearchResult(hits, len(rows), pin.epoch, found.rescored)
+        found = self.search_many([Ask(vector, filter, k, now_ms, tenant, at_epoch)])[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def search_many(self, asks: Sequence[Ask]) -> list[SearchResult | Exception]:
+        """What `search` says of each ask, or what it would raise. All see one state of the store and share a scan."""
+        with ExitStack() as held:
+            pins: list[Pin | Exception] = []
+            with self._lock:
+                for ask in asks:
+                    try:
+                        pins.append(pin := self._hold(ask.at_epoch))
+                    except EpochGone as error:
+                        pins.append(error)
+                    else:
+                        held.callback(self._unpin, pin.epoch)
+            return reading.answers(self._rows, asks, pins)
 
     def holds(self, tree: Filter, *, now_ms: int, tenant: str = "default") -> bool:
         """Whether some live row has the values that this clause (or tree, its NOTs aside) names."""
-        program = filters.compile_tree(filters.positive(tree))
         with self.pin() as pin:
-            return bool(self._passing(pin, program, tenant, now_ms).any())
+            program = compile_tree(filters.positive(tree), self._rows.words)
+            scope = Scope(pin, self._rows.tenants.find(tenant), now_ms)
+            found = reading.rows_of(scope, program, self._rows.overflow, reading.plan(scope, program))
+            return any(len(rows) for rows in found)
 
     def explain(self, tree: Filter, *, now_ms: int, tenant: str = "default") -> filters.Explanation:
         """What a filter does to the tenant's live rows, clause by clause."""
         with self.pin() as pin:
-            return filters.explain(tree, self._columns, self._passing(pin, None, tenant, now_ms))
+            program = compile_tree(tree, self._rows.words)
+            scope = Scope(pin, self._rows.tenants.find(tenant), now_ms)
+            seen = reading.joined(list(reading.rows_of(scope, None, self._rows.overflow, reading.plan(scope, None))))
+            parts = [(pin.table.pages[number], rows) for number, _, rows in pin.table.split(seen)]
+            return explain(tree, self._rows.words, self._rows.overflow, parts, reading.plan(scope, program).reasons)
 
     def get(self, posting_ids: Sequence[str], *, now_ms: int) -> tuple[Row, ...]:
         """What is held of each id, in order: newest accepted update with its stored vector, state as of `now_ms`."""
         found: list[tuple[Entry | None, tuple[bytes, bytes | None] | None]] = []
         with self._lock:
-            space_id = self.space_id
+            space_id, table = self.space_id, self._rows.table
             for posting_id in posting_ids:
                 entry = self._entries.get(posting_id)
                 live = entry is not None and entry.slot != NO_SLOT
-                found.append((entry, self._planes.read(entry.slot) if entry is not None and live else None))
+                found.append((entry, read(*table.at(entry.slot)) if entry is not None and live else None))
         out = []
         for posting_id, (entry, planes) in zip(posting_ids, found, strict=True):
             if entry is None:
@@ -382,74 +364,58 @@ class Store:
     def counts(self) -> StoreCounts:
         """How many rows of each kind, and the memory that everything holds."""
         with self._lock:
-            visible = self._slots.visible(self._epoch)
-            held = self._planes.held[: len(visible)][visible]
+            rows = self._rows
             return StoreCounts(
-                live=len(held),
-                tombstones=len(self._entries) - len(held),
+                live=rows.live,
+                tombstones=len(self._entries) - rows.live,
                 held_dead=self._slots.dead,
-                capacity=self._slots.capacity,
-                without_vector=int(np.count_nonzero((held & np.uint8(DENSE)) == 0)),
-                vectors_refused=int(np.count_nonzero(held & REFUSED)),
+                capacity=rows.table.capacity,
+                spare=rows.spare,
+                without_vector=rows.without_vector,
+                vectors_refused=rows.vectors_refused,
                 stale=self._stale,
                 collisions=self._collisions,
                 oldest_epoch=self._oldest,
                 epoch=self._epoch,
-                bytes_planes=self._planes.nbytes,
-                bytes_columns=self._columns.nbytes + self._tenants.nbytes,
-                bytes_rows=self._slots.nbytes,
+                bytes_planes=rows.bytes_planes,
+                bytes_columns=rows.bytes_columns,
+                bytes_rows=rows.bytes_rows,
                 bytes_records=self._record_bytes,
             )
-
-    def _passing(self, pin: Pin, program: filters.Program | None, tenant: str, now_ms: int) -> Mask:
-        rows = len(pin.visible)
-        code = self._tenants.find(tenant)
-        if code is None:
-            return np.zeros(rows, np.bool_)
-        slots = self._slots
-        passing: Mask = pin.visible & (slots.expires[:rows] > now_ms) & (slots.tenant[:rows] == code)
-        return passing if program is None else passing & filters.evaluate(program, self._columns, rows)
 
     # --- snapshots -----------------------------------------------------------------------------------------------
 
     def capture(self) -> Capture:
         """Everything at the newest epoch, to be written while the store goes on. Call `release` when done."""
         with self._writing, self._lock:
-            epoch = self._epoch
-            self._pins[epoch] += 1
+            pin = self._hold(None)
             return Capture(
-                epoch=epoch,
+                epoch=pin.epoch,
                 space_id=self.space_id,
                 entries=tuple(self._entries.values()),
-                layout=self._planes.layout,
-                held=self._planes.held.copy(),
-                release=lambda: self._unpin(epoch),
+                table=pin.table,
+                release=lambda: self._unpin(pin.epoch),
             )
 
     def restore(self, kept: Iterable[Kept]) -> None:
-        """Fills an empty store with what a snapshot kept, as one epoch."""
+        """Fills an empty store with what a snapshot kept, as one epoch. Raises OutOfRoom."""
         with self._writing:
             if self._entries:
                 raise ValueError(f"restore needs an empty store, this one holds {len(self._entries)} ids")
             entries = []
+            others = 0
             for one in kept:
-                entry, _ = self._fill(update_kept(one), one.died_at, one.body)
+                entry, _ = self._fill(update_kept(one), one.died_at, others, one.body)
+                others += entry.nbytes
                 if one.refused_vector:
-                    self._planes.held[entry.slot] |= REFUSED
+                    self._rows.refuse_vector(entry.slot)
                 entries.append(replace(entry, searchable_at=one.searchable_at))
-            self._planes.flush()
+            self._rows.flush()
             entries.sort(key=lambda entry: entry.died_at)  # tombstones end in the order in which they began
             self._publish(entries, (), 0)
             self._oldest = self._epoch
 
 
-def _newest(
-    rows: npt.NDArray[np.int64], recency: npt.NDArray[np.int64], ties: npt.NDArray[np.uint64], k: int
-) -> npt.NDArray[np.int64]:
-    """The `k` newest rows, ties by hash."""
-    when = recency[rows]
-    if len(rows) > k:
-        rows = rows[when >= np.partition(when, len(when) - k)[len(when) - k]]
-        when = recency[rows]
-    newest: npt.NDArray[np.int64] = rows[np.lexsort((ties[rows], -when))[:k]]
-    return newest
+def _slots_of(entries: Iterable[Entry]) -> Longs:
+    """int64: the slots of those that have one."""
+    return np.asarray([entry.slot for entry in entries if entry.slot != NO_SLOT], np.int64)

@@ -7,6 +7,10 @@ only to rows that those readers cannot see, because rows release their codes aft
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+
+from penstock.retrieval.search.order import stable_hash
+from penstock.retrieval.store.page import KEYWORD_FIELDS, MANY_FIELDS
 
 
 class Vocabulary:
@@ -60,3 +64,48 @@ class Vocabulary:
             self._words[code] = None
             self._free.append(code)
             self._word_bytes -= sys.getsizeof(word)
+
+
+class Dictionaries:
+    """The dictionary of each coded field, and the ids that are not their own lower case: one for all pages."""
+
+    def __init__(self, hash_id: Callable[[str], int] = stable_hash) -> None:
+        self.of = {field: Vocabulary() for field in (*KEYWORD_FIELDS, *MANY_FIELDS)}
+        self.hash_id = hash_id
+        self._ids: dict[str, tuple[int, ...]] = {}  # of a word, the hashes of other ids that are it as a keyword
+
+    @property
+    def nbytes(self) -> int:
+        return (
+            sum(vocabulary.nbytes for vocabulary in self.of.values()) + sys.getsizeof(self._ids) + 170 * len(self._ids)
+        )
+
+    def code(self, field: str, word: str) -> int | None:
+        """The code of a word as the field's rows hold it (`keyword`), if any row does."""
+        return self.of[field].find(word)
+
+    def hashes(self, word: str) -> tuple[int, ...]:
+        """The hashes of the ids that are this word but for case and blanks; of an unknown id, of the word itself."""
+        return (self.hash_id(word), *self._ids.get(word, ()))
+
+    def acquire_id(self, posting_id: str) -> None:
+        """One more row has this id."""
+        word = keyword(posting_id)
+        if word != posting_id:
+            self._ids[word] = (*self._ids.get(word, ()), self.hash_id(posting_id))
+
+    def release_id(self, posting_id: str) -> None:
+        """One row less has it."""
+        word = keyword(posting_id)
+        if word != posting_id:
+            left = list(self._ids[word])
+            left.remove(self.hash_id(posting_id))
+            if left:
+                self._ids[word] = tuple(left)
+            else:
+                del self._ids[word]
+
+
+def keyword(value: str) -> str:
+    """A keyword as it is compared: without case, without blanks around it. Empty means missing."""
+    return value.strip().casefold()

@@ -1,15 +1,19 @@
 """The clients against real servers: shards merged exactly, missing ones named, waiting for a version on any of them."""
 
 import asyncio
+import socket
 import threading
 import time
 from types import SimpleNamespace
 
 import grpc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 from standing_inputs import StandingOracle, ended, standing
 from standing_inputs import shown as matched
-from store_inputs import gone, query, upsert, vector
+from store_inputs import gone, queries, query, trees, updates, upsert, vector
 from store_oracle import Oracle, shown
 
 from penstock.infra.settings import RetrievalSettings
@@ -84,9 +88,10 @@ class Cluster:
     def __init__(self, free_port, count):
         self.shards = [Still(Store(capacity=4)) for _ in range(count)]
         self.standing = [Still(StandingQueries()) for _ in range(count)]
-        self.listeners, self.addresses = [], []
+        self.listeners, self.addresses, self.services = [], [], []
         for number, shard in enumerate(self.shards):
             service = RetrievalService(shard, self.standing[number], f"shard-{number}", 1)
+            self.services.append(service)
             address = f"127.0.0.1:{free_port()}"
             handlers = {
                 Retrieval.SEARCH: service.search,
@@ -114,8 +119,9 @@ class Cluster:
 
     def close(self):
         self.client.close()
-        for number in range(len(self.listeners)):
+        for number, service in enumerate(self.services):
             self.end(number)
+            service.close()
 
 
 @pytest.fixture
@@ -255,6 +261,155 @@ def test_waiting_for_a_version_that_only_one_shard_will_have(cluster, count):
     assert answers[2].rows[0].state == "DELETED"
 
 
+@settings(max_examples=15)
+@given(
+    updates=st.lists(updates(), max_size=20),
+    dealt=st.lists(st.integers(0, 2), min_size=10, max_size=10),
+    asked=st.none() | queries,
+    tree=st.none() | trees,
+    k=st.integers(1, 12),
+)
+def test_shards_answer_what_one_store_would(three_shards, updates, dealt, asked, tree, k):
+    """However the ids are dealt out. One server a shard for all examples: a store is as good as new."""
+    one = Store(capacity=4)
+    for shard in three_shards.shards:
+        shard.store = Store(capacity=4)
+    for update in updates:
+        one.apply([update], now_ms=50)
+        three_shards.shards[dealt[int(update.posting_id[1:])]].store.apply([update], now_ms=50)
+    reply = three_shards.client.search(SearchRequest(vector=asked, filters=tree, k=k), CALL_S)
+    moment = time.time_ns() // 1_000_000  # what expires has expired, in either
+    assert shown(reply) == shown(one.search(asked, tree, k, now_ms=moment))
+    assert len(reply.shard.split(",")) == 3 and reply.degraded == ()
+
+
+@pytest.fixture(scope="module")
+def three_shards():
+    def free_port():
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    made = Cluster(free_port, 3)
+    yield made
+    made.close()
+
+
+# --- replicas --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def twins(cluster):
+    """Two replicas of one shard, with the same postings and subscriptions, and a client of both."""
+    some = cluster(2)
+    for shard, standing_ in zip(some.shards, some.standing, strict=True):
+        shard.store.apply(postings(10), now_ms=0)
+        standing_.store.apply(subscriptions(5), now_ms=0)
+    some.client.close()
+    some.client = RetrievalClient(["|".join(some.addresses)])
+    return some
+
+
+def everything(some):
+    """One of each call, by threads and by coroutines."""
+    asked = PercolateRequest(updates=tuple(postings(2))), StandingRequest(subscription_ids=("s1",))
+
+    async def over_the_loop():
+        client = AsyncRetrievalClient(["|".join(some.addresses)])
+        replies = await client.percolate(asked[0], CALL_S), await client.standing(asked[1], CALL_S)
+        await client.close()
+        return replies
+
+    found, told = asyncio.run(over_the_loop())
+    wanted = MinVersion(posting_id="p1", version=1)
+    return (
+        shown(some.client.search(SearchRequest(vector=ASKED, k=5), CALL_S)),
+        some.client.search(SearchRequest(vector=ASKED, k=5, min_version=wanted), CALL_S).total,
+        [row.state for row in some.client.get(GetRequest(posting_ids=("p1", "nobody")), CALL_S).rows],
+        some.client.holds(HoldsRequest(clauses=(is_in("company", "c1"),)), CALL_S).held,
+        some.client.explain(ExplainRequest(filters=is_in("company", "c1")), CALL_S).passed,
+        [one.matches for one in some.client.percolate(asked[0], CALL_S).found],
+        some.client.standing(asked[1], CALL_S).in_force,
+        [one.matches for one in found.found],
+        told.in_force,
+    )
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_another_replica_answers_for_one_that_is_gone(twins, missing):
+    whole = everything(twins)
+    twins.end(missing)
+    assert everything(twins) == whole
+    reply = twins.client.search(SearchRequest(), CALL_S)
+    assert (reply.shard, reply.degraded) == (f"shard-{1 - missing}", ())
+    [status] = twins.client.status(CALL_S)
+    assert status.ready and status.texts["shard"] == f"shard-{1 - missing}"
+    assert status.texts["replicas_not_ready"].startswith(twins.addresses[missing])
+
+
+def test_without_any_replica_the_shard_is_missing_by_all_its_names(twins, free_port):
+    client = RetrievalClient(["|".join(twins.addresses), f"127.0.0.1:{free_port()}|127.0.0.1:{free_port()}"])
+    reply = client.search(SearchRequest(), CALL_S)
+    assert reply.total == 10 and len(reply.degraded) == 1
+    assert reply.degraded[0].count("127.0.0.1") >= 2
+    states = client.status(CALL_S)
+    assert [status.ready for status in states] == [True, False] and states[1].reason.count("127.0.0.1") >= 2
+    client.close()
+
+
+@pytest.mark.parametrize("by", ["threads", "coroutines"])
+def test_a_replica_that_hangs_is_not_waited_for(twins, by, monkeypatch):
+    hung, answers = twins.standing[0].store, []
+    release = threading.Event()
+    monkeypatch.setattr(hung, "standing", lambda *_, **__: release.wait(30))
+    request = StandingRequest(subscription_ids=("s1", "nobody"))
+    before = REGISTRY.get_sample_value("penstock_retrieval_hedges_total", {"answered": "second"}) or 0
+
+    async def over_the_loop():
+        client = AsyncRetrievalClient(["|".join(twins.addresses)])
+        for _ in range(3):
+            answers.append(await client.standing(request, CALL_S))
+        await client.close()
+
+    began = time.monotonic()
+    try:
+        if by == "threads":
+            for _ in range(3):
+                answers.append(twins.client.standing(request, CALL_S))
+        else:
+            asyncio.run(over_the_loop())
+        assert time.monotonic() - began < CALL_S / 2
+    finally:
+        release.set()
+    assert [(answer.shard, answer.in_force) for answer in answers] == [("shard-1", (True, False))] * 3
+    # The first call went to both; who answered it is asked first from then on.
+    assert REGISTRY.get_sample_value("penstock_retrieval_hedges_total", {"answered": "second"}) == before + 1
+
+
+def test_what_a_caller_got_wrong_is_not_asked_of_another_replica(twins, monkeypatch):
+    twins.end(1)
+    with pytest.raises(CallError, match="k: got 0") as error:
+        twins.client.search(SearchRequest(k=0), CALL_S)
+    assert error.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_an_epoch_is_read_from_the_replica_that_knows_it(twins):
+    for _ in range(3):
+        twins.shards[1].store.apply([upsert("new", twins.shards[1].store.epoch + 1)], now_ms=0)
+    epoch = twins.shards[1].store.epoch
+    assert epoch > twins.shards[0].store.epoch
+    reply = twins.client.search(SearchRequest(at_epoch=epoch), CALL_S)
+    assert (reply.shard, reply.total, reply.epoch) == ("shard-1", 11, epoch)
+    with pytest.raises(CallError, match="at_epoch"):
+        twins.client.search(SearchRequest(at_epoch=epoch + 100), CALL_S)
+
+
+def test_a_version_that_no_replica_has_in_time_is_said(twins):
+    wanted = MinVersion(posting_id="p1", version=9)
+    reply = twins.client.search(SearchRequest(min_version=wanted, timeout_ms=30), CALL_S)
+    assert (reply.total, reply.degraded) == (10, (MIN_VERSION_TIMED_OUT,))
+
+
 def subscriptions(count=20, **more):
     return [standing(f"s{i}", vector=ASKED, threshold=0.4 * i, **more) for i in range(count)]
 
@@ -363,6 +518,10 @@ def test_a_client_needs_an_address():
         AsyncRetrievalClient([])
     assert shard_addresses(RetrievalSettings(listen="h:1")) == ("h:1",)
     assert shard_addresses(RetrievalSettings(shards=("a:1", "b:2"))) == ("a:1", "b:2")
+    assert shard_addresses(RetrievalSettings(shards=("a:1 | c:1", "b:2"))) == ("a:1|c:1", "b:2")
+    for wrong in ("a:1|", "a:1|b", "a:1|a:1"):
+        with pytest.raises(ValueError, match="expected"):
+            RetrievalSettings(shards=(wrong,))
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Offsets cover exactly what was applied or dead-lettered; caught up means all that was in the log at the start."""
 
+import pytest
 from index_log import LetterBox
-from store_inputs import upsert
+from store_inputs import gone, upsert
 
 from penstock.retrieval.feed import Polled, Record
 from penstock.retrieval.indexer import Indexer
+from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.store import Store
 from penstock.schemas.events import IndexUpdate
 from penstock.schemas.wire import codec
@@ -57,3 +59,26 @@ def test_lag_counts_offsets_and_the_age_of_what_was_read_last():
     assert (behind.offsets, behind.seconds) == (5, 2.5)
     level = one.lag({0: 2}, now_ms=6_500)
     assert (level.offsets, level.seconds) == (0, 0.0)
+
+
+def test_what_does_not_fit_is_read_again_until_it_does_and_is_no_dead_letter():
+    letters = LetterBox()
+    enough = Store(page_rows=128)
+    Indexer(enough, codec(IndexUpdate), letters.send).take(Polled(records(0, 0, 128)), now_ms=0)
+    full = Store(page_rows=128, memory_bytes=enough.counts().nbytes + 10_000, hold_ms=0)
+    one = Indexer(full, codec(IndexUpdate), letters.send)
+    one.take(Polled(records(0, 0, 128)), now_ms=0)
+    late = [*records(0, 128, 2), Record(0, 130, 0, b"k", codec(IndexUpdate).encode(gone("p3", 2)))]
+    for _ in range(2):
+        with pytest.raises(OutOfRoom, match="memory_bytes"):
+            one.take(Polled(late[:2]), now_ms=1)
+    assert (one.offsets, letters.letters) == ({0: 128}, [])
+    assert full.counts().live == 128
+    with pytest.raises(OutOfRoom):  # what fits of a batch is applied: the deletion makes room
+        one.take(Polled(late), now_ms=2)
+    with pytest.raises(OutOfRoom):  # for one of the two
+        one.take(Polled(late), now_ms=3)
+    full.apply([gone("p4", 2)], now_ms=4)
+    one.take(Polled(late), now_ms=5)
+    assert (one.offsets, letters.letters) == ({0: 131}, [])
+    assert {row.state for row in full.get(["p128", "p129"], now_ms=5)} == {"LIVE"}

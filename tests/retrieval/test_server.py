@@ -15,13 +15,23 @@ from waiting import eventually
 
 from penstock.infra.settings import RetrievalSettings, Settings
 from penstock.retrieval import server
+from penstock.retrieval.batching import ScanTimes
 from penstock.retrieval.client import MIN_VERSION_TIMED_OUT, RetrievalClient
+from penstock.retrieval.store.store import Store
 from penstock.schemas import filters
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import IndexOp, IndexUpdate, MinVersion
 from penstock.schemas.filters import is_in
 from penstock.schemas.grpc_avro import CallError
-from penstock.schemas.rpc import GetRequest, HoldsRequest, PercolateRequest, RowState, SearchRequest, StandingRequest
+from penstock.schemas.rpc import (
+    GetRequest,
+    HoldsRequest,
+    PercolateRequest,
+    Retrieval,
+    RowState,
+    SearchRequest,
+    StandingRequest,
+)
 
 ROWS = [vector([float(i), 1.0, 0.5, 0.0, -1.0, 2.0], [i] * 16) for i in range(8)]
 ASKED = query([0.5, 1.0, 0.0, 0.0, 0.0, 0.0], [0.01] * 16)
@@ -397,6 +407,240 @@ def test_a_snapshot_waits_for_dead_letters(log, start, tmp_path):
     eventually(lambda: role.status().numbers["rows"] == 1, "the chores have been done")
     role.stop()
     assert list((tmp_path / "retrieval" / "shard-0").glob("*.penstock")) == []
+
+
+# --- searches that share scans -----------------------------------------------------------------------------------
+
+
+class Held:
+    """Holds a role's scans: what arrives while one is held goes into the next batch."""
+
+    def __init__(self, monkeypatch):
+        self.batches, self.began, self.open = [], threading.Semaphore(0), threading.Event()
+        honest = Store.search_many
+
+        def search_many(store, asks):
+            self.batches.append(len(asks))
+            self.began.release()
+            assert self.open.wait(20)
+            return honest(store, asks)
+
+        monkeypatch.setattr(Store, "search_many", search_many)
+
+
+def in_thread(ask):
+    """The reply, or the error, of a call made in a thread."""
+    box = []
+
+    def call():
+        try:
+            box.append(ask())
+        except Exception as error:
+            box.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread, box
+
+
+def waiting(role, count):
+    return eventually(lambda: role.status().numbers["searches_waiting"] >= count, f"{count} searches wait")
+
+
+@pytest.fixture
+def still(log, start, monkeypatch):
+    """A ready role whose next scans are held, the first of them under way; and the call that began it."""
+
+    def make(**settings):
+        # Its probe would wait for the held scans as well.
+        monkeypatch.setattr(server.RetrievalService, "_ask_known", lambda self: "")
+        log.publish(*(upsert(f"p{i}", vector=ROWS[i], company=f"c{i % 3}") for i in range(6)))
+        role = start(**settings).ready()
+        held = Held(monkeypatch)
+        releases.append(held)
+        first = in_thread(role.search)
+        assert held.began.acquire(timeout=20)
+        return role, held, first
+
+    releases = []
+    yield make
+    for held in releases:
+        held.open.set()
+
+
+def test_searches_that_come_during_a_scan_share_the_next_and_fail_alone(still):
+    role, held, first = still()
+    asks = [
+        lambda: role.search(None, is_in("company", "c1")),
+        lambda: role.search(ASKED, k=2),
+        lambda: role.search(k=0),
+        lambda: role.search(query([1.0] * 5)),
+        lambda: role.search(None, replace(is_in("company", "x"), field="colour")),
+        lambda: role.search(None, at_epoch=5),
+        lambda: role.search(None, tenant="nobody"),
+    ]
+    calls = [in_thread(ask) for ask in asks]
+    waiting(role, len(asks))
+    held.open.set()
+    for thread, _ in (first, *calls):
+        thread.join(20)
+    assert held.batches[:2] == [1, len(asks)]
+    by_company, best, *wrong, nobody = [box[0] for _, box in calls]
+    oracle = Oracle([upsert(f"p{i}", vector=ROWS[i], company=f"c{i % 3}") for i in range(6)])
+    assert shown(first[1][0]) == oracle.search(ASKED, None, 50, now_ms=0)
+    assert shown(by_company) == oracle.search(None, is_in("company", "c1"), 50, now_ms=0)
+    assert shown(best) == oracle.search(ASKED, None, 2, now_ms=0)
+    assert nobody.total == 0
+    for error, field in zip(wrong, ("k: got 0", "vector.dense", "filters.field", "at_epoch"), strict=True):
+        assert error.code is grpc.StatusCode.INVALID_ARGUMENT and field in str(error)
+
+
+def test_a_queue_that_is_full_refuses_with_the_numbers(still):
+    role, held, first = still(max_queue=2)
+    calls = [in_thread(role.search) for _ in range(2)]
+    waiting(role, 2)
+    with pytest.raises(CallError, match="shard-0: 2 searches wait already, at most 2 may") as error:
+        role.search()
+    assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.value.retryable
+    held.open.set()
+    for thread, box in (first, *calls):
+        thread.join(20)
+        assert box[0].total == 6
+
+
+def test_what_waits_is_bounded_in_bytes(still):
+    role, held, first = still(max_queue_bytes=100_000)
+    with pytest.raises(CallError, match=r"needs \d+ bytes, those that wait hold 0 of 100000") as error:
+        role.search(k=1_000)
+    assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    held.open.set()
+    first[0].join(20)
+
+
+def test_a_search_that_would_be_late_is_refused_and_one_that_is_costs_no_scan(still, monkeypatch):
+    role, held, first = still()
+    with pytest.raises(CallError) as error:
+        role.client.search(SearchRequest(vector=ASKED), 0.2)
+    # The server, or the client beside it, says so at the deadline: it could not know that this scan takes long.
+    assert error.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    eventually(lambda: role.status().numbers["searches_waiting"] == 0, "it has left the queue")
+    thread, _ = in_thread(role.search)
+    waiting(role, 1)
+    monkeypatch.setattr(ScanTimes, "of", lambda self, searches: 60.0)
+    with pytest.raises(CallError, match=r"an answer is expected in \d{5,} ms, the deadline is in") as error:
+        role.search()
+    assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    held.open.set()
+    first[0].join(20), thread.join(20)
+    assert held.batches == [1, 1]
+
+
+def test_a_caller_that_leaves_costs_no_scan(still):
+    role, held, first = still()
+    [client] = role.client._shards[0].clients
+    call = client.start(Retrieval.SEARCH, SearchRequest(vector=ASKED), CALL_S)
+    waiting(role, 1)
+    before = REGISTRY.get_sample_value("penstock_search_requests_total", {"outcome": "left"}) or 0
+    call.cancel()
+    eventually(lambda: role.status().numbers["searches_waiting"] == 0, "it has left the queue")
+    held.open.set()
+    first[0].join(20)
+    assert role.search().total == 6
+    assert held.batches == [1, 1]
+    assert REGISTRY.get_sample_value("penstock_search_requests_total", {"outcome": "left"}) == before + 1
+
+
+def test_searches_are_counted_and_timed(log, start):
+    def value(name, **labels):
+        return REGISTRY.get_sample_value(f"penstock_{name}", labels) or 0
+
+    log.publish(*(upsert(f"p{i}", vector=ROWS[i]) for i in range(5)), gone("p0", 2))
+    role = start().ready()
+    names = [
+        ("search_requests_total", {"outcome": "served"}),
+        ("search_batches_total", {"searches": "1"}),
+        ("stage_seconds_count", {"role": "retrieval", "stage": "search"}),
+    ]
+    before = [value(name, **labels) for name, labels in names]
+    passed, timed = (
+        value("search_rows_total", step="passed"),
+        value("stage_seconds_count", role="retrieval", stage="scan"),
+    )
+    assert role.search().total == 4
+    assert all(value(name, **labels) > old for (name, labels), old in zip(names, before, strict=True))
+    assert value("search_rows_total", step="passed") >= passed + 4
+    assert value("stage_seconds_count", role="retrieval", stage="scan") > timed
+    assert value("stage_seconds_count", role="retrieval", stage="queue") > 0
+    eventually(lambda: value("index_tombstones") == 1, "the view is renewed")
+    assert 0 < value("index_occupancy_ratio") <= 1
+    assert value("index_epoch") == role.search().epoch
+
+
+# --- a search whose answer is known --------------------------------------------------------------------------------
+
+
+def broken(change):
+    """`search_many`, every answer of it changed."""
+    honest = Store.search_many
+
+    def search_many(store, asks):
+        return [change(ask, answer) for ask, answer in zip(asks, honest(store, asks), strict=True)]
+
+    return search_many
+
+
+def first_hit(**changes):
+    def change(ask, answer):
+        if ask.filter is None:
+            return answer
+        return replace(answer, hits=tuple(replace(hit, **changes) for hit in answer.hits))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda ask, answer: replace(answer, hits=()), "are found"),
+        (lambda ask, answer: answer if ask.filter is None else replace(answer, hits=(), total=0), "by its own id"),
+        (first_hit(score=1.5), "scores 1.5 with itself"),
+        (first_hit(version=7), "is found as version 7"),
+        (lambda ask, answer: RuntimeError("the accelerator is gone"), "RuntimeError: the accelerator is gone"),
+    ],
+)
+def test_a_role_that_answers_wrong_is_not_ready(log, start, monkeypatch, change, said):
+    monkeypatch.setattr(server, "PROBE_AGAIN_S", 0.0)
+    log.publish(upsert("p"), upsert("q", vector=ROWS[1], posted_at=9_000), gone("r", 1))
+    role = start().ready()
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "search_many", broken(change))
+        status = role.status()
+        assert not status.ready and said in status.reason
+    assert role.ready().status().numbers["probe_ms"] > 0
+
+
+def test_a_scan_that_hangs_makes_the_role_unready_and_a_busy_one_does_not(log, start, monkeypatch):
+    monkeypatch.setattr(server, "PROBE_AGAIN_S", 0.0)
+    monkeypatch.setattr(server, "PROBE_S", 0.05)
+    log.publish(upsert("p", vector=ROWS[1]))
+    role = start().ready()
+    held = Held(monkeypatch)
+    try:
+        assert role.status().ready  # the last answer is not long ago
+        monkeypatch.setattr(server, "FRESH_S", 0.0)
+        status = role.status()
+        assert not status.ready and status.reason.startswith("searches are not answered: ")
+    finally:
+        held.open.set()
+    role.ready()
+
+
+@pytest.mark.parametrize("held", [[], [gone("p", 1)], [upsert("p", tenant="a", vector=ROWS[1])], [upsert("p")]])
+def test_whatever_a_shard_holds_it_knows_an_answer(log, start, held):
+    log.publish(*held)
+    role = start().ready()
+    assert role.search(None, tenant="a").total == sum(update.tenant == "a" for update in held)
+    assert role.ready()
 
 
 # --- standing queries --------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_trees_are_shared_and_go_with_their_queries():
     first, second = (trees.of(all_of(is_in("company", "x"), is_in("grade", "y"))) for _ in range(2))
     other = trees.of(negate(all_of(is_in("grade", "y"), is_in("company", "x"))))
     assert first is second and first is not other and len(trees) == 2
-    assert {id(c.filter) for c in first.program.parts} == {id(c) for c in first.filter.children}
+    assert {id(c.filter) for c in first.node.parts} == {id(c) for c in first.filter.children}
     del first, second, other
     assert len(trees) == 0
 

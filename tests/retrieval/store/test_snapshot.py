@@ -15,7 +15,7 @@ COVERED = Covered({0: 12, 3: 4}, "cluster/topic")
 
 def filled(count=60, first_epoch=0):
     rng = np.random.default_rng(1)
-    store = Store(capacity=8, first_epoch=first_epoch, clock=lambda: 777)
+    store = Store(page_rows=128, first_epoch=first_epoch, clock=lambda: 777)
     batch = []
     for i in range(count):
         plane = vector(rng.integers(-3, 4, 6).astype(np.float32), rng.integers(-9, 9, 16) if i % 3 else None)

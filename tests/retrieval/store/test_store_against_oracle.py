@@ -7,11 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_inputs import ids, queries, query, trees, updates, upsert, vector
+from store_inputs import gone, ids, queries, query, trees, updates, upsert, vector
 from store_oracle import Oracle, shown
 
+from penstock.retrieval.store.errors import EpochGone
+from penstock.retrieval.store.records import Ask
 from penstock.retrieval.store.snapshot import POSTINGS, Covered, Snapshots
 from penstock.retrieval.store.store import Store
+from penstock.schemas.errors import InvalidRecord
+from penstock.schemas.events import Location, Missing, Salary
+from penstock.schemas.filters import all_of, any_of, in_range, is_in, near, negate
 
 torch.set_num_threads(1)
 
@@ -38,8 +43,8 @@ def ask(store, search, now_ms, at_epoch=None):
 @given(script=steps, final=searches)
 def test_any_history(tmp_path_factory, script, final):
     def fresh():
-        # Two slots to begin with, so that it grows; dead rows and long expired ones go at once.
-        return Store(capacity=2, hold_ms=0, expiry_grace_ms=0)
+        # Small pages, so that there are several; dead rows and long expired ones go at once.
+        return Store(page_rows=128, hold_ms=0, expiry_grace_ms=0)
 
     store, oracle, now_ms = fresh(), Oracle(), 0
     held = []  # (open pin, its epoch, the search, what it must go on to answer)
@@ -88,7 +93,7 @@ def test_neither_order_nor_batches_nor_repeats_matter(batch, search, seed):
     chance = random.Random(seed)
     answers = []
     for _ in range(2):
-        store = Store(capacity=4)
+        store = Store(page_rows=128)
         arrivals = unique + chance.sample(unique, len(unique) // 2)
         chance.shuffle(arrivals)
         while arrivals:
@@ -99,9 +104,83 @@ def test_neither_order_nor_batches_nor_repeats_matter(batch, search, seed):
     assert answers[0] == answers[1]
 
 
+WEEK = 7 * 86_400_000
+
+
+def crowd(rng, count, version):
+    """Postings of several countries, weeks and tenants, some without vectors, some with many skills."""
+    planes = rng.integers(-3, 4, (count, 6)).astype(np.float32)
+    sketches = rng.integers(-9, 10, (count, 16))
+    out = []
+    for i in range(count):
+        place = Location(country=rng.choice(["US", "DE", "FR"]), lat=float(rng.integers(-80, 80)), lon=7.0)
+        out.append(
+            upsert(
+                f"{'P' if i % 9 == 0 else 'p'}{i}",
+                version,
+                vector=vector(planes[i], sketches[i] if i % 3 else None) if i % 5 else None,
+                tenant="other" if i % 11 == 0 else "default",
+                company=f"c{rng.integers(40)}",
+                skills=tuple(f"s{n}" for n in rng.choice(60, rng.integers(0, 20), replace=False)),
+                posted_at=int(rng.integers(0, 9)) * WEEK + i,
+                expires_at=int(rng.integers(1, 200)) if i % 4 == 0 else None,
+                location=place if i % 6 else None,
+                salary=Salary(min=float(rng.integers(10, 90)), period="YEAR") if i % 2 else None,
+            )
+        )
+    return out
+
+
+TREES = [
+    None,
+    is_in("company", "C7"),
+    is_in("location.country", "us"),
+    all_of(is_in("location.country", "DE"), in_range("posted_at", minimum=2 * WEEK, maximum=4 * WEEK - 1)),
+    any_of(is_in("skills", "s3", "s59"), is_in("company", "c1", missing=Missing.INCLUDE)),
+    negate(all_of(is_in("skills", "s3"), in_range("salary.annual_min", minimum=50))),
+    near(10.0, 7.0, 900.5),
+    is_in("posting_id", "p9", "P10", "p11", "nobody"),
+    negate(is_in("posting_id", "p9", "p10")),
+    is_in("company", "nobody"),
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_searches_at_once_over_many_pages(seed):
+    rng = np.random.default_rng(seed)
+    store, oracle = Store(page_rows=256, hold_ms=0, expiry_grace_ms=0), Oracle()
+    for version in range(1, 4):
+        batch = crowd(rng, 900, version)
+        batch = [update for update in batch if rng.random() < 0.7]
+        batch += [gone(f"p{i}", version) for i in rng.choice(900, 60, replace=False)]
+        for start in range(0, len(batch), 100):
+            store.apply(batch[start : start + 100], now_ms=10 * version)
+        for update in batch:
+            oracle.accept(update)
+        store.reclaim(now_ms=50 * version)
+        now_ms = 50 * version
+        asks = [
+            Ask(
+                query(rng.integers(-2, 3, 6), rng.integers(-1, 2, 16) * 0.25) if rng.random() < 0.7 else None,
+                TREES[rng.integers(len(TREES))],
+                int(rng.choice([1, 7, 100, 2_000])),
+                now_ms,
+                str(rng.choice(["default", "default", "other", "nobody"])),
+            )
+            for _ in range(24)
+        ]
+        answers = store.search_many([*asks, Ask(None, None, 0, now_ms), Ask(None, None, 1, now_ms, at_epoch=-1)])
+        assert [type(answer) for answer in answers[-2:]] == [InvalidRecord, EpochGone]
+        for ask_, answer in zip(asks, answers, strict=False):
+            wanted = oracle.search(ask_.vector, ask_.filter, ask_.k, now_ms=now_ms, tenant=ask_.tenant)
+            assert shown(answer) == wanted, ask_.filter
+    with store.pin() as pin:
+        assert len(pin.table.pages) > 4
+
+
 @given(update=updates(), search=searches, id_=ids)
 def test_holds_and_explain_agree_with_search(update, search, id_):
-    store = Store(capacity=2)
+    store = Store(page_rows=128)
     store.apply([update, upsert(id_, version=9)], now_ms=0)
     _, tree, _, tenant = search
     if tree is None:
@@ -129,7 +208,7 @@ def test_rows_a_bit_apart_are_ordered_by_the_exact_score(seed):
     lexical = np.zeros(1024, np.float32)
     lexical[:5] = 2.0 ** -rng.integers(10, 40, 5).astype(np.float32)
     sketches = rng.integers(-1, 2, (1_000, 1024)).astype(np.int8)
-    store = Store(capacity=1_024)
+    store = Store(page_rows=128)
     batch = [upsert(f"p{i}", vector=vector(rows[i], sketches[i])) for i in range(1_000)]
     store.apply(batch, now_ms=0)
     asked = query(q_dense, lexical)
@@ -144,7 +223,7 @@ def test_equal_rows_tie_wherever_they_lie_and_order_by_hash():
     row = wide_rows(rng, 1)[0]
     batch = [upsert(f"p{i}", vector=vector(row)) for i in range(777)]
     asked = query(rng.standard_normal(384))
-    store = Store(capacity=16)
+    store = Store(page_rows=128)
     store.apply(batch, now_ms=0)
     result = store.search(asked, None, 50, now_ms=0)
     assert shown(result) == Oracle(batch).search(asked, None, 50, now_ms=0)
@@ -155,7 +234,7 @@ def test_equal_rows_tie_wherever_they_lie_and_order_by_hash():
 def test_values_beyond_float32_s_range_are_still_ordered():
     huge = [upsert("p0", vector=vector([2.0**127] * 6)), upsert("p1", vector=vector([2.0**127] * 5 + [2.0**126]))]
     tiny = [upsert(f"p{i + 2}", vector=vector([2.0**-126 * (1 + i)] * 6)) for i in range(3)]
-    store = Store(capacity=8)
+    store = Store(page_rows=128)
     store.apply(huge + tiny, now_ms=0)
     for scale in (2.0**127, -(2.0**127), 2.0**-100):
         asked = query([scale] * 6)
@@ -171,7 +250,7 @@ def test_a_product_beyond_float32_does_not_outrank_a_larger_sum():
         upsert("cancels", vector=vector([2 * big, -2 * big, 0.0, 0.0, 0.0, 0.0])),  # not a number there, 0 in truth
         upsert("largest", vector=vector([2.0**60, 0.0, 0.0, 0.0, 0.0, 0.0])),  # 2^124
     ]
-    store = Store(capacity=4)
+    store = Store(page_rows=128)
     store.apply(batch, now_ms=0)
     asked = query([big] * 6)
     for k in (1, 2):
@@ -187,10 +266,8 @@ def test_few_rows_and_dense_lexical_queries_take_the_other_paths():
         upsert(f"p{i}", vector=vector(rows[i], sketches[i]), company="rare" if i % 7 == 0 else "often")
         for i in range(600)
     ]
-    store = Store(capacity=1_024)
+    store = Store(page_rows=128)
     store.apply(batch, now_ms=0)
-    from penstock.schemas.filters import is_in
-
     for tree in (None, is_in("company", "rare")):
         for terms in (3, 400):
             lexical = np.zeros(1024, np.float32)

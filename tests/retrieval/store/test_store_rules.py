@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from store_inputs import gone, query, upsert, vector
 
+from penstock.retrieval.store import columns
 from penstock.retrieval.store.errors import EpochGone, HashCollision, SpaceMismatch
-from penstock.retrieval.store.store import MAX_K, Store
+from penstock.retrieval.store.reading import MAX_K
+from penstock.retrieval.store.store import Store
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import IndexOp, IndexUpdate
 from penstock.schemas.filters import is_in
@@ -217,7 +219,7 @@ def test_a_dead_row_is_kept_for_a_while_without_a_pin():
 
 
 def test_turnover_does_not_grow_memory():
-    store = Store(capacity=8, hold_ms=0, tombstone_window_ms=5)
+    store = Store(page_rows=128, hold_ms=0, tombstone_window_ms=5)
 
     def generation(number):
         words = {f"skill-{number}-{i}" for i in range(20)}
@@ -243,14 +245,20 @@ def test_turnover_does_not_grow_memory():
     assert later.tombstones == 0
 
 
-def test_a_failure_half_way_leaves_nothing_behind(monkeypatch):
-    store = Store(capacity=4)
+@pytest.mark.parametrize("where", ["text.terms", "flush"])
+def test_a_failure_half_way_leaves_nothing_behind(monkeypatch, where):
+    store = Store(page_rows=128)
     store.apply([upsert("a", company="Acme")], now_ms=0)
     before = store.counts()
-    broken = upsert("c")
-    object.__setattr__(broken.attributes, "skills", (object(),))  # what no decoder lets through
-    with pytest.raises(AttributeError):
-        store.apply([upsert("b", company="Initech", vector=vector(ROW)), broken], now_ms=0)
+    updates = [upsert("b", company="Initech", vector=vector(ROW)), upsert("c", title="breaks", company="Initech")]
+    if where == "text.terms":
+        honest = columns.text.terms
+        monkeypatch.setattr(columns.text, "terms", lambda title: honest(title) if title != "breaks" else 1 / 0)
+    else:
+        monkeypatch.setattr(store._rows, "flush", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.apply(updates, now_ms=0)
+    monkeypatch.undo()
     assert found(store) == ["a"]
     assert store.counts().epoch == before.epoch
     assert not store.holds(is_in("company", "Initech"), now_ms=0)
@@ -276,7 +284,7 @@ def test_waiting_for_a_version():
 def test_readers_see_whole_epochs_while_a_writer_turns_everything_over():
     """Every batch gives all rows one new version, in other slots: a reader that mixes two has broken the promise."""
     ids = [f"p{i}" for i in range(40)]
-    store = Store(capacity=4, hold_ms=0)
+    store = Store(page_rows=128, hold_ms=0)
     rng = np.random.default_rng(3)
 
     def generation(version):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.retrieval.search.filters import compile_tree, evaluate
+from penstock.retrieval.search.evaluate import evaluate
+from penstock.retrieval.search.filters import pushed
 from penstock.retrieval.store.columns import Columns
 from penstock.retrieval.understanding.rules import RuleUnderstander
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
@@ -42,7 +43,7 @@ def unknown():
 @given(text=QUERIES)
 def test_only_known_violations_are_excluded(understander, unknown, text):
     for one in understander.understand(text, now_ms=1_767_225_600_000):
-        assert evaluate(compile_tree(one.filter), unknown, 1).all(), one
+        assert evaluate(pushed(one.filter), unknown, 1).all(), one
 
 
 @given(text=QUERIES)

@@ -1,0 +1,180 @@
+"""The store's scans against what people would use instead, in the same run, and against a float64 oracle.
+
+    python benchmarks/retrieval.py --json build/retrieval.json                       # under ten minutes
+    python benchmarks/retrieval.py --rows 50000 --cells flat,filter --repeats 3      # a trial
+
+    flat     the dense plane, every row                                            for B1, B16, B64 and k 100, 1000
+    hybrid   both planes                                                           B16, k 250
+    filter   16 queries, each with a filter of its own that passes a given share   B16, k 100
+    uniform  flat and hybrid on values without structure
+    isa      flat once more, in a process in which oneDNN uses AVX2 and no more
+
+"ratio" is the quickest peer's median over ours. Peers get every mask and list of passing rows for nothing, keep their
+own copies of the planes, and return float32 order; ours is exact, from the store's own pages. Every cell's answers are
+held against the oracle; the exit status is 1 when one differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.searching.oracle import mismatches  # noqa: E402  # found by the line above, wherever this is called from
+from benchmarks.searching.peers import Peer, Peers  # noqa: E402
+from benchmarks.searching.report import Report, machine, table  # noqa: E402
+from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
+from benchmarks.searching.vectors import Corpus, encoded, uniform  # noqa: E402
+from benchmarks.streaming.source import DATA  # noqa: E402
+from penstock.retrieval.search.scan import Ask, Passing, best_many  # noqa: E402
+
+CELLS = ("flat", "hybrid", "filter", "uniform", "isa")
+ROWS = 200_000
+UNFILTERED = "ours, unfiltered"
+FLAT = ((1, 100, 1.0), (16, 100, 1.2), (64, 100, 1.2), (16, 1_000, 1.5))  # batch, k, target
+RATES = ((0.001, 10.0), (0.01, 5.0), (0.05, None), (0.2, None), (0.5, None), (0.9, None))  # pass rate, target
+
+
+@dataclass(slots=True)
+class Run:
+    corpus: Corpus
+    peers: Peers
+    repeats: int
+    report: Report
+    wrong: int = 0
+
+    def cell(self, name: str, asks: list[Ask], peers: Mapping[str, Peer]) -> tuple[float, dict[str, float], Timed]:
+        """(ratio, 0 without a peer; peers' milliseconds; ours)."""
+        pages = self.corpus.pages
+        wrong = mismatches(self.corpus, asks, best_many(pages, asks))
+        self.wrong += wrong
+        timed = interleaved({"ours": lambda: best_many(pages, asks), **peers}, self.repeats)
+        ours = timed.pop("ours")
+        found = {peer: round(each.wall_ms, 3) for peer, each in timed.items()}
+        theirs = [ms for peer, ms in found.items() if peer != UNFILTERED]
+        ratio = min(theirs) / ours.wall_ms if theirs else None
+        self.report.cells.append(
+            {
+                "cell": name,
+                "vectors": self.corpus.name,
+                "rows": self.corpus.count,
+                "mismatches": wrong,
+                "ratio": ratio and round(ratio, 3),
+                "ours": asdict(ours),
+                "peers": {peer: asdict(each) for peer, each in timed.items()},
+            }
+        )
+        shown = ", ".join(f"{peer} {ms:.3g}" for peer, ms in sorted(found.items(), key=lambda each: each[1]))
+        print(f"  {name}: ours {ours.wall_ms:.3g} ms; {shown}; wrong {wrong}", flush=True)
+        return ratio or 0.0, found, ours
+
+
+def flat(run: Run, *, add: bool = True) -> None:
+    for batch, k, target in FLAT:
+        name = f"flat/d384/k{k}/B{batch}"
+        asks = run.corpus.asks(batch, k, [run.corpus.everything])
+        ratio, peers, _ = run.cell(name, asks, run.peers.flat(batch, k))
+        if add:
+            run.report.add(name, ratio, "ratio", target, "higher", peers)
+
+
+def hybrid(run: Run, *, add: bool = True) -> None:
+    asks = run.corpus.asks(16, 250, [run.corpus.everything], lexical=True)
+    ratio, peers, _ = run.cell("hybrid/k250/B16", asks, run.peers.hybrid(16, 250))
+    if add:
+        run.report.add("hybrid/k250/B16", ratio, "ratio", 1.3, "higher", peers)
+
+
+def filtered(run: Run) -> None:
+    """Each query has a filter of its own. At the lowest rate fewer rows may pass than k."""
+    batch, k = 16, 100
+    rng = np.random.default_rng(7)
+    everything = run.corpus.asks(batch, k, [run.corpus.everything])
+    unfiltered: dict[str, Peer] = {UNFILTERED: lambda: best_many(run.corpus.pages, everything)}
+    worst = 0.0
+    for rate, target in RATES:
+        masks: npt.NDArray[np.bool_] = rng.random((batch, run.corpus.count)) < rate
+        passing: list[Passing] = [run.corpus.masks(mask) for mask in masks]
+        name = f"filter/{rate * 100:g}pct/k{k}/B{batch}"
+        peers = run.peers.filtered(masks, k) if target is not None else {}
+        ratio, found, ours = run.cell(name, run.corpus.asks(batch, k, passing), {**unfiltered, **peers})
+        worst = max(worst, ours.wall_ms / found.pop(UNFILTERED))
+        if target is not None:
+            run.report.add(name, ratio, "ratio", target, "higher", found)
+    run.report.add("filter/worst_over_unfiltered", worst, "ratio", 1.05)
+
+
+def narrow_isa(given: argparse.Namespace) -> object:
+    """The flat cells of a process of its own, in which oneDNN goes no further than AVX2."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "isa.json"
+        command = [sys.executable, str(Path(__file__)), "--json", str(out), "--cells", "flat"]
+        command += ["--rows", str(given.rows), "--repeats", str(min(given.repeats, 5)), "--data", str(given.data)]
+        subprocess.run(command, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}, check=True)
+        return json.loads(out.read_text())["results"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write machine, results and notes here")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder that holds usajobs_postings")
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--cells", default=",".join(CELLS), help=f"some of {','.join(CELLS)}")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    chosen = given.cells.split(",")
+    if unknown := set(chosen) - set(CELLS):
+        parser.error(f"no cell {', '.join(sorted(unknown))}: there are {', '.join(CELLS)}")
+    torch.set_num_threads(given.threads)
+    about, report, wrong = machine(given.threads), Report(), 0
+    if set(chosen) & {"flat", "hybrid", "filter"}:
+        corpus = encoded(given.data, given.rows, ROOT / "build")
+        run = Run(corpus, Peers(corpus, given.threads), given.repeats, report)
+        report.notes["absent"] = run.peers.absent
+        for name, cell in (("flat", flat), ("hybrid", hybrid), ("filter", filtered)):
+            if name in chosen:
+                print(f"{name}, load average {os.getloadavg()[0]:.1f}", flush=True)
+                cell(run)
+        wrong += run.wrong
+        del run, corpus
+    if "uniform" in chosen:
+        print(f"uniform, load average {os.getloadavg()[0]:.1f}", flush=True)
+        corpus = uniform(given.rows)
+        run = Run(corpus, Peers(corpus, given.threads), min(given.repeats, 5), report)
+        flat(run, add=False)
+        hybrid(run, add=False)
+        wrong += run.wrong
+        del run, corpus
+    if "isa" in chosen:
+        report.notes["onednn_max_cpu_isa_avx2"] = narrow_isa(given)
+    report.add("exact_mismatches", wrong, "places", 0)
+    print("\n" + table(report.results))
+    if given.json is not None:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        whole = {
+            "machine": about,
+            "results": [asdict(result) for result in report.results],
+            "cells": report.cells,
+            "notes": report.notes,
+        }
+        given.json.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        print(f"written: {given.json}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
