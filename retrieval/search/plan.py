@@ -5,7 +5,7 @@
 3. estimate how many of the rows that are left pass: every n-th block, its values taken as even over its zone
 4. choose   a dense scan, a zone-pruned scan, or a gather of the rows that pass
 
-Pure; zones may widen meanwhile, which can only add blocks. Where it stands: life-of-a-query.md, step 5.
+Pure; zones may widen meanwhile, which can only add blocks. Where it stands: life-of-a-query.md, step 6.
 """
 
 from __future__ import annotations

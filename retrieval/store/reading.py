@@ -5,7 +5,7 @@
     3. score   the best of the rows that pass, in the total order; without a vector the newest
     4. name    ids, versions and scores of the best
 
-Where it stands: life-of-a-query.md, steps 5 and 6.
+Where it stands: life-of-a-query.md, step 6.
 """
 
 from __future__ import annotations
