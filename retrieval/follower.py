@@ -142,10 +142,10 @@ class Follower(Generic[R]):
         for batch, records, applied in batches:
             wrong.extend((records[refusal.position], refusal.error) for refusal in applied.refused)
             self.account(batch, records, applied)
-        for _, error in wrong:
-            if isinstance(error, OutOfRoom):
+        for _, why in wrong:
+            if isinstance(why, OutOfRoom):
                 DEGRADED.labels("retrieval", "out of room").inc()
-                raise error
+                raise why
 
     def _check(self) -> None:
         if not self.caught_up and self.targets is not None:

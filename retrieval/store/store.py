@@ -161,11 +161,11 @@ class Store:
             refused = list(batch.refused)
             accepted = []
             for position in batch.accepted:
-                error = no_room.get(updates[position].posting_id)
-                if error is None:
+                refusal = no_room.get(updates[position].posting_id)
+                if refusal is None:
                     accepted.append(position)
                 else:
-                    refused.append(Refusal(position, error))
+                    refused.append(Refusal(position, refusal))
             if no_room:
                 self.reclaim(now_ms=now_ms)  # whoever tries again may find room
             return Applied(
