@@ -21,7 +21,11 @@ PARTS = (
     Part("paint", "a step", Kind.STEP, after=("wall",), deadline=30),
     Part("roof", "has a child of its own", after=("paint",), deadline=30, stop_wait=3),
 )
-LIVE = "import os, pathlib, signal; pathlib.Path({pid!r}).write_text(str(os.getpid())); signal.pause()"
+# The file appears with the pid in it: a reader never finds it empty.
+LIVE = (
+    "import os, pathlib, signal; written = pathlib.Path({pid!r} + '.new'); "
+    "written.write_text(str(os.getpid())); written.replace({pid!r}); signal.pause()"
+)
 WITH_CHILD = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]); " + LIVE
 BROKEN = "import sys; sys.exit('the beam is cracked')"
 
