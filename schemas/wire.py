@@ -21,7 +21,7 @@ import fastavro
 
 from penstock.schemas.errors import InvalidRecord, MalformedRecord, OversizedRecord, UnknownSchema
 from penstock.schemas.nesting import MAX_NESTING, bounded, too_deep
-from penstock.schemas.records import avro_schema, from_plain, per_class, to_plain, unknown_symbols
+from penstock.schemas.records import avro_schema, from_plain, per_class, to_avro, unknown_symbols
 
 R = TypeVar("R")
 
@@ -70,12 +70,12 @@ class Codec(Generic[R]):
     def encode_unbounded(self, value: R) -> bytes:
         """The same without the bound of a Kafka message: calls between roles have their own."""
         try:
-            return self.encode_plain(to_plain(value))
+            return self.encode_plain(to_avro(value))
         except (ValueError, TypeError, AttributeError, struct.error, OverflowError) as error:
             raise InvalidRecord(self.record.__name__, value, f"values of the schema's types ({error})") from error
 
     def encode_plain(self, plain: dict[str, Any]) -> bytes:
-        """One framed record from its plain values (`records.to_plain`), unbounded. Raises what fastavro raises."""
+        """One framed record from its plain values (`records.to_plain` or `to_avro`), unbounded. Raises what fastavro raises."""
         out = io.BytesIO()
         out.write(self._frame())
         fastavro.schemaless_writer(out, self._schema, plain)
