@@ -234,6 +234,9 @@ class RetrievalSettings(_Section):
     threads: PositiveInt = 1
     publish_interval_ms: NonNegativeInt = Field(20, description="how long updates gather before an epoch is published")
     snapshot_interval_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="0: at every chance")
+    snapshot_bytes_per_s: int = Field(
+        64 << 20, gt=0, description="how fast a snapshot is written while the shard serves; the last one does not rest"
+    )
     initial_rows: PositiveInt = 16_384
     memory_bytes: PositiveInt | None = Field(
         None, description="what a shard's postings may take; past it updates wait for room; unset: no bound"

@@ -13,7 +13,7 @@ from penstock.retrieval.percolate.snapshot import STANDING
 from penstock.retrieval.percolate.store import StandingCounts, StandingQueries
 from penstock.retrieval.shard import Kind
 from penstock.retrieval.store.records import StoreCounts
-from penstock.retrieval.store.snapshot import POSTINGS
+from penstock.retrieval.store.slabs import POSTINGS
 from penstock.retrieval.store.store import Store
 from penstock.schemas import topics
 from penstock.schemas.events import IndexUpdate, StandingQuery

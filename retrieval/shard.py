@@ -114,7 +114,7 @@ class Shard(Generic[R, S, C]):
         self._kind = kind
         self._now_ms = now_ms
         self._clock = clock
-        self._snapshots: Snapshots[Any, Any] = Snapshots(folder, kind.form)
+        self._snapshots: Snapshots[Any, Any] = Snapshots(folder, kind.form, settings.snapshot_bytes_per_s)
         self._covered = Covered({}, "")
         self._problems: tuple[str, ...] = ()
         self._snapshot = ""
@@ -291,7 +291,7 @@ class Shard(Generic[R, S, C]):
 
         def write() -> None:
             try:
-                path = self._snapshots.write(capture, covered)
+                path = self._snapshots.write(capture, covered, hurry=not in_background)
             except OSError as error:
                 DEGRADED.labels("retrieval", "snapshot not written").inc()
                 log.error("snapshot not written", error=str(error))

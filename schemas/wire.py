@@ -75,7 +75,7 @@ class Codec(Generic[R]):
             raise InvalidRecord(self.record.__name__, value, f"values of the schema's types ({error})") from error
 
     def encode_plain(self, plain: dict[str, Any]) -> bytes:
-        """One framed record from its plain values (`records.to_plain` or `to_avro`), unbounded. Raises what fastavro raises."""
+        """One framed record from its plain values (`records.to_avro`), unbounded. Raises what fastavro raises."""
         out = io.BytesIO()
         out.write(self._frame())
         fastavro.schemaless_writer(out, self._schema, plain)

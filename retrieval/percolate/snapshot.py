@@ -8,14 +8,14 @@ terms    int32, and weights float32: the lexical values that are not zero
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from penstock.retrieval.percolate.store import Capture
-from penstock.retrieval.store.snapshot import Format
+from penstock.retrieval.store.snapshot import Format, Part, Pieces, Sections
 from penstock.schemas.events import QueryVector, StandingQuery
 from penstock.schemas.wire import codec
 
@@ -25,7 +25,10 @@ Kept = tuple[StandingQuery, int]  # the record, and since when it is known (epoc
 class _Standing:
     """The format of `StandingQueries`."""
 
-    def sections(self, capture: Capture) -> tuple[dict[str, Iterable[bytes]], dict[str, Any]]:
+    def parts(self, capture: Capture) -> tuple[Part, ...]:
+        return ()
+
+    def sections(self, capture: Capture) -> tuple[Sections, dict[str, Any]]:
         encode = codec(StandingQuery).encode_unbounded
         vectors: dict[tuple[str, str], int] = {}
         fixed: list[tuple[int, ...]] = []
@@ -52,14 +55,16 @@ class _Standing:
         }
         return sections, {"entries": len(fixed), "vectors": [list(names) for names in vectors]}
 
-    def kept(self, manifest: dict[str, Any], parts: dict[str, bytes]) -> Iterator[Kept]:
+    def kept(
+        self, manifest: dict[str, Any], sections: Pieces, parts: Sequence[tuple[dict[str, Any], Pieces]]
+    ) -> Iterator[Kept]:
         decode = codec(StandingQuery).decode_unbounded
-        fixed = np.frombuffer(parts["fixed"], "<i8").reshape(manifest["entries"], 6)
-        dense, terms = np.frombuffer(parts["dense"], "<f4"), np.frombuffer(parts["terms"], "<i4")
-        weights = np.frombuffer(parts["weights"], "<f4")
+        fixed = np.frombuffer(sections["fixed"], "<i8").reshape(manifest["entries"], 6)
+        dense, terms = np.frombuffer(sections["dense"], "<f4"), np.frombuffer(sections["terms"], "<i4")
+        weights = np.frombuffer(sections["weights"], "<f4")
         body_at, dense_at, term_at = 0, 0, 0
         for length, known_at, width, lexical_width, count, number in fixed.tolist():
-            query = decode(parts["bodies"][body_at : body_at + length])
+            query = decode(bytes(sections["bodies"][body_at : body_at + length]))
             body_at += length
             if number >= 0:
                 space_id, encoder_id = manifest["vectors"][number]
@@ -76,4 +81,4 @@ class _Standing:
             yield query, known_at
 
 
-STANDING: Format[Capture, Kept] = _Standing()
+STANDING: Format[Capture, Iterator[Kept]] = _Standing()

@@ -62,7 +62,8 @@ class Capture:
     blocks: tuple[Block, ...]
     tombstones: tuple[Entry, ...]
 
-    def release(self) -> None:
+    @staticmethod
+    def release() -> None:
         """Nothing is pinned: blocks do not change."""
 
 

@@ -1,11 +1,13 @@
-"""From an update to the attributes of a row: which value each filter field has of a posting (`extract`), and the
-codes, symbols and numbers of a page that say so.
+"""From an update to the attributes of a row: which value each filter field has of a posting (`extract`), as it is
+compared (`compared`), and the codes, symbols and numbers of a page that say so (`Stage`).
 
 Written by the store's one writer, and only in rows that no reader can see.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,14 +25,17 @@ from penstock.retrieval.store.page import (
     Longs,
     Page,
     make_page,
+    split,
 )
 from penstock.retrieval.store.vocabulary import Dictionaries, keyword
 from penstock.schemas import text
 from penstock.schemas.events import IndexUpdate
 from penstock.schemas.filters import FIELDS, annual
 
-__all__ = ["Columns", "clear", "extract", "fill", "keyword"]
+__all__ = ["Attributes", "Columns", "Stage", "clear", "compared", "extract", "keyword"]
 
+_NAN = float("nan")
+_NONE = [ABSENT] * INLINE
 _SYMBOLS = {field: {symbol: code for code, symbol in enumerate(FIELDS[field].symbols or ())} for field in SYMBOL_FIELDS}
 
 
@@ -63,28 +68,95 @@ def extract(update: IndexUpdate) -> dict[str, Any]:
     return {field: value for field, value in found.items() if value is not None}
 
 
-def fill(page: Page, row: int, found: dict[str, Any], words: Dictionaries, overflow: Overflow) -> None:
-    """Writes what `extract` found into an empty row. What is wrong with a value raises before anything is taken."""
-    keywords = {field: keyword(found.get(field, "")) for field in KEYWORD_FIELDS}
-    many = {
-        field: [word for word in dict.fromkeys(keyword(value) for value in found.get(field, ())) if word]
-        for field in MANY_FIELDS
-    }
-    symbols = {field: _SYMBOLS[field][found[field]] for field in SYMBOL_FIELDS}
-    numbers = {field: float(found.get(field, np.nan)) for field in NUMBER_FIELDS}
-    for field, word in keywords.items():
-        page.codes[field][row] = words.of[field].acquire(word) if word else ABSENT
-    for field, several in many.items():
-        codes = [words.of[field].acquire(word) for word in several]
-        page.counts[field][row] = len(codes)
-        page.many[field][row] = codes[:INLINE] + [ABSENT] * (INLINE - len(codes))
-        overflow.write(field, page.first + row, codes[INLINE:])
-    for field, symbol in symbols.items():
-        page.symbols[field][row] = symbol
-    for field, number in numbers.items():
-        page.numbers[field][row] = number
-    for field in PLACE_FIELDS:
-        page.places[field][:, row] = found.get(field, (np.nan, np.nan))
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What `extract` found, as columns have it but for the codes: in the order of page.py's lists of fields."""
+
+    keywords: list[str]  # empty: missing
+    many: list[list[str]]
+    symbols: list[int]
+    numbers: list[float]  # NaN: missing
+    places: list[float]  # degrees north and east of each
+
+
+def compared(found: dict[str, Any]) -> Attributes:
+    """The values as filters compare them. Raises what is wrong with one."""
+    get = found.get
+    return Attributes(
+        [keyword(found[field]) if field in found else "" for field in KEYWORD_FIELDS],
+        [
+            [word for word in dict.fromkeys([keyword(value) for value in get(field, ())]) if word]
+            for field in MANY_FIELDS
+        ],
+        [_SYMBOLS[field][found[field]] for field in SYMBOL_FIELDS],
+        [float(get(field, _NAN)) for field in NUMBER_FIELDS],
+        [float(degrees) for field in PLACE_FIELDS for degrees in get(field, (_NAN, _NAN))],
+    )
+
+
+class Stage:
+    """Attributes on their way into empty rows: taken one by one, written many at once, which is much faster."""
+
+    def __init__(self, words: Dictionaries, overflow: Overflow) -> None:
+        self._keywords = [words.of[field] for field in KEYWORD_FIELDS]
+        self._many = [(field, words.of[field]) for field in MANY_FIELDS]
+        self._overflow = overflow
+        self._slots: list[int] = []
+        self._codes: list[list[int]] = []
+        self._several: list[list[int]] = []  # INLINE codes and their count, of each multi-valued field
+        self._symbols: list[list[int]] = []
+        self._numbers: list[list[float]] = []
+        self._places: list[list[float]] = []
+
+    def take(self, slot: int, attributes: Attributes) -> None:
+        """The attributes of an empty row: its words have their codes from here on."""
+        self._slots.append(slot)
+        self._codes.append(
+            [
+                vocabulary.acquire(word) if word else ABSENT
+                for vocabulary, word in zip(self._keywords, attributes.keywords, strict=True)
+            ]
+        )
+        several: list[int] = []
+        for (field, vocabulary), words in zip(self._many, attributes.many, strict=True):
+            codes = [vocabulary.acquire(word) for word in words]
+            count = len(codes)
+            if count > INLINE:
+                self._overflow.write(field, slot, codes[INLINE:])
+                several += codes[:INLINE]
+            else:
+                several += codes
+                several += _NONE[count:]
+            several.append(count)
+        self._several.append(several)
+        self._symbols.append(attributes.symbols)
+        self._numbers.append(attributes.numbers)
+        self._places.append(attributes.places)
+
+    def write(self, pages: Sequence[Page]) -> None:
+        """Puts what was taken into the pages. Before anybody may see it, and before any of it is cleared."""
+        if not self._slots:
+            return
+        slots = np.asarray(self._slots, np.int64)
+        codes, several = np.asarray(self._codes, np.int32), np.asarray(self._several, np.int32)
+        symbols = np.asarray(self._symbols, np.int8)
+        numbers, places = np.asarray(self._numbers, np.float64), np.asarray(self._places, np.float64)
+        for number, at, rows in split(slots, pages[0].rows):
+            page = pages[number]
+            for place, field in enumerate(KEYWORD_FIELDS):
+                page.codes[field][rows] = codes[at, place]
+            for place, field in enumerate(MANY_FIELDS):
+                begin = place * (INLINE + 1)
+                page.many[field][rows] = several[at, begin : begin + INLINE]
+                page.counts[field][rows] = several[at, begin + INLINE]
+            for place, field in enumerate(SYMBOL_FIELDS):
+                page.symbols[field][rows] = symbols[at, place]
+            for place, field in enumerate(NUMBER_FIELDS):
+                page.numbers[field][rows] = numbers[at, place]
+            for place, field in enumerate(PLACE_FIELDS):
+                page.places[field][:, rows] = places[at, 2 * place : 2 * place + 2].T
+        for taken in (self._slots, self._codes, self._several, self._symbols, self._numbers, self._places):
+            taken.clear()
 
 
 def clear(page: Page, rows: Longs, words: Dictionaries, overflow: Overflow) -> None:
@@ -108,12 +180,19 @@ class Columns:
     """A batch of postings as a page of its own, with its dictionaries and its overflow: what a filter reads."""
 
     def __init__(self, capacity: int) -> None:
-        self.page = make_page(0, -(-max(capacity, 1) // BLOCK) * BLOCK)
+        self._page = make_page(0, -(-max(capacity, 1) // BLOCK) * BLOCK)
         self.words = Dictionaries()
         self.overflow = Overflow()
+        self._stage = Stage(self.words, self.overflow)
+
+    @property
+    def page(self) -> Page:
+        """With everything that was written."""
+        self._stage.write((self._page,))
+        return self._page
 
     def write(self, row: int, update: IndexUpdate) -> None:
         """The attributes of an UPSERT, into an empty row."""
-        fill(self.page, row, extract(update), self.words, self.overflow)
+        self._stage.take(row, compared(extract(update)))
         self.words.acquire_id(update.posting_id)
-        self.page.ties[row] = self.words.hash_id(update.posting_id)
+        self._page.ties[row] = self.words.hash_id(update.posting_id)

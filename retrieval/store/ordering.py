@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.retrieval.store.errors import HashCollision
-from penstock.retrieval.store.records import Entry, Refusal
+from penstock.retrieval.store.records import Refusal
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import IndexOp, IndexUpdate
 
@@ -23,11 +23,11 @@ class Batch:
 
 def reduce_batch(
     updates: Sequence[IndexUpdate],
-    entries: Mapping[str, Entry],
+    age_of: Callable[[str], tuple[int, int] | None],
     by_hash: Mapping[int, str],
     hash_id: Callable[[str], int],
 ) -> Batch:
-    """Orders a batch against what is known: `entries` by id, and which id holds which hash."""
+    """Orders a batch against what is known: (version, revision) by id, and which id holds which hash."""
     newest: dict[str, int] = {}
     hashes: dict[int, str] = {}
     accepted: list[int] = []
@@ -39,11 +39,11 @@ def reduce_batch(
             refused.append(Refusal(position, error))
             continue
         posting_id = update.posting_id
-        known = entries.get(posting_id)
-        age = known.age if known is not None else None
         if posting_id in newest:
             before = updates[newest[posting_id]]
-            age = (before.version, before.revision)
+            age: tuple[int, int] | None = (before.version, before.revision)
+        else:
+            age = age_of(posting_id)
         if age is None:
             digest = hash_id(posting_id)
             holder = by_hash.get(digest) or hashes.setdefault(digest, posting_id)

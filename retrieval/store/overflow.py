@@ -73,6 +73,17 @@ class Overflow:
         table.free.extend(places)
         return codes
 
+    def entries(self, field: str) -> tuple[Longs, Codes]:
+        """A copy: owner and code of every place that is taken."""
+        owner, code = self._tables[field].arrays
+        taken = owner >= 0
+        return owner[taken], code[taken]
+
+    def restore(self, field: str, owners: Longs, codes: Codes) -> None:
+        """Fills an empty table."""
+        for owner in np.unique(owners).tolist():
+            self.write(field, owner, codes[owners == owner].tolist())
+
     def rows_with(self, field: str, codes: npt.ArrayLike) -> Longs:
         """int64: the slots one of whose codes here is in `codes`; a slot may come twice."""
         owner, code = self._tables[field].arrays

@@ -6,6 +6,7 @@ never resized, so whoever holds one reads it without copying. Memory that no row
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,10 @@ Longs = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
 Doubles = npt.NDArray[np.float64]
 
+_PLAIN = (
+    *("birth", "death", "expires", "recency", "version", "revision", "searchable"),
+    *("ties", "tenant", "encoder", "held"),
+)
 HASHED = "posting_id"  # the field that `ties` stands for
 
 
@@ -53,7 +58,9 @@ class Page:
     version: Longs
     revision: Longs
     ties: npt.NDArray[np.uint64]
+    searchable: Longs
     tenant: Codes
+    encoder: Codes
     held: npt.NDArray[np.uint8]
     codes: dict[str, Codes]
     symbols: dict[str, npt.NDArray[np.int8]]
@@ -71,13 +78,32 @@ class Page:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Every array but the planes, by a name that says which."""
-        out: dict[str, npt.NDArray[Any]] = {
-            name: getattr(self, name)
-            for name in ("birth", "death", "expires", "recency", "version", "revision", "ties", "tenant", "held")
-        }
+        out: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in _PLAIN}
         for name in ("codes", "symbols", "numbers", "places", "many", "counts"):
             out |= {f"{name}.{field}": array for field, array in getattr(self, name).items()}
         return out | {"norms": self.norms}
+
+    def codes_of(self, field: str) -> Codes:
+        """The codes of a keyword field, or those in the rows of a multi-valued one."""
+        return self.codes[field] if field in self.codes else self.many[field]
+
+    def restore(self, rows: slice | Longs, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Takes rows from arrays as `arrays` and the planes (bfloat16 as int16) have them, places with rows first.
+
+        A plane of another width is left out: no row with a vector has one."""
+        own = self.arrays() | {"dense": self.dense.view(torch.int16).numpy(), "sketch": self.sketch.numpy()}
+        for name, values in arrays.items():
+            target = own[name] if own[name].shape[0] == self.rows else own[name].T
+            if target.shape[1:] == values.shape[1:]:
+                target[rows] = values
+
+    def wipe(self, rows: Longs) -> None:
+        """What must be zero of rows that nobody has (int64)."""
+        places = torch.from_numpy(rows)
+        self.dense[places] = 0
+        self.sketch[places] = 0
+        self.norms[rows] = 0
+        self.held[rows] = 0
 
 
 def make_page(first: int, rows: int = PAGE_ROWS, dense: int = 0, sketch: int = 0) -> Page:
@@ -94,7 +120,9 @@ def make_page(first: int, rows: int = PAGE_ROWS, dense: int = 0, sketch: int = 0
         version=np.zeros(rows, np.int64),
         revision=np.zeros(rows, np.int64),
         ties=np.zeros(rows, np.uint64),
+        searchable=np.zeros(rows, np.int64),
         tenant=np.zeros(rows, np.int32),
+        encoder=np.zeros(rows, np.int32),
         held=np.zeros(rows, np.uint8),
         codes={field: np.zeros(rows, np.int32) for field in KEYWORD_FIELDS},
         symbols={field: np.zeros(rows, np.int8) for field in SYMBOL_FIELDS},
@@ -106,6 +134,14 @@ def make_page(first: int, rows: int = PAGE_ROWS, dense: int = 0, sketch: int = 0
         sketch=torch.from_numpy(np.zeros((rows, sketch), np.int8)),
         norms=np.zeros((rows, 2)),
     )
+
+
+def split(slots: Longs, page_rows: int) -> Iterator[tuple[int, Longs, Longs]]:
+    """(number of a page, which of `slots` lie in it, their rows there), int64 each, for every page they touch."""
+    numbers = slots // page_rows
+    for number in np.unique(numbers).tolist():
+        at = np.flatnonzero(numbers == number)
+        yield number, at, slots[at] - number * page_rows
 
 
 def bfloat16_plane(rows: int, width: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.retrieval.store.page import Longs, Page, bfloat16_plane, make_page
+from penstock.retrieval.store.page import Longs, Page, bfloat16_plane, make_page, split
 from penstock.retrieval.store.zones import Zones
 
 
@@ -38,10 +38,7 @@ class Table:
 
     def split(self, slots: Longs) -> Iterator[tuple[int, Longs, Longs]]:
         """(number of a page, which of `slots` lie in it, their rows there), int64 each, for every page they touch."""
-        numbers = slots // self.page_rows
-        for number in np.unique(numbers).tolist():
-            at = np.flatnonzero(numbers == number)
-            yield number, at, slots[at] - number * self.page_rows
+        return split(slots, self.page_rows)
 
     def at(self, slot: int) -> tuple[Page, int]:
         """The page of a slot, and its row there."""
@@ -105,7 +102,7 @@ class Pages:
 
     def _replace(self, table: Table) -> None:
         self.table = table
-        self.nbytes = sum(one.nbytes for one in (*table.pages, *table.zones))
+        self.nbytes = sum(page.nbytes + zones.nbytes for page, zones in zip(table.pages, table.zones, strict=True))
         self.bytes_planes = sum(page.dense.nbytes + page.sketch.nbytes + page.norms.nbytes for page in table.pages)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import sys
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 
 from penstock.retrieval.store.page import BLOCK
 
@@ -90,6 +91,19 @@ class Placement:
         if not free:
             self._has_none(block)
         return block * BLOCK + bit.bit_length() - 1
+
+    def restore(self, held: Mapping[int, tuple[Partition, int]]) -> None:
+        """Empty blocks become their partitions', with so many rows taken: of each block, a bit a free row."""
+        for block, (partition, free) in held.items():
+            if self._owners[block] is not None:
+                raise ValueError(f"block {block} is not empty")
+            self._owners[block], self._free[block] = partition, free
+            self.spare += free.bit_count()
+            self.taken += BLOCK - free.bit_count()
+            if free:
+                self._has_room(block, partition)
+        self._empty = [block for block in self._empty if block not in held]
+        heapq.heapify(self._empty)
 
     def give_back(self, slot: int) -> None:
         """A slot that is free again. The block is of nobody once its last row has gone."""

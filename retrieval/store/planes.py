@@ -98,17 +98,19 @@ class Planes:
         space = self._pages.table.space or Space(vector.space_id, 0, 0)
         return Space(space.space_id, space.dense or len(vector.dense) // 2, space.sketch or len(vector.sketch or b""))
 
-    def write(self, page: Page, row: int, vector: Vector) -> None:
-        """Takes a vector of the store's space for an empty row. `flush` before anybody may see it."""
-        number = page.first // page.rows
-        if vector.dense:
-            self._staged[0][number].append((row, vector.dense))
-            page.held[row] |= DENSE
-        if vector.sketch:
-            self._staged[1][number].append((row, vector.sketch))
-            page.held[row] |= SKETCH
+    def take(self, page: int, row: int, vector: Vector) -> int:
+        """Takes a vector of the store's space for an empty row of a page (its number): what the row then holds.
+
+        `flush` before anybody may see it.
+        """
+        held = 0
+        for part, (values, bit) in enumerate(((vector.dense, DENSE), (vector.sketch, SKETCH))):
+            if values:
+                self._staged[part][page].append((row, values))
+                held |= bit
         self.rows += 1
         self.waiting += 1
+        return held
 
     def flush(self) -> None:
         """Puts what was taken since the last flush into the planes: many rows at once is several times faster."""

@@ -1,16 +1,11 @@
-"""What the store knows of each id besides its row: the newest accepted update, and since when it is visible.
-
-Frozen: a change is a new entry in the place of the old, so a reader or a snapshot that caught one has a whole one.
-"""
+"""What the store knows of each id besides its row: the update's body, tombstones; and what it answers."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from penstock.retrieval.store.pages import Table
-from penstock.schemas.events import Filter, IndexOp, IndexUpdate, QueryVector, Vector
+from penstock.schemas.events import Filter, IndexOp, IndexUpdate, QueryVector
 from penstock.schemas.rpc import Hit, RowState
 from penstock.schemas.wire import codec
 
@@ -18,19 +13,16 @@ NO_SLOT = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One id. A tombstone (DELETED, EXPIRED) has no slot and keeps id and version until its window ends."""
+class Tombstone:
+    """An id that is DELETED or EXPIRED: it keeps its version until its window ends, so that no latecomer revives it."""
 
     posting_id: str
     version: int
     revision: int
-    state: RowState  # LIVE, DELETED or EXPIRED; a LIVE one past its expiry counts as EXPIRED on every read
-    slot: int
-    expires_at: int | None  # epoch ms
-    encoder_id: str  # of the vector in the slot; empty without one
-    body: bytes  # the update, framed Avro, its vector left out: the planes have it
+    state: RowState
+    body: bytes  # the update, as `body_of` has it, without texts and attributes
     searchable_at: int  # epoch ms
-    died_at: int  # epoch ms; of a tombstone, when it became one
+    died_at: int  # epoch ms: since when it is one
 
     @property
     def age(self) -> tuple[int, int]:
@@ -39,35 +31,37 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, as Python counts it: object, id, body, and its places in the dictionaries."""
-        return 136 + sys.getsizeof(self.posting_id) + sys.getsizeof(self.body) + 200
-
-    def state_at(self, now_ms: int) -> RowState:
-        """Expiry is a predicate on read: from `expires_at` on a posting is not live, whoever is late to say so."""
-        if self.state is RowState.LIVE and self.expires_at is not None and now_ms >= self.expires_at:
-            return RowState.EXPIRED
-        return self.state
+        """Memory held, as Python counts it: object, id, body, numbers, its places in dictionary and queue."""
+        return 96 + sys.getsizeof(self.posting_id) + sys.getsizeof(self.body) + 2 * 32 + 72 + 64
 
 
 def body_of(update: IndexUpdate) -> bytes:
-    """The bytes that an entry keeps of an update."""
+    """The update as the store keeps it: framed Avro, its vector left out, which the planes have."""
     return codec(IndexUpdate).encode_unbounded(replace(update, vector=None))
 
 
-def update_of(entry: Entry) -> IndexUpdate:
+def update_of(body: bytes) -> IndexUpdate:
     """The other way, without the vector."""
-    return codec(IndexUpdate).decode_unbounded(entry.body)
+    return codec(IndexUpdate).decode_unbounded(body)
 
 
-def update_kept(kept: Kept) -> IndexUpdate:
-    """The whole update that a snapshot kept."""
-    return replace(codec(IndexUpdate).decode_unbounded(kept.body), vector=kept.vector)
+def tombstone_of(update: IndexUpdate, searchable_at: int, died_at: int) -> Tombstone:
+    """The tombstone that a deletion leaves."""
+    return Tombstone(
+        posting_id=update.posting_id,
+        version=update.version,
+        revision=update.revision,
+        state=STATE_OF_OP[update.op],
+        body=body_of(update),
+        searchable_at=searchable_at,
+        died_at=died_at,
+    )
 
 
-def buried(entry: Entry, now_ms: int) -> Entry:
+def buried(body: bytes, searchable_at: int, died_at: int) -> Tombstone:
     """The tombstone of a row whose time is over: its texts and attributes are let go."""
-    rest = replace(update_of(entry), op=IndexOp.EXPIRE, attributes=None, summary=None, item_text=None)
-    return replace(entry, state=RowState.EXPIRED, slot=NO_SLOT, encoder_id="", body=body_of(rest), died_at=now_ms)
+    rest = replace(update_of(body), op=IndexOp.EXPIRE, attributes=None, summary=None, item_text=None)
+    return tombstone_of(rest, searchable_at, died_at)
 
 
 STATE_OF_OP = {IndexOp.UPSERT: RowState.LIVE, IndexOp.DELETE: RowState.DELETED, IndexOp.EXPIRE: RowState.EXPIRED}
@@ -91,28 +85,6 @@ class Applied:
     stale: int  # not newer than what was known: repeats and latecomers
     refused: tuple[Refusal, ...]
     without_vector: tuple[tuple[int, str], ...]  # (position, why): kept, but its vector could not be
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One id as a snapshot keeps it."""
-
-    body: bytes
-    searchable_at: int
-    died_at: int
-    refused_vector: bool
-    vector: Vector | None
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """The whole store at one epoch, its rows pinned until `release` is called."""
-
-    epoch: int
-    space_id: str
-    entries: tuple[Entry, ...]
-    table: Table
-    release: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The rows of a store: pages, what places rows in them, what their codes mean, and what all of it takes.
 
-    put       admits an update's row, finds it a slot, and writes attributes and vector where no reader can see them
-    flush     the vectors that were put go into the planes, many at once
+    put       admits an update's row, finds it a slot, and takes its attributes and vector
+    flush     what was put goes into the pages, many rows at once, where no reader can see them
     reveal    the blocks' zones take the rows in, and they are counted: the store publishes them next
     hide      rows that the store is about to end are no longer counted
     empty     nobody can see these rows any more: codes are given back, slots are free
@@ -12,22 +12,28 @@ says the same of the rows that they see, whatever the writer does meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from penstock.retrieval.store import columns, content
 from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.overflow import Overflow
-from penstock.retrieval.store.page import BLOCK, NEVER, Longs
-from penstock.retrieval.store.pages import Pages, Table
+from penstock.retrieval.store.page import BLOCK, KEYWORD_FIELDS, NEVER, Codes, Longs, split
+from penstock.retrieval.store.pages import Pages, Space, Table
 from penstock.retrieval.store.placement import WEEK_MS, Placement
-from penstock.retrieval.store.planes import DENSE, REFUSED, STAGE, Planes
+from penstock.retrieval.store.planes import DENSE, REFUSED, SKETCH, STAGE, Planes
 from penstock.retrieval.store.vocabulary import Dictionaries, Vocabulary
 from penstock.schemas.events import IndexUpdate, Vector
 
-COUNTRY = "location.country"
+COUNTRY = KEYWORD_FIELDS.index("location.country")
 _KINDS = np.arange(8)  # what a row may hold: bits DENSE, SKETCH, REFUSED
+_TEXT = sys.getsizeof("")
+
+T = TypeVar("T", str, bytes)
 
 
 class Rows:
@@ -36,15 +42,21 @@ class Rows:
     def __init__(self, page_rows: int, memory_bytes: int | None, hash_id: Callable[[str], int]) -> None:
         self.words = Dictionaries(hash_id)
         self.tenants = Vocabulary()
+        self.encoders = Vocabulary()
         self.overflow = Overflow()
         self.ids: list[list[str]] = []  # of each page, by row
+        self.bodies: list[list[bytes]] = []  # likewise: the updates without their vectors (records.py)
+        self.stamps: list[int] = []  # of each page: the epoch in which a row was last born there
         self.checksum = 0  # of the rows that are counted (content.py)
         self._pages = Pages(page_rows)
         self._planes = Planes(self._pages)
+        self._stage = columns.Stage(self.words, self.overflow)
+        self._fixed: list[tuple[int, ...]] = []  # of the rows that were put: slot and what `_write` unpacks
         self._placement = Placement()
         self._memory_bytes = memory_bytes
         self._kinds = np.zeros(len(_KINDS), np.int64)  # rows that are counted, by what they hold
         self._wide: dict[int, set[int]] = {}  # of a page, the blocks that lost rows since they were swept
+        self._text_bytes = 0  # ids and bodies
 
     @property
     def table(self) -> Table:
@@ -77,73 +89,105 @@ class Rows:
     @property
     def bytes_columns(self) -> int:
         """Dictionaries and overflow; the codes are in the pages."""
-        return self.words.nbytes + self.tenants.nbytes + self.overflow.nbytes
+        return self.words.nbytes + self.tenants.nbytes + self.encoders.nbytes + self.overflow.nbytes
 
     @property
     def bytes_rows(self) -> int:
-        """The rest of the pages, their zone maps, ids and placement."""
-        ids = 8 * self.table.capacity
-        return self._pages.nbytes - self._pages.bytes_planes + ids + self._placement.nbytes
+        """The rest of the pages, their zone maps and placement."""
+        return self._pages.nbytes - self._pages.bytes_planes + self._placement.nbytes
+
+    @property
+    def bytes_records(self) -> int:
+        """Ids and bodies."""
+        return 2 * 8 * self.table.capacity + self._text_bytes
 
     @property
     def nbytes(self) -> int:
-        return self.bytes_planes + self.bytes_columns + self.bytes_rows
+        return self.bytes_planes + self.bytes_columns + self.bytes_rows + self.bytes_records
 
     # --- filling -------------------------------------------------------------------------------------------------
 
-    def put(self, update: IndexUpdate, others: int) -> tuple[int, str | None]:
-        """The slot that now holds the row, unseen, and why its vector was left out, if it was.
+    def put(self, update: IndexUpdate, body: bytes, others: int) -> tuple[int, str | None]:
+        """The slot that will hold the row, unseen, and why its vector was left out, if it was.
 
         `others`: bytes that the store holds or will hold besides `nbytes`. Raises OutOfRoom before any memory is
-        taken; whatever else is raised, nothing of the row is left.
+        taken; whatever else is raised, nothing of the row is left. `flush` before anybody may see it.
         """
         if self._planes.waiting >= STAGE:
-            self._planes.flush()
+            self.flush()
         vector, reason = update.vector, None
         if vector is not None:
             reason = self._planes.refusal(vector)
         stored = vector if reason is None else None
-        found = columns.extract(update)
-        slot = self._place((columns.keyword(found.get(COUNTRY, "")), recency(update) // WEEK_MS), others)
-        try:
-            if stored is not None:
-                self._make_planes(stored, others)
-            page, row = self.table.at(slot)
-            page.version[row], page.revision[row] = update.version, update.revision
-            page.expires[row] = NEVER if update.expires_at is None else update.expires_at
-            page.recency[row] = recency(update)
-            page.ties[row] = self.words.hash_id(update.posting_id)
-            columns.fill(page, row, found, self.words, self.overflow)
-        except BaseException:
-            self._placement.give_back(slot)
-            self._planes.settle()
-            raise
-        page.tenant[row] = self.tenants.acquire(update.tenant)
-        self.words.acquire_id(update.posting_id)
-        self.ids[slot // page.rows][row] = update.posting_id
+        attributes = columns.compared(columns.extract(update))
+        when = recency(update)
+        posting_id = update.posting_id
+        texts = _TEXT + len(posting_id) + sys.getsizeof(body)
+        slot = self._place((attributes.keywords[COUNTRY], when // WEEK_MS), others + texts)
         if stored is not None:
-            self._planes.write(page, row, stored)
-        elif vector is not None:
-            page.held[row] = REFUSED
+            try:
+                self._make_planes(stored, others + texts)
+            except OutOfRoom:
+                self._placement.give_back(slot)
+                self._planes.settle()
+                raise
+        number, row = divmod(slot, self.table.page_rows)
+        held, encoder = REFUSED if reason is not None else 0, -1
+        if stored is not None:
+            held = self._planes.take(number, row, stored)
+            encoder = self.encoders.acquire(stored.encoder_id)
+        self._stage.take(slot, attributes)
+        self._fixed.append(
+            (
+                slot,
+                update.version,
+                update.revision,
+                NEVER if update.expires_at is None else update.expires_at,
+                when,
+                self.tenants.acquire(update.tenant),
+                encoder,
+                held,
+                self.words.hash_id(posting_id),
+            )
+        )
+        self.words.acquire_id(posting_id)
+        self.ids[number][row] = posting_id
+        self.bodies[number][row] = body
+        self._text_bytes += sys.getsizeof(posting_id) + sys.getsizeof(body)
         return slot, reason
 
-    def refuse_vector(self, slot: int) -> None:
-        """The row's update had a vector that could not be stored."""
-        page, row = self.table.at(slot)
-        page.held[row] |= REFUSED
-
     def flush(self) -> None:
-        """Before anybody may see what was put."""
+        """Writes what was put. Before anybody may see it."""
+        self._write()
         self._planes.flush()
 
     def forget(self, slots: Longs) -> None:
         """Rows that were put, and will not be revealed after all: all since the last flush among them."""
+        self._write()
         self._planes.forget()
         self.empty(slots, revealed=False)
+
+    def _write(self) -> None:
+        if not self._fixed:
+            return
+        pages = self.table.pages
+        self._stage.write(pages)
+        *signed, ties = zip(*self._fixed, strict=True)
+        self._fixed = []
+        slots, version, revision, expires, when, tenant, encoder, held = (np.asarray(each, np.int64) for each in signed)
+        hashes = np.asarray(ties, np.uint64)
+        for number, at, rows in split(slots, self.table.page_rows):
+            page = pages[number]
+            page.version[rows], page.revision[rows] = version[at], revision[at]
+            page.expires[rows], page.recency[rows] = expires[at], when[at]
+            page.tenant[rows], page.encoder[rows] = tenant[at], encoder[at]
+            page.held[rows], page.ties[rows] = held[at], hashes[at]
 
     def add_page(self) -> None:
         page = self._pages.add()
         self.ids.append([""] * page.rows)
+        self.bodies.append([b""] * page.rows)
+        self.stamps.append(0)
         self._placement.add(page.rows // BLOCK)
 
     def _make_planes(self, vector: Vector, others: int) -> None:
@@ -157,7 +201,7 @@ class Rows:
         slot = self._placement.take(partition)
         if slot is None:
             try:
-                self._admit(f"a page of {self.table.page_rows:,} rows", self._pages.another(), others)
+                self._admit_page(others)
             except OutOfRoom:
                 slot = self._placement.take(partition, growing=False)
                 if slot is None:
@@ -168,6 +212,10 @@ class Rows:
         assert slot is not None
         return slot
 
+    def _admit_page(self, others: int) -> None:
+        rows = self.table.page_rows
+        self._admit(f"a page of {rows:,} rows", self._pages.another() + 2 * 8 * rows, others)
+
     def _admit(self, what: str, more: int, others: int) -> None:
         if self._memory_bytes is not None:
             held = self.nbytes + others
@@ -176,9 +224,13 @@ class Rows:
 
     # --- living and dying ----------------------------------------------------------------------------------------
 
-    def reveal(self, slots: Longs) -> None:
-        for number, _, rows in self.table.split(slots):
-            self.table.zones[number].widen(rows)
+    def reveal(self, slots: Longs, epoch: int, searchable_at: int) -> None:
+        """`epoch`: in which they are born next."""
+        table = self.table
+        for number, _, rows in table.split(slots):
+            table.pages[number].searchable[rows] = searchable_at
+            table.zones[number].widen(rows)
+            self.stamps[number] = epoch
         self._count(slots, 1)
 
     def hide(self, slots: Longs) -> None:
@@ -202,16 +254,21 @@ class Rows:
     def empty(self, slots: Longs, *, revealed: bool = True) -> None:
         table = self.table
         for number, _, rows in table.split(slots):
-            page, ids = table.pages[number], self.ids[number]
+            page, ids, bodies = table.pages[number], self.ids[number], self.bodies[number]
             columns.clear(page, rows, self.words, self.overflow)
             self._planes.clear(page, rows)
             page.birth[rows] = NEVER
             page.death[rows] = 0
             for code in page.tenant[rows].tolist():
                 self.tenants.release(code)
+            for code in page.encoder[rows].tolist():
+                if code >= 0:
+                    self.encoders.release(code)
             for row in rows.tolist():
-                self.words.release_id(ids[row])
-                ids[row] = ""
+                posting_id = ids[row]
+                self.words.release_id(posting_id)
+                self._text_bytes -= sys.getsizeof(posting_id) + sys.getsizeof(bodies[row])
+                ids[row], bodies[row] = "", b""
                 self._placement.give_back(page.first + row)
             if revealed:
                 table.zones[number].free(rows)
@@ -223,8 +280,104 @@ class Rows:
             self.table.zones[number].sweep(np.asarray(sorted(blocks), np.int64))
         self._wide.clear()
 
+    # --- restoring -----------------------------------------------------------------------------------------------
+
+    def adopt(self, space: Space | None) -> None:
+        """The space of what `restore` will bring. Raises OutOfRoom when a page of it cannot be held."""
+        self._pages.adopt(space)
+
+    def restore(
+        self,
+        slots: Longs,
+        live: npt.NDArray[np.bool_],
+        arrays: Mapping[str, npt.NDArray[Any]],
+        texts: tuple[Sequence[str], Sequence[bytes]],
+        epoch: int,
+    ) -> None:
+        """Rows as `Page.arrays` and the planes have them, at ascending slots of empty pages; born are those that are
+        `live`. `texts`: their ids and bodies. Raises OutOfRoom. `settle` after the last."""
+        if not len(slots):
+            return
+        while self.table.capacity <= slots[-1]:
+            self._admit_page(0)
+            self.add_page()
+        self._text_bytes += sum(sum(map(sys.getsizeof, some)) for some in texts)
+        self._text_bytes -= (len(slots) - int(live.sum())) * (_TEXT + sys.getsizeof(b""))
+        self._admit("what a snapshot kept", 0, 0)
+        for number, at, rows in split(slots, self.table.page_rows):
+            page, begin = self.table.pages[number], int(at[0])
+            some, end = live[at], begin + len(at)
+            page.restore(_span(rows), {name: values[begin:end] for name, values in arrays.items()})
+            page.wipe(rows[~some])
+            page.birth[rows[some]] = epoch
+            page.death[rows[some]] = NEVER
+            self.stamps[number] = epoch
+            for kept, texts_of in zip((self.ids[number], self.bodies[number]), texts, strict=True):
+                _put_back(kept, rows, texts_of[begin:end])
+
+    def settle(self, words: Mapping[str, Sequence[str | None]], overflow: Mapping[str, tuple[Longs, Codes]]) -> None:
+        """After the last `restore`: codes, zones and places follow from the rows. Every birth is of a live row."""
+        table = self.table
+        born = [np.flatnonzero(page.birth != NEVER) for page in table.pages]
+        parts = list(zip(table.pages, born, strict=True))
+        for field, vocabulary in self.words.of.items():
+            codes = [page.codes_of(field)[rows] for page, rows in parts]
+            codes.append(overflow[field][1] if field in overflow else np.zeros(0, np.int32))
+            vocabulary.restore(words[field], _uses(codes, len(words[field])))
+        for name, vocabulary in (("tenant", self.tenants), ("encoder", self.encoders)):
+            known = words[f"{name}s"]
+            vocabulary.restore(known, _uses([getattr(page, name)[rows] for page, rows in parts], len(known)))
+        for field, (owners, codes) in overflow.items():
+            self.overflow.restore(field, owners, codes)
+        countries = words[KEYWORD_FIELDS[COUNTRY]]
+        for number, (page, rows) in enumerate(parts):
+            table.zones[number].widen(rows)
+            self._kinds += np.bincount(page.held[rows], minlength=len(_KINDS))
+            self._planes.rows += int((page.held[rows] & (DENSE | SKETCH) > 0).sum())
+            self.words.acquire_ids(self.ids[number][row] for row in rows.tolist())
+            blocks, first = np.unique(rows // BLOCK, return_index=True)
+            free = np.packbits(~table.zones[number].taken.reshape(-1, BLOCK)[blocks], axis=1, bitorder="little")
+            where = page.codes[KEYWORD_FIELDS[COUNTRY]][rows[first]].tolist()
+            weeks = (page.recency[rows[first]] // WEEK_MS).tolist()
+            self._placement.restore(
+                {
+                    page.first // BLOCK + block: (
+                        ((countries[code] or "") if code >= 0 else "", week),
+                        int.from_bytes(bits.tobytes(), "little"),
+                    )
+                    for block, code, week, bits in zip(blocks.tolist(), where, weeks, free, strict=True)
+                }
+            )
+
+    def hashes_of(self, slots: Iterable[int]) -> list[int]:
+        """The hash of each row's id."""
+        hashes: list[int] = self.table.take("ties", np.fromiter(slots, np.int64)).tolist()
+        return hashes
+
 
 def recency(update: IndexUpdate) -> int:
     """Epoch ms: what orders postings without a query."""
     assert update.attributes is not None
     return update.produced_at if update.attributes.posted_at is None else update.attributes.posted_at
+
+
+def _span(rows: Longs) -> slice | Longs:
+    """The same rows (ascending), as a slice where they are one."""
+    return slice(int(rows[0]), int(rows[-1]) + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows
+
+
+def _put_back(kept: list[T], rows: Longs, texts: Sequence[T]) -> None:
+    span = _span(rows)
+    if isinstance(span, slice):
+        kept[span] = texts
+    else:
+        for row, text in zip(rows.tolist(), texts, strict=True):
+            kept[row] = text
+
+
+def _uses(parts: Sequence[Codes], count: int) -> list[int]:
+    """How often each code below `count` is used."""
+    uses = np.zeros(count, np.int64)
+    for codes in parts:
+        uses += np.bincount(codes[codes >= 0], minlength=count)
+    return uses.tolist()

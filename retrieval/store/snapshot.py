@@ -1,48 +1,49 @@
-"""Snapshots: a whole store and the Kafka offsets it covers, in one checksummed file that appears by rename.
+"""Snapshots: a whole store and the Kafka offsets it covers, in checksummed files, whole from the moment they appear.
 
-    file      MAGIC | sections … | manifest (JSON) | manifest's length, 8 bytes | its BLAKE2b, 16 bytes | MAGIC
+    snapshot-<epoch>.penstock   what the store's `Format` says of everything at that epoch, and which parts it needs
+    part-<key>.penstock         what changes together and seldom, as a page of rows: shared by snapshots that need it
 
-What the sections are, the store's `Format` says. That of postings (`POSTINGS`):
+    file      MAGIC | sections … | manifest (JSON) | manifest's length, 8 bytes | its SHA-256, 32 bytes | MAGIC
 
-    sections  fixed: int64 [n, 5]   body length, searchable at, died at, planes held, encoder's number
-              bodies: n updates, framed Avro, their vectors left out
-              dense: bfloat16 [m, D] and sketch: int8 [r, L], of the rows that hold them, in order
+A part's key names its content, so a snapshot writes only the parts whose key is new. Order makes it atomic: parts are
+written, synced and renamed first, then the snapshot, then what nobody needs any more goes. Whatever moment a writer is
+killed at, the newest snapshot in the folder is whole.
 
-Every section's length and BLAKE2b stand in the manifest, so a torn or altered file is known before any of it is used.
-The newest two are kept. A corrupt one is set aside under another name, never tried again and never in the way.
+Every section's length and SHA-256 stand in its file's manifest, and every part's manifest by its SHA-256 in the
+snapshot's, so a torn, altered or exchanged file is known before any of it is used. The newest two snapshots are kept. A
+corrupt one is set aside under another name, never tried again and never in the way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from penstock.retrieval.store.errors import SnapshotCorrupt
-from penstock.retrieval.store.pages import Table
-from penstock.retrieval.store.planes import DENSE, REFUSED, SKETCH
-from penstock.retrieval.store.records import NO_SLOT, Capture, Kept
-from penstock.schemas.events import Vector
 
-MAGIC = b"PENSTOCK-SNAP-1\n"
+MAGIC = b"PENSTOCK-SNAP-2\n"
 KEEP = 2
-CHUNK = 4_096  # rows copied out of the planes at a time
-_TAIL = struct.Struct(f"<Q16s{len(MAGIC)}s")
+PIECE = 1 << 20  # bytes written, then a rest where the pace asks for one
+READERS = 2  # files checked at a time
+_TAIL = struct.Struct(f"<Q32s{len(MAGIC)}s")
 
 K = TypeVar("K")
 K_co = TypeVar("K_co", covariant=True)
 K_contra = TypeVar("K_contra", contravariant=True)
 X = TypeVar("X", bound="Captured")
 X_contra = TypeVar("X_contra", bound="Captured", contravariant=True)
+
+Sections = Mapping[str, Iterable[bytes]]  # to write
+Pieces = Mapping[str, memoryview]  # as read
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,36 +63,63 @@ class Restored:
     problems: tuple[str, ...]  # snapshots that could not be used, and why
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of a store changes together."""
+
+    key: str  # of two parts of one store with the same key either may stand for the other
+    about: dict[str, Any]  # what the snapshot says of it
+    sections: Callable[[], tuple[Sections, dict[str, Any]]]  # and what its own manifest says besides
+
+
 class Captured(Protocol):
     """A store at one epoch, held until released."""
 
     @property
     def epoch(self) -> int: ...
 
-    def release(self) -> None: ...
+    @property
+    def release(self) -> Callable[[], None]: ...
 
 
 class Format(Protocol[X_contra, K_co]):
     """How one kind of store is laid out in a snapshot: a capture of type X, what was kept of type K."""
 
-    def sections(self, capture: X_contra) -> tuple[dict[str, Iterable[bytes]], dict[str, Any]]:
-        """The sections by name, and what the manifest says besides."""
+    def parts(self, capture: X_contra) -> Sequence[Part]:
+        """What may be on the disk already."""
 
-    def kept(self, manifest: dict[str, Any], parts: dict[str, bytes]) -> Iterator[K_co]:
-        """What the sections hold."""
+    def sections(self, capture: X_contra) -> tuple[Sections, dict[str, Any]]:
+        """The rest by name, and what the manifest says besides."""
+
+    def kept(self, manifest: dict[str, Any], sections: Pieces, parts: Sequence[tuple[dict[str, Any], Pieces]]) -> K_co:
+        """What was written. Of each part: what was said of it, and its sections. Raises SnapshotCorrupt."""
 
 
 class Restorable(Protocol[K_contra]):
-    def restore(self, kept: Iterable[K_contra]) -> None:
+    def restore(self, kept: K_contra) -> None:
         """Fills an empty store with what a snapshot kept."""
 
 
-class Snapshots(Generic[X, K]):
-    """A folder of snapshots of one store. One thread writes at a time."""
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A file that this process wrote or has found whole."""
 
-    def __init__(self, folder: Path, form: Format[X, K]) -> None:
+    name: str
+    bytes: int
+    manifest: str  # its SHA-256
+
+
+class Snapshots(Generic[X, K]):
+    """A folder of snapshots of one store. One thread writes at a time.
+
+    `bytes_per_s`: how fast it writes while the store serves; None: as fast as it can.
+    """
+
+    def __init__(self, folder: Path, form: Format[X, K], bytes_per_s: float | None = None) -> None:
         self.folder = folder
         self._form = form
+        self._bytes_per_s = bytes_per_s
+        self._whole: dict[str, _Written] = {}  # parts by key
         folder.mkdir(parents=True, exist_ok=True)
         for torn in folder.glob("*.tmp"):  # a writer that was killed
             torn.unlink()
@@ -100,22 +128,35 @@ class Snapshots(Generic[X, K]):
         """Newest first."""
         return sorted(self.folder.glob("snapshot-*.penstock"), reverse=True)
 
-    def write(self, capture: X, covered: Covered) -> Path:
-        """Writes a capture and releases it; older snapshots but one go. Raises OSError when the disk refuses."""
-        final = self.folder / f"snapshot-{capture.epoch:020d}.penstock"
-        draft = final.with_suffix(".tmp")
+    def write(self, capture: X, covered: Covered, *, hurry: bool = False) -> Path:
+        """Writes a capture and releases it; what no snapshot needs any more goes. `hurry`: without resting.
+
+        Raises OSError when the disk refuses.
+        """
+        pace = _Pace(None if hurry else self._bytes_per_s)
         try:
-            with draft.open("wb") as out:
-                _write(out, capture.epoch, *self._form.sections(capture), covered)
-                out.flush()
-                os.fsync(out.fileno())
-            draft.replace(final)
+            parts = []
+            for part in self._form.parts(capture):
+                whole = self._whole.get(part.key)
+                if whole is None:
+                    whole = self._whole[part.key] = self._write(f"part-{part.key}", *part.sections(), pace)
+                parts.append(
+                    {"file": whole.name, "bytes": whole.bytes, "manifest": whole.manifest, "about": part.about}
+                )
+            sections, more = self._form.sections(capture)
+            manifest = {
+                "epoch": capture.epoch,
+                **more,
+                "offsets": {str(partition): offset for partition, offset in covered.offsets.items()},
+                "log_id": covered.log_id,
+                "parts": parts,
+            }
+            _sync_folder(self.folder)
+            final = self.folder / self._write(f"snapshot-{capture.epoch:020d}", sections, manifest, pace).name
             _sync_folder(self.folder)
         finally:
             capture.release()
-            draft.unlink(missing_ok=True)
-        for old in self.paths()[KEEP:]:
-            old.unlink()
+        self._tidy()
         return final
 
     def restore(self, store: Restorable[K]) -> Restored:
@@ -123,14 +164,45 @@ class Snapshots(Generic[X, K]):
         problems = []
         for path in self.paths():
             try:
-                kept, covered = read(path, self._form)
+                kept, covered, parts = _read(path, self._form)
             except SnapshotCorrupt as error:
                 problems.append(str(error))
                 self._set_aside(path)
                 continue
             store.restore(kept)
+            self._whole = parts
             return Restored(covered, path, tuple(problems))
         return Restored(None, None, tuple(problems))
+
+    def _write(self, name: str, sections: Sections, more: Mapping[str, Any], pace: _Pace) -> _Written:
+        final = self.folder / f"{name}.penstock"
+        draft = final.with_suffix(".tmp")
+        try:
+            with draft.open("wb") as out:
+                digest = _write_file(out, sections, more, pace)
+                size = out.tell()
+                out.flush()
+                os.fsync(out.fileno())
+            draft.replace(final)
+        finally:
+            draft.unlink(missing_ok=True)
+        return _Written(final.name, size, digest)
+
+    def _tidy(self) -> None:
+        """Older snapshots but one go, and then the parts that none of those left names."""
+        for old in self.paths()[KEEP:]:
+            old.unlink()
+        needed = set()
+        for path in self.paths():
+            try:
+                with path.open("rb") as file:
+                    needed |= {part["file"] for part in _manifest(path, file)[0]["parts"]}
+            except SnapshotCorrupt:
+                continue  # the next start names it
+        for part in self.folder.glob("part-*.penstock"):
+            if part.name not in needed:
+                part.unlink()
+        self._whole = {key: whole for key, whole in self._whole.items() if whole.name in needed}
 
     def _set_aside(self, path: Path) -> None:
         """Out of the way of the next start, and kept for whoever looks into it; one such file at a time."""
@@ -139,35 +211,41 @@ class Snapshots(Generic[X, K]):
         path.replace(path.with_suffix(".corrupt"))
 
 
-# --- writing -----------------------------------------------------------------------------------------------------
+class _Pace:
+    """Rests between pieces, so that a scan beside it keeps its processor time."""
+
+    def __init__(self, bytes_per_s: float | None) -> None:
+        self._per_s = bytes_per_s
+        self._waiting = 0
+
+    def wrote(self, count: int) -> None:
+        self._waiting += count
+        if self._per_s is not None and self._waiting >= PIECE:
+            time.sleep(self._waiting / self._per_s)
+            self._waiting = 0
 
 
-def _write(
-    out: IO[bytes], epoch: int, sections: Mapping[str, Iterable[bytes]], more: Mapping[str, Any], covered: Covered
-) -> None:
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def _write_file(out: IO[bytes], sections: Sections, more: Mapping[str, Any], pace: _Pace) -> str:
+    """SHA-256 of the manifest."""
     out.write(MAGIC)
-    manifest = {
-        "epoch": epoch,
-        **more,
-        "offsets": {str(partition): offset for partition, offset in covered.offsets.items()},
-        "log_id": covered.log_id,
-        "sections": [_section(out, name, parts) for name, parts in sections.items()],
-    }
+    manifest = {**more, "sections": [_section(out, name, parts, pace) for name, parts in sections.items()]}
     text = json.dumps(manifest).encode()
-    out.write(text + _TAIL.pack(len(text), _digest(text), MAGIC))
+    digest = hashlib.sha256(text)
+    out.write(text + _TAIL.pack(len(text), digest.digest(), MAGIC))
+    return digest.hexdigest()
 
 
-def _section(out: IO[bytes], name: str, parts: Iterable[bytes]) -> dict[str, Any]:
-    digest, length = hashlib.blake2b(digest_size=16), 0
+def _section(out: IO[bytes], name: str, parts: Iterable[bytes], pace: _Pace) -> dict[str, Any]:
+    digest, length = hashlib.sha256(), 0
     for part in parts:
         out.write(part)
         digest.update(part)
         length += len(part)
-    return {"name": name, "bytes": length, "blake2b": digest.hexdigest()}
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+        pace.wrote(len(part))
+    return {"name": name, "bytes": length, "sha256": digest.hexdigest()}
 
 
 def _sync_folder(folder: Path) -> None:
@@ -178,25 +256,62 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
-
-
-def read(path: Path, form: Format[X, K]) -> tuple[Iterator[K], Covered]:
+def read(path: Path, form: Format[X, K]) -> tuple[K, Covered]:
     """What a snapshot kept, and what it covers. Raises SnapshotCorrupt before anything of it is used."""
-    with path.open("rb") as file:
-        manifest = _manifest(path, file)
-        file.seek(len(MAGIC))
-        parts = {}
-        for section in manifest["sections"]:
-            data = file.read(section["bytes"])
-            if _digest(data).hex() != section["blake2b"]:
-                raise SnapshotCorrupt(f"{path}: section {section['name']} is not what was written")
-            parts[section["name"]] = data
+    kept, covered, _ = _read(path, form)
+    return kept, covered
+
+
+def _read(path: Path, form: Format[X, K]) -> tuple[K, Covered, dict[str, _Written]]:
+    manifest, sections, _ = _checked(path)
+    abouts = [part["about"] for part in manifest["parts"]]
+    with ThreadPoolExecutor(READERS, "snapshot") as pool:
+        found = list(pool.map(lambda part: _checked_part(path, part), manifest["parts"]))
     offsets = {int(partition): offset for partition, offset in manifest["offsets"].items()}
-    return form.kept(manifest, parts), Covered(offsets, manifest["log_id"])
+    try:
+        parts = [({**about, **more}, pieces) for about, (more, pieces) in zip(abouts, found, strict=True)]
+        kept = form.kept(manifest, sections, parts)
+    except SnapshotCorrupt as error:
+        raise SnapshotCorrupt(f"{path}: {error}") from error
+    whole = {
+        part["file"].removeprefix("part-").removesuffix(".penstock"): _Written(
+            part["file"], part["bytes"], part["manifest"]
+        )
+        for part in manifest["parts"]
+    }
+    return kept, Covered(offsets, manifest["log_id"]), whole
 
 
-def _manifest(path: Path, file: IO[bytes]) -> dict[str, Any]:
+def _checked_part(snapshot: Path, part: dict[str, Any]) -> tuple[dict[str, Any], Pieces]:
+    path = snapshot.with_name(part["file"])
+    try:
+        manifest, sections, digest = _checked(path)
+    except FileNotFoundError as error:
+        raise SnapshotCorrupt(f"{snapshot}: {path.name}, which it needs, is not there") from error
+    except SnapshotCorrupt as error:
+        raise SnapshotCorrupt(f"{snapshot}: {error}") from error
+    if digest != part["manifest"]:
+        raise SnapshotCorrupt(f"{snapshot}: {path.name} is not the one that it was written with")
+    return manifest, sections
+
+
+def _checked(path: Path) -> tuple[dict[str, Any], Pieces, str]:
+    """The manifest, the sections, which lie in the file and are read when they are looked at, and the manifest's
+    SHA-256. Raises SnapshotCorrupt."""
+    with path.open("rb") as file:
+        manifest, digest = _manifest(path, file)
+        whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    sections, at = {}, len(MAGIC)
+    for section in manifest["sections"]:
+        data = whole[at : at + section["bytes"]]
+        at += section["bytes"]
+        if hashlib.sha256(data).hexdigest() != section["sha256"]:
+            raise SnapshotCorrupt(f"{path}: section {section['name']} is not what was written")
+        sections[section["name"]] = data
+    return manifest, sections, digest
+
+
+def _manifest(path: Path, file: IO[bytes]) -> tuple[dict[str, Any], str]:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if file.read(len(MAGIC)) != MAGIC:
@@ -209,84 +324,11 @@ def _manifest(path: Path, file: IO[bytes]) -> dict[str, Any]:
         raise SnapshotCorrupt(f"{path}: cut short, or its end altered ({size} bytes)")
     file.seek(size - _TAIL.size - length)
     text = file.read(length)
-    if _digest(text) != digest:
+    found = hashlib.sha256(text)
+    if found.digest() != digest:
         raise SnapshotCorrupt(f"{path}: the manifest is not what was written")
     manifest: dict[str, Any] = json.loads(text)
     written = len(MAGIC) + sum(section["bytes"] for section in manifest["sections"]) + length + _TAIL.size
     if written != size:
         raise SnapshotCorrupt(f"{path}: {size} bytes, {written} were written")
-    return manifest
-
-
-# --- postings ----------------------------------------------------------------------------------------------------
-
-
-class _Postings:
-    """The format of the postings' store."""
-
-    def sections(self, capture: Capture) -> tuple[dict[str, Iterable[bytes]], dict[str, Any]]:
-        entries = sorted(capture.entries, key=lambda entry: entry.slot)  # rows are then read in their order
-        table = capture.table
-        slots = np.asarray([entry.slot for entry in entries], np.int64)
-        filled = slots != NO_SLOT
-        held = np.zeros(len(entries), np.int64)
-        held[filled] = table.take("held", slots[filled])
-        encoders = {encoder: number for number, encoder in enumerate(dict.fromkeys(e.encoder_id for e in entries))}
-        fixed = np.asarray(
-            [
-                (len(entry.body), entry.searchable_at, entry.died_at, planes, encoders[entry.encoder_id])
-                for entry, planes in zip(entries, held.tolist(), strict=True)
-            ],
-            "<i8",
-        ).reshape(len(entries), 5)
-        sections: dict[str, Iterable[bytes]] = {
-            "fixed": [fixed.tobytes()],
-            "bodies": (entry.body for entry in entries),
-            "dense": _rows(table, "dense", slots[(held & DENSE) > 0]),
-            "sketch": _rows(table, "sketch", slots[(held & SKETCH) > 0]),
-        }
-        return sections, {
-            "space_id": capture.space_id,
-            "widths": [table.space.dense, table.space.sketch] if table.space is not None else [0, 0],
-            "entries": len(entries),
-            "encoders": list(encoders),
-        }
-
-    def kept(self, manifest: dict[str, Any], parts: dict[str, bytes]) -> Iterator[Kept]:
-        fixed = np.frombuffer(parts["fixed"], "<i8").reshape(manifest["entries"], 5)
-        bodies, planes = memoryview(parts["bodies"]), (memoryview(parts["dense"]), memoryview(parts["sketch"]))
-        sizes = (2 * manifest["widths"][0], manifest["widths"][1])
-        body_at, plane_at = 0, [0, 0]
-        for length, searchable_at, died_at, held, encoder in fixed.tolist():
-            taken: list[bytes | None] = [None, None]
-            for part, bit in enumerate((DENSE, SKETCH)):
-                if held & bit:
-                    taken[part] = bytes(planes[part][plane_at[part] : plane_at[part] + sizes[part]])
-                    plane_at[part] += sizes[part]
-            encoder_id = manifest["encoders"][encoder]
-            vector = None
-            if held & (DENSE | SKETCH):
-                vector = Vector(
-                    space_id=manifest["space_id"], encoder_id=encoder_id, dense=taken[0] or b"", sketch=taken[1]
-                )
-            yield Kept(
-                body=bytes(bodies[body_at : body_at + length]),
-                searchable_at=searchable_at,
-                died_at=died_at,
-                refused_vector=bool(held & REFUSED),
-                vector=vector,
-            )
-            body_at += length
-
-
-POSTINGS: Format[Capture, Kept] = _Postings()
-
-
-def _rows(table: Table, plane: str, slots: npt.NDArray[np.int64]) -> Iterator[bytes]:
-    """The rows of a plane at ascending slots."""
-    for number, _, rows in table.split(slots):
-        values = getattr(table.pages[number], plane)
-        raw = values.view(torch.int16) if values.dtype == torch.bfloat16 else values
-        for start in range(0, len(rows), CHUNK):
-            some = raw[torch.from_numpy(rows[start : start + CHUNK])].numpy()
-            yield some.astype(some.dtype.newbyteorder("<")).tobytes()
+    return manifest, found.hexdigest()

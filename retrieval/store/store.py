@@ -5,13 +5,13 @@ How an update becomes visible:
     1. order     a batch is reduced to the newest (version, revision) of each id; what is not newer is stale
     2. admit     a row that does not fit into the memory given is refused, with the numbers, before any is taken
     3. fill      each row goes into a slot that no reader can see: attributes, vectors; then its block's zone widens
-    4. publish   under the lock, in one step: births, deaths, entries and the epoch change, and waiters wake
+    4. publish   under the lock, in one step: births, deaths, what is known of ids and the epoch change; waiters wake
     5. retire    a dead row's slot is used again once no reader is pinned to an epoch that saw it, and a while after
 
 A reader pins an epoch, takes the page table, and works without the lock on rows that cannot change (`reading.py`).
 
 State has one owner: `_writing` serialises the writer (apply, reclaim, capture, restore); `_lock` guards what readers
-read together (births, deaths, entries, epoch, pins). Order: `_writing` before `_lock`.
+read together (births, deaths, `_known`, `_tombstones`, epoch, pins). Order: `_writing` before `_lock`.
 
 Where it stands: life-of-a-posting.md, step 6. The arrays: docs/retrieval.md.
 """
@@ -21,9 +21,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,31 +34,31 @@ from penstock.retrieval.search.program import compile_tree
 from penstock.retrieval.store import reading
 from penstock.retrieval.store.errors import EpochGone, HashCollision, OutOfRoom
 from penstock.retrieval.store.ordering import reduce_batch
-from penstock.retrieval.store.page import PAGE_ROWS, Longs
+from penstock.retrieval.store.page import PAGE_ROWS
 from penstock.retrieval.store.planes import read
 from penstock.retrieval.store.reading import Pin, Scope
 from penstock.retrieval.store.records import (
     NO_SLOT,
-    STATE_OF_OP,
     Applied,
     Ask,
-    Capture,
-    Entry,
-    Kept,
     Refusal,
     SearchResult,
     StoreCounts,
+    Tombstone,
     body_of,
     buried,
-    update_kept,
+    tombstone_of,
     update_of,
 )
 from penstock.retrieval.store.rows import Rows
+from penstock.retrieval.store.slabs import Capture, Contents, captured, restored
 from penstock.retrieval.store.slots import Slots
-from penstock.schemas.events import Filter, IndexUpdate, QueryVector, Vector
+from penstock.schemas.events import Filter, IndexOp, IndexUpdate, QueryVector, Vector
 from penstock.schemas.rpc import Row, RowState
 
 DAY_MS = 86_400_000
+# Of an id, besides its row: a slot and a hash as Python objects, and at most 64 bytes in each of two dictionaries.
+ID_BYTES = 32 + 40 + 2 * 64
 
 
 def _wall_clock_ms() -> int:
@@ -91,12 +91,13 @@ class Store:
         self._epoch = first_epoch
         self._oldest = first_epoch  # the oldest epoch that can still be read
         self._pins: Counter[int] = Counter()
-        self._entries: dict[str, Entry] = {}
+        self._known: dict[str, int] = {}  # id -> slot of its live row; NO_SLOT: it has a tombstone
+        self._tombstones: dict[str, Tombstone] = {}
         self._by_hash: dict[int, str] = {}
         self._graves: deque[tuple[int, str]] = deque()  # (died at, id), in the order of death
         self._rows = Rows(page_rows, memory_bytes, hash_id)
         self._slots = Slots()
-        self._record_bytes = 0
+        self._grave_bytes = 0
         self._stale = 0
         self._collisions = 0
         self._tombstone_window_ms = tombstone_window_ms
@@ -132,32 +133,37 @@ class Store:
         that nothing of the batch was applied.
         """
         with self._writing:
-            batch = reduce_batch(updates, self._entries, self._by_hash, self._hash_id)
+            batch = reduce_batch(updates, self._age, self._by_hash, self._hash_id)
             self._collisions += sum(isinstance(refusal.error, HashCollision) for refusal in batch.refused)
-            drafts: list[Entry] = []
+            born: dict[str, int] = {}
+            deleted: list[IndexUpdate] = []
             without_vector = []
             no_room: dict[str, OutOfRoom] = {}
             try:
                 self._retire(now_ms)
-                others = self._record_bytes
+                others = self._bytes_of_ids()
                 for posting_id, position in batch.newest.items():
+                    update = updates[position]
+                    if update.op is not IndexOp.UPSERT:
+                        deleted.append(update)
+                        continue
                     try:
-                        draft, reason = self._fill(updates[position], now_ms, others)
+                        born[posting_id], reason = self._rows.put(update, body_of(update), others + ID_BYTES)
                     except OutOfRoom as error:
                         no_room[posting_id] = error
                         continue
-                    others += draft.nbytes
-                    drafts.append(draft)
+                    others += 0 if posting_id in self._known else ID_BYTES
                     if reason is not None:
                         without_vector.append((position, reason))
                 self._rows.flush()
             except BaseException:
-                self._rows.forget(_slots_of(drafts))
+                self._rows.forget(np.asarray(list(born.values()), np.int64))
                 raise
             self._stale += batch.stale
             published_at = self._clock()
-            if drafts:
-                self._publish([replace(draft, searchable_at=published_at) for draft in drafts], (), now_ms)
+            if born or deleted:
+                graves = [tombstone_of(update, published_at, now_ms) for update in deleted]
+                self._publish(born, graves, (), now_ms, published_at)
             refused = list(batch.refused)
             accepted = []
             for position in batch.accepted:
@@ -178,73 +184,86 @@ class Store:
         Returns how many rows and tombstones went. What any reader sees does not change.
         """
         with self._writing:
-            over = self._rows.expired(now_ms - self._expiry_grace_ms, self._epoch)
-            graves = [buried(self._entries[posting_id], now_ms) for posting_id in over]
+            graves = []
+            for posting_id in self._rows.expired(now_ms - self._expiry_grace_ms, self._epoch):
+                slot = self._known[posting_id]
+                page, row = self._rows.table.at(slot)
+                graves.append(buried(self._body(slot), int(page.searchable[row]), now_ms))
             ended = []
             while self._graves and self._graves[0][0] <= now_ms - self._tombstone_window_ms:
                 died_at, posting_id = self._graves.popleft()
-                entry = self._entries.get(posting_id)
-                if entry is not None and entry.state is not RowState.LIVE and entry.died_at == died_at:
-                    ended.append(entry)
+                grave = self._tombstones.get(posting_id)
+                if grave is not None and grave.died_at == died_at:
+                    ended.append(grave)
             if graves or ended:
-                self._publish(graves, ended, now_ms)
+                self._publish({}, graves, ended, now_ms, 0)
             self._retire(now_ms)
             self._rows.sweep()
             return len(graves) + len(ended)
 
-    def _fill(
-        self, update: IndexUpdate, now_ms: int, others: int, body: bytes | None = None
-    ) -> tuple[Entry, str | None]:
-        """The entry of an update, its row written into an unseen slot; and why its vector was left out, if it was.
+    def _age(self, posting_id: str) -> tuple[int, int] | None:
+        """(version, revision) of what is known of an id."""
+        slot = self._known.get(posting_id)
+        if slot is None:
+            return None
+        if slot == NO_SLOT:
+            return self._tombstones[posting_id].age
+        page, row = self._rows.table.at(slot)
+        return int(page.version[row]), int(page.revision[row])
 
-        `others`: bytes of what is known besides the rows. Raises OutOfRoom, but not of a deletion: it makes room.
-        """
-        state = STATE_OF_OP[update.op]
-        entry = Entry(
-            posting_id=update.posting_id,
-            version=update.version,
-            revision=update.revision,
-            state=state,
-            slot=NO_SLOT,
-            expires_at=update.expires_at,
-            encoder_id="",
-            body=body_of(update) if body is None else body,
-            searchable_at=0,
-            died_at=0 if state is RowState.LIVE else now_ms,
-        )
-        if state is not RowState.LIVE:
-            return entry, None
-        slot, reason = self._rows.put(update, others + entry.nbytes)
-        encoder_id = update.vector.encoder_id if update.vector is not None and reason is None else ""
-        return replace(entry, slot=slot, encoder_id=encoder_id), reason
+    def _body(self, slot: int) -> bytes:
+        number, row = divmod(slot, self._rows.table.page_rows)
+        return self._rows.bodies[number][row]
 
-    def _publish(self, entries: Sequence[Entry], ended: Iterable[Entry], now_ms: int) -> None:
-        """One step for readers: these entries replace what was known of their ids, the ended ones go."""
+    def _publish(
+        self,
+        born: Mapping[str, int],
+        graves: Sequence[Tombstone],
+        ended: Sequence[Tombstone],
+        now_ms: int,
+        published_at: int,
+    ) -> None:
+        """One step for readers: rows (slots by id) and tombstones replace what was known of their ids, the ended go."""
         table = self._rows.table
-        born = _slots_of(entries)
-        dying = _slots_of([known for entry in entries if (known := self._entries.get(entry.posting_id)) is not None])
-        self._rows.reveal(born)
+        slots = np.fromiter(born.values(), np.int64, len(born))
+        known = [self._known.get(posting_id, NO_SLOT) for posting_id in (*born, *(one.posting_id for one in graves))]
+        dying = np.asarray([slot for slot in known if slot != NO_SLOT], np.int64)
+        hashes = {posting_id: self._hash_id(posting_id) for posting_id in born if posting_id not in self._known}
+        self._rows.reveal(slots, self._epoch + 1, published_at)
         self._rows.hide(dying)
         with self._published:
             epoch = self._epoch + 1
             self._slots.kill(table, dying, epoch, now_ms)
-            self._slots.bear(table, born, epoch)
-            for entry in entries:
-                before = self._entries.get(entry.posting_id)
-                if before is not None:
-                    self._record_bytes -= before.nbytes
-                else:
-                    self._by_hash[self._hash_id(entry.posting_id)] = entry.posting_id
-                if entry.slot == NO_SLOT:
-                    self._graves.append((entry.died_at, entry.posting_id))
-                self._entries[entry.posting_id] = entry
-                self._record_bytes += entry.nbytes
-            for entry in ended:
-                del self._entries[entry.posting_id]
-                del self._by_hash[self._hash_id(entry.posting_id)]
-                self._record_bytes -= entry.nbytes
+            self._slots.bear(table, slots, epoch)
+            for posting_id in born:
+                if (before := self._tombstones.pop(posting_id, None)) is not None:
+                    self._grave_bytes -= before.nbytes
+            self._known.update(born)
+            self._by_hash.update((digest, posting_id) for posting_id, digest in hashes.items())
+            for grave in graves:
+                self._bury(grave)
+            for grave in ended:
+                del self._known[grave.posting_id], self._tombstones[grave.posting_id]
+                del self._by_hash[self._hash_id(grave.posting_id)]
+                self._grave_bytes -= grave.nbytes
             self._epoch = epoch
             self._published.notify_all()
+
+    def _bury(self, grave: Tombstone) -> None:
+        posting_id = grave.posting_id
+        before = self._tombstones.get(posting_id)
+        if before is not None:
+            self._grave_bytes -= before.nbytes
+        elif posting_id not in self._known:
+            self._by_hash[self._hash_id(posting_id)] = posting_id
+        self._known[posting_id] = NO_SLOT
+        self._tombstones[posting_id] = grave
+        self._graves.append((grave.died_at, posting_id))
+        self._grave_bytes += grave.nbytes
+
+    def _bytes_of_ids(self) -> int:
+        """Memory of what is known of ids besides their rows."""
+        return ID_BYTES * len(self._known) + self._grave_bytes
 
     def _retire(self, now_ms: int) -> None:
         with self._lock:
@@ -331,32 +350,29 @@ class Store:
 
     def get(self, posting_ids: Sequence[str], *, now_ms: int) -> tuple[Row, ...]:
         """What is held of each id, in order: newest accepted update with its stored vector, state as of `now_ms`."""
-        found: list[tuple[Entry | None, tuple[bytes, bytes | None] | None]] = []
+        rows, found = self._rows, []
         with self._lock:
-            space_id, table = self.space_id, self._rows.table
+            space_id, table = self.space_id, rows.table
             for posting_id in posting_ids:
-                entry = self._entries.get(posting_id)
-                live = entry is not None and entry.slot != NO_SLOT
-                found.append((entry, read(*table.at(entry.slot)) if entry is not None and live else None))
-        out = []
-        for posting_id, (entry, planes) in zip(posting_ids, found, strict=True):
-            if entry is None:
-                out.append(Row(posting_id=posting_id, state=RowState.ABSENT))
-                continue
-            update = update_of(entry)
-            if planes is not None:
-                vector = Vector(space_id=space_id, encoder_id=entry.encoder_id, dense=planes[0], sketch=planes[1])
-                update = replace(update, vector=vector)
-            state = entry.state_at(now_ms)
-            out.append(Row(posting_id=posting_id, state=state, update=update, searchable_at=entry.searchable_at))
-        return tuple(out)
+                slot = self._known.get(posting_id)
+                if slot is None or slot == NO_SLOT:
+                    found.append((self._tombstones.get(posting_id), None))
+                else:
+                    page, row = table.at(slot)
+                    encoder = rows.encoders.word(int(page.encoder[row])) if page.encoder[row] >= 0 else ""
+                    held = _Held(self._body(slot), int(page.expires[row]), int(page.searchable[row]), encoder)
+                    found.append((held, read(page, row)))
+        return tuple(
+            _row_of(posting_id, held, planes, space_id, now_ms)
+            for posting_id, (held, planes) in zip(posting_ids, found, strict=True)
+        )
 
     def await_version(self, posting_id: str, version: int, timeout_s: float) -> bool:
         """Waits until that version of the posting, or a later one, is visible; False when it is not in time."""
 
         def visible() -> bool:
-            entry = self._entries.get(posting_id)
-            return entry is not None and entry.version >= version
+            age = self._age(posting_id)
+            return age is not None and age[0] >= version
 
         with self._published:
             return self._published.wait_for(visible, timeout_s)
@@ -367,7 +383,7 @@ class Store:
             rows = self._rows
             return StoreCounts(
                 live=rows.live,
-                tombstones=len(self._entries) - rows.live,
+                tombstones=len(self._tombstones),
                 held_dead=self._slots.dead,
                 capacity=rows.table.capacity,
                 spare=rows.spare,
@@ -380,7 +396,7 @@ class Store:
                 bytes_planes=rows.bytes_planes,
                 bytes_columns=rows.bytes_columns,
                 bytes_rows=rows.bytes_rows,
-                bytes_records=self._record_bytes,
+                bytes_records=rows.bytes_records + self._bytes_of_ids(),
             )
 
     # --- snapshots -----------------------------------------------------------------------------------------------
@@ -389,33 +405,43 @@ class Store:
         """Everything at the newest epoch, to be written while the store goes on. Call `release` when done."""
         with self._writing, self._lock:
             pin = self._hold(None)
-            return Capture(
-                epoch=pin.epoch,
-                space_id=self.space_id,
-                entries=tuple(self._entries.values()),
-                table=pin.table,
-                release=lambda: self._unpin(pin.epoch),
-            )
+            return captured(self._rows, pin.epoch, self._tombstones.values(), lambda: self._unpin(pin.epoch))
 
-    def restore(self, kept: Iterable[Kept]) -> None:
-        """Fills an empty store with what a snapshot kept, as one epoch. Raises OutOfRoom."""
+    def restore(self, kept: Contents) -> None:
+        """Fills an empty store with what a snapshot kept, as one epoch. Raises OutOfRoom, and WireError where this
+        release cannot read what another wrote."""
         with self._writing:
-            if self._entries:
-                raise ValueError(f"restore needs an empty store, this one holds {len(self._entries)} ids")
-            entries = []
-            others = 0
-            for one in kept:
-                entry, _ = self._fill(update_kept(one), one.died_at, others, one.body)
-                others += entry.nbytes
-                if one.refused_vector:
-                    self._rows.refuse_vector(entry.slot)
-                entries.append(replace(entry, searchable_at=one.searchable_at))
-            self._rows.flush()
-            entries.sort(key=lambda entry: entry.died_at)  # tombstones end in the order in which they began
-            self._publish(entries, (), 0)
-            self._oldest = self._epoch
+            if self._known:
+                raise ValueError(f"restore needs an empty store, this one holds {len(self._known)} ids")
+            epoch = self._epoch + 1
+            self._known = restored(self._rows, kept, epoch)
+            self._by_hash = dict(zip(self._rows.hashes_of(self._known.values()), self._known, strict=True))
+            for grave in sorted(kept.tombstones, key=lambda grave: grave.died_at):  # they end in this order
+                self._bury(grave)
+            self._epoch = self._oldest = epoch
 
 
-def _slots_of(entries: Iterable[Entry]) -> Longs:
-    """int64: the slots of those that have one."""
-    return np.asarray([entry.slot for entry in entries if entry.slot != NO_SLOT], np.int64)
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Of a live row, what its columns and its vector do not say."""
+
+    body: bytes
+    expires: int
+    searchable_at: int
+    encoder_id: str
+
+
+def _row_of(
+    posting_id: str, held: _Held | Tombstone | None, planes: tuple[bytes, bytes | None] | None, space_id: str, now: int
+) -> Row:
+    if held is None:
+        return Row(posting_id=posting_id, state=RowState.ABSENT)
+    update = update_of(held.body)
+    if isinstance(held, Tombstone):
+        return Row(posting_id=posting_id, state=held.state, update=update, searchable_at=held.searchable_at)
+    if planes is not None:
+        vector = Vector(space_id=space_id, encoder_id=held.encoder_id, dense=planes[0], sketch=planes[1])
+        update = replace(update, vector=vector)
+    # Expiry is a predicate on read: from then on a posting is not live, whoever is late to say so.
+    state = RowState.LIVE if now < held.expires else RowState.EXPIRED
+    return Row(posting_id=posting_id, state=state, update=update, searchable_at=held.searchable_at)

@@ -7,7 +7,7 @@ only to rows that those readers cannot see, because rows release their codes aft
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from penstock.retrieval.search.order import stable_hash
 from penstock.retrieval.store.page import KEYWORD_FIELDS, MANY_FIELDS
@@ -22,19 +22,37 @@ class Vocabulary:
         self._uses: list[int] = []
         self._free: list[int] = []
         self._word_bytes = 0
+        self.nbytes = self._measured()  # memory held, as Python counts it
 
     def __len__(self) -> int:
         return len(self._codes)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held, as Python counts it."""
+    def _measured(self) -> int:
         own = sum(sys.getsizeof(held) for held in (self._codes, self._words, self._uses, self._free))
         return own + self._word_bytes
+
+    def words(self) -> list[str | None]:
+        """A copy: the word of each code."""
+        return list(self._words)
+
+    def restore(self, words: Sequence[str | None], uses: Sequence[int]) -> None:
+        """Fills an empty vocabulary: the word of each code, and how often it is used. Words not used are let go."""
+        self._uses = list(uses)
+        self._words = [word if used else None for word, used in zip(words, self._uses, strict=True)]
+        self._codes = {word: code for code, word in enumerate(self._words) if word is not None}
+        self._free = [code for code, used in enumerate(self._uses) if not used]
+        self._word_bytes = sum(map(sys.getsizeof, self._codes))
+        self.nbytes = self._measured()
 
     def find(self, word: str) -> int | None:
         """The code of `word`, if any row uses it."""
         return self._codes.get(word)
+
+    def word(self, code: int) -> str:
+        """The word of a code in use."""
+        word = self._words[code]
+        assert word is not None, f"code {code} is not in use"
+        return word
 
     def acquire(self, word: str) -> int:
         """The code of `word`, used once more."""
@@ -52,6 +70,7 @@ class Vocabulary:
             self._uses.append(1)
         self._codes[word] = code
         self._word_bytes += sys.getsizeof(word)
+        self.nbytes = self._measured()
         return code
 
     def release(self, code: int) -> None:
@@ -64,6 +83,7 @@ class Vocabulary:
             self._words[code] = None
             self._free.append(code)
             self._word_bytes -= sys.getsizeof(word)
+            self.nbytes = self._measured()
 
 
 class Dictionaries:
@@ -93,6 +113,12 @@ class Dictionaries:
         word = keyword(posting_id)
         if word != posting_id:
             self._ids[word] = (*self._ids.get(word, ()), self.hash_id(posting_id))
+
+    def acquire_ids(self, posting_ids: Iterable[str]) -> None:
+        """One more row has each of these."""
+        for posting_id in posting_ids:
+            if posting_id.strip().casefold() != posting_id:
+                self.acquire_id(posting_id)
 
     def release_id(self, posting_id: str) -> None:
         """One row less has it."""

@@ -8,6 +8,8 @@ import pytest
 from store_inputs import gone, upsert, vector
 
 from penstock.retrieval.store.errors import OutOfRoom
+from penstock.retrieval.store.slabs import POSTINGS
+from penstock.retrieval.store.snapshot import Covered, Snapshots
 from penstock.retrieval.store.store import Store
 
 ROW = [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
@@ -17,10 +19,10 @@ def batch(first, count, version=1, **how):
     return [upsert(f"p{i}", version, **how) for i in range(first, first + count)]
 
 
-def room(rows, page_rows=128):
+def room(rows, page_rows=128, **how):
     """The memory of a store with so many rows, and about half a page more."""
     store = Store(page_rows=page_rows)
-    store.apply(batch(0, rows), now_ms=0)
+    store.apply(batch(0, rows, **how), now_ms=0)
     return store.counts().nbytes + 100 * page_rows
 
 
@@ -96,8 +98,9 @@ def test_a_refused_row_is_accepted_once_there_is_room():
 
 
 def test_a_store_that_is_full_lets_go_of_what_has_expired():
-    store = Store(page_rows=128, memory_bytes=room(128), hold_ms=0, expiry_grace_ms=0)
-    store.apply(batch(0, 128, expires_at=100), now_ms=0)
+    texts = {"category": "c" * 1_000, "expires_at": 100}  # more than the tombstones that follow them
+    store = Store(page_rows=128, memory_bytes=room(128, **texts), hold_ms=0, expiry_grace_ms=0)
+    store.apply(batch(0, 128, **texts), now_ms=0)
     assert store.apply(batch(200, 5), now_ms=99).refused
     assert store.apply(batch(200, 5), now_ms=100).refused
     assert store.apply(batch(200, 5), now_ms=101).accepted == (0, 1, 2, 3, 4)
@@ -127,16 +130,17 @@ def test_without_a_page_to_add_partitions_share():
     assert store.counts().capacity == 1_024
 
 
-def test_a_posting_in_the_log_of_a_smaller_store_is_refused_by_restore():
+def test_a_snapshot_of_a_larger_store_is_refused_with_the_numbers(tmp_path):
     big = Store(page_rows=128)
     big.apply(batch(0, 300), now_ms=0)
-    from penstock.retrieval.store.records import Kept
-
-    capture = big.capture()
-    kept = [Kept(entry.body, 0, 0, False, None) for entry in capture.entries]
-    capture.release()
-    with pytest.raises(OutOfRoom):
-        Store(page_rows=128, memory_bytes=room(128)).restore(kept)
+    snapshots = Snapshots(tmp_path, POSTINGS)
+    snapshots.write(big.capture(), Covered({}, ""))
+    with pytest.raises(OutOfRoom, match=r"raise retrieval\.memory_bytes"):
+        snapshots.restore(Store(page_rows=128, memory_bytes=room(128)))
+    fits = Store(page_rows=128, memory_bytes=big.counts().nbytes + 10_000)
+    snapshots.restore(fits)
+    assert fits.counts().live == 300
+    assert fits.counts().nbytes == pytest.approx(big.counts().nbytes, rel=0.02)
 
 
 def test_placement_keeps_countries_and_weeks_apart():

@@ -6,7 +6,8 @@ from store_inputs import gone, query, upsert, vector
 from store_oracle import shown
 
 from penstock.retrieval.store.errors import SnapshotCorrupt
-from penstock.retrieval.store.snapshot import POSTINGS, Covered, Snapshots, read
+from penstock.retrieval.store.slabs import POSTINGS
+from penstock.retrieval.store.snapshot import Covered, Snapshots, read
 from penstock.retrieval.store.store import Store
 
 ASKED = query([0.5, -1.0, 2.0, 0.0, 1.0, 0.25], [0.01] * 16)

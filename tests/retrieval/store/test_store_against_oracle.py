@@ -12,7 +12,8 @@ from store_oracle import Oracle, shown
 
 from penstock.retrieval.store.errors import EpochGone
 from penstock.retrieval.store.records import Ask
-from penstock.retrieval.store.snapshot import POSTINGS, Covered, Snapshots
+from penstock.retrieval.store.slabs import POSTINGS
+from penstock.retrieval.store.snapshot import Covered, Snapshots
 from penstock.retrieval.store.store import Store
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import Location, Missing, Salary
