@@ -5,10 +5,12 @@ import pytest
 from store_inputs import gone, query, upsert, vector
 from store_oracle import shown
 
+from penstock.retrieval.store import slabs, snapshot
 from penstock.retrieval.store.errors import SnapshotCorrupt
 from penstock.retrieval.store.slabs import POSTINGS
 from penstock.retrieval.store.snapshot import Covered, Snapshots, read
 from penstock.retrieval.store.store import Store
+from penstock.schemas.filters import is_in
 
 ASKED = query([0.5, -1.0, 2.0, 0.0, 1.0, 0.25], [0.01] * 16)
 COVERED = Covered({0: 12, 3: 4}, "cluster/topic")
@@ -109,13 +111,143 @@ def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(tmp_path, how):
     assert (again.path, again.problems) == (older, ())
 
 
+def parts_of(folder):
+    return sorted(folder.glob("part-*.penstock"))
+
+
+@pytest.mark.parametrize("how", ["truncated", "half", "empty", "flipped", "first byte", "last byte", "grown", "zeros"])
+def test_a_damaged_slab_is_named_and_the_snapshot_before_is_used(tmp_path, how):
+    store, snapshots = filled(200), Snapshots(tmp_path, POSTINGS)
+    older = snapshots.write(store.capture(), COVERED)
+    before = set(parts_of(tmp_path))
+    store.apply([upsert("p1", 10)], now_ms=5)
+    newer = snapshots.write(store.capture(), COVERED)
+    (slab,) = set(parts_of(tmp_path)) - before
+    slab.write_bytes(damaged(slab.read_bytes(), how))
+    with pytest.raises(SnapshotCorrupt, match=f"{newer.name}.*{slab.name}"):
+        read(newer, POSTINGS)
+    back = Store()
+    restored = Snapshots(tmp_path, POSTINGS).restore(back)
+    assert restored.path == older and slab.name in restored.problems[0]
+    assert back.get(["p1"], now_ms=0)[0].update.version == 1
+
+
+def test_a_slab_that_is_missing_or_of_another_store_is_noticed(tmp_path):
+    store, other = filled(200), filled(190)
+    path = Snapshots(tmp_path / "one", POSTINGS).write(store.capture(), COVERED)
+    Snapshots(tmp_path / "two", POSTINGS).write(other.capture(), COVERED)
+    slab = parts_of(path.parent)[1]
+    twin = tmp_path / "two" / slab.name
+    assert twin.read_bytes() != slab.read_bytes()
+    slab.write_bytes(twin.read_bytes())  # whole, of the same name, and not the one
+    with pytest.raises(SnapshotCorrupt, match=f"{slab.name} is not the one"):
+        read(path, POSTINGS)
+    slab.unlink()
+    with pytest.raises(SnapshotCorrupt, match=f"{slab.name}, which it needs, is not there"):
+        read(path, POSTINGS)
+    assert Snapshots(path.parent, POSTINGS).restore(Store()).covered is None
+
+
 def test_every_single_flipped_byte_is_noticed(tmp_path):
     path = Snapshots(tmp_path, POSTINGS).write(filled(3).capture(), COVERED)
-    data = path.read_bytes()
-    for place in range(len(data)):
-        path.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
-        with pytest.raises(SnapshotCorrupt):
-            read(path, POSTINGS)
+    (slab,) = parts_of(tmp_path)
+    for file, step in ((path, 1), (slab, 97)):  # a slab has a block of rows: too many bytes to flip each
+        data = file.read_bytes()
+        for place in range(0, len(data), step):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+            with pytest.raises(SnapshotCorrupt):
+                read(path, POSTINGS)
+        file.write_bytes(data)
+    read(path, POSTINGS)
+
+
+def test_only_pages_in_which_rows_were_born_are_written_again(tmp_path):
+    store, snapshots = filled(600), Snapshots(tmp_path, POSTINGS)
+    snapshots.write(store.capture(), COVERED)
+    first = {slab: slab.stat().st_mtime_ns for slab in parts_of(tmp_path)}
+    assert len(first) > 3
+    store.apply([gone(f"p{i}", 3) for i in range(1, 600, 6)], now_ms=5)  # deaths everywhere
+    snapshots.write(store.capture(), COVERED)
+    assert {slab: slab.stat().st_mtime_ns for slab in parts_of(tmp_path)} == first
+    store.apply([upsert("new")], now_ms=5)
+    snapshots.write(store.capture(), COVERED)
+    after = {slab: slab.stat().st_mtime_ns for slab in parts_of(tmp_path)}
+    assert len(set(after.items()) - set(first.items())) == 1
+    back, again = Store(page_rows=128, first_epoch=1_000), Snapshots(tmp_path, POSTINGS)
+    again.restore(back)
+    assert back.checksum() == store.checksum()
+    back.apply([gone("new", 5)], now_ms=6)
+    again.write(back.capture(), COVERED)  # nor after a restart
+    assert {slab: slab.stat().st_mtime_ns for slab in parts_of(tmp_path)}.items() <= after.items()
+
+
+def test_slabs_that_no_snapshot_needs_go(tmp_path):
+    store, snapshots = filled(300), Snapshots(tmp_path, POSTINGS)
+    (tmp_path / "part-00009-00000000000000000001.penstock").write_bytes(b"of a writer that was killed")
+    for version in range(10, 20):
+        store.apply([upsert(f"p{i}", version) for i in range(1, 300, 7)], now_ms=version * 10_000)
+        snapshots.write(store.capture(), COVERED)
+    needed = set()
+    for path in snapshots.paths():
+        assert read(path, POSTINGS)
+        text = path.read_bytes()
+        needed |= {slab for slab in parts_of(tmp_path) if slab.name.encode() in text}
+    assert set(parts_of(tmp_path)) == needed
+
+
+def test_a_restored_store_goes_on_as_the_old_one_would(tmp_path):
+    """Codes, overflow, zones and places are as good as those that grew with the rows."""
+    store, snapshots = filled(300), Snapshots(tmp_path, POSTINGS)
+    store.apply([upsert("many", skills=tuple(f"s{i}" for i in range(20)), company="Only Here")], now_ms=3)
+    snapshots.write(store.capture(), COVERED)
+    back = Store(page_rows=128)
+    snapshots.restore(back)
+    counts = (store.counts(), back.counts())
+    assert counts[0].live == counts[1].live
+    assert counts[0].spare + counts[0].held_dead == counts[1].spare
+    assert counts[1].nbytes == pytest.approx(counts[0].nbytes, rel=0.05)
+    later = [
+        [
+            upsert(f"p{i}", 7, company=f"d{i % 3}", skills=tuple(f"t{j}" for j in range(i % 12)))
+            for i in range(0, 300, 2)
+        ],
+        [gone("many", 9), upsert("p1", 9, company="Only Here")],
+    ]
+    trees = [is_in("skills", "s19"), is_in("company", "only here"), is_in("company", "d1"), is_in("skills", "t11")]
+    for batch in [[], *later]:
+        for each in (store, back):
+            each.apply(batch, now_ms=50_000)
+            each.reclaim(now_ms=90_000)
+        assert back.checksum() == store.checksum()
+        for tree in trees:
+            wanted, got = (each.search(ASKED, tree, 400, now_ms=10) for each in (store, back))
+            assert shown(got) == shown(wanted)
+            assert back.explain(tree, now_ms=10).passed == store.explain(tree, now_ms=10).passed == wanted.total
+
+
+def test_a_snapshot_of_a_layout_that_this_release_does_not_know_is_not_used(tmp_path, monkeypatch):
+    snapshots = Snapshots(tmp_path, POSTINGS)
+    path = snapshots.write(filled().capture(), COVERED)
+    monkeypatch.setattr(slabs, "layout", lambda: "another")
+    with pytest.raises(SnapshotCorrupt, match=f"{path.name}.*another release"):
+        read(path, POSTINGS)
+
+
+def test_a_writer_rests_in_proportion_to_what_it_writes(tmp_path, monkeypatch):
+    rests = []
+    monkeypatch.setattr(snapshot.time, "sleep", rests.append)
+    monkeypatch.setattr(snapshot, "PIECE", 1)
+    store = filled(300)
+    size = sum(file.stat().st_size for file in [Snapshots(tmp_path / "a", POSTINGS).write(store.capture(), COVERED)])
+    size += sum(slab.stat().st_size for slab in parts_of(tmp_path / "a"))
+    assert rests == []
+    paced = Snapshots(tmp_path / "b", POSTINGS, bytes_per_s=1_000.0)
+    paced.write(store.capture(), COVERED)
+    assert sum(rests) == pytest.approx(size / 1_000, rel=0.2)  # the manifests are not counted
+    rests.clear()
+    store.apply([upsert("p1", 99)], now_ms=0)
+    paced.write(store.capture(), COVERED, hurry=True)
+    assert rests == []
 
 
 def test_no_usable_snapshot_means_replay_everything(tmp_path):
