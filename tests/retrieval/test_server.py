@@ -217,7 +217,7 @@ def test_after_a_crash_the_log_heals_what_the_snapshot_lacks(log, start, monkeyp
 def test_a_damaged_snapshot_is_named_and_the_log_is_read_again(log, start, tmp_path):
     log.publish(upsert("p"))
     start().ready().stop()
-    (path,) = (tmp_path / "retrieval" / "shard-0").glob("*.penstock")
+    (path,) = (tmp_path / "retrieval" / "shard-0").glob("snapshot-*.penstock")
     path.write_bytes(path.read_bytes()[:-20])
     role = start().ready()
     assert role.ids() == ["p"]
