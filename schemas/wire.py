@@ -14,6 +14,7 @@ import functools
 import io
 import json
 import struct
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -67,10 +68,16 @@ class Codec(Generic[R]):
             )
         return data
 
-    def encode_unbounded(self, value: R) -> bytes:
-        """The same without the bound of a Kafka message: calls between roles have their own."""
+    def encode_unbounded(self, value: R, *, without: Sequence[str] = ()) -> bytes:
+        """The same without the bound of a Kafka message: calls between roles have their own.
+
+        `without`: fields that may be null and are left out.
+        """
         try:
-            return self.encode_plain(to_avro(value))
+            plain = to_avro(value)
+            for field in without:
+                plain[field] = None
+            return self.encode_plain(plain)
         except (ValueError, TypeError, AttributeError, struct.error, OverflowError) as error:
             raise InvalidRecord(self.record.__name__, value, f"values of the schema's types ({error})") from error
 

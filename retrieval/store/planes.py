@@ -166,7 +166,7 @@ def vector_fault(vector: Vector) -> str | None:
         return f"dense: {len(vector.dense)} bytes, expected two a value"
     if not vector.dense and not vector.sketch:
         return "neither plane has a value"
-    if (np.frombuffer(vector.dense, "<u2") & _EXPONENT == _EXPONENT).any():
+    if len(vector.dense) and (np.frombuffer(vector.dense, "<u2") & _EXPONENT).max() == _EXPONENT:
         return "dense: a value that is not finite"
     return None
 

@@ -37,7 +37,7 @@ class Tombstone:
 
 def body_of(update: IndexUpdate) -> bytes:
     """The update as the store keeps it: framed Avro, its vector left out, which the planes have."""
-    return codec(IndexUpdate).encode_unbounded(replace(update, vector=None))
+    return codec(IndexUpdate).encode_unbounded(update, without=("vector",))
 
 
 def update_of(body: bytes) -> IndexUpdate:
