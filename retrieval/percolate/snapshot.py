@@ -8,7 +8,7 @@ terms    int32, and weights float32: the lexical values that are not zero
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +56,7 @@ class _Standing:
         return sections, {"entries": len(fixed), "vectors": [list(names) for names in vectors]}
 
     def kept(
-        self, manifest: dict[str, Any], sections: Pieces, parts: Sequence[tuple[dict[str, Any], Pieces]]
+        self, manifest: dict[str, Any], sections: Pieces, parts: Iterable[tuple[dict[str, Any], Pieces]]
     ) -> Iterator[Kept]:
         decode = codec(StandingQuery).decode_unbounded
         fixed = np.frombuffer(sections["fixed"], "<i8").reshape(manifest["entries"], 6)

@@ -81,8 +81,12 @@ class Overflow:
 
     def restore(self, field: str, owners: Longs, codes: Codes) -> None:
         """Fills an empty table."""
-        for owner in np.unique(owners).tolist():
-            self.write(field, owner, codes[owners == owner].tolist())
+        if not len(owners):
+            return
+        order = np.argsort(owners, kind="stable")
+        found, starts = np.unique(owners[order], return_index=True)
+        for owner, some in zip(found.tolist(), np.split(codes[order], starts[1:]), strict=True):
+            self.write(field, owner, some.tolist())
 
     def rows_with(self, field: str, codes: npt.ArrayLike) -> Longs:
         """int64: the slots one of whose codes here is in `codes`; a slot may come twice."""

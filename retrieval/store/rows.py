@@ -301,8 +301,9 @@ class Rows:
         while self.table.capacity <= slots[-1]:
             self._admit_page(0)
             self.add_page()
-        self._text_bytes += sum(sum(map(sys.getsizeof, some)) for some in texts)
-        self._text_bytes -= (len(slots) - int(live.sum())) * (_TEXT + sys.getsizeof(b""))
+        ids, bodies = texts
+        self._text_bytes += sum(map(sys.getsizeof, ids)) - (len(slots) - int(live.sum())) * _TEXT
+        self._text_bytes += sum(map(len, bodies)) + int(live.sum()) * sys.getsizeof(b"")
         self._admit("what a snapshot kept", 0, 0)
         for number, at, rows in split(slots, self.table.page_rows):
             page, begin = self.table.pages[number], int(at[0])
@@ -334,7 +335,7 @@ class Rows:
             table.zones[number].widen(rows)
             self._kinds += np.bincount(page.held[rows], minlength=len(_KINDS))
             self._planes.rows += int((page.held[rows] & (DENSE | SKETCH) > 0).sum())
-            self.words.acquire_ids(self.ids[number][row] for row in rows.tolist())
+            self.words.acquire_ids([self.ids[number][row] for row in rows.tolist()])
             blocks, first = np.unique(rows // BLOCK, return_index=True)
             free = np.packbits(~table.zones[number].taken.reshape(-1, BLOCK)[blocks], axis=1, bitorder="little")
             where = page.codes[KEYWORD_FIELDS[COUNTRY]][rows[first]].tolist()

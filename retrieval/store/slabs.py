@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -118,11 +119,7 @@ def restored(rows: Rows, kept: Contents, epoch: int) -> dict[str, int]:
     known: dict[str, int] = {}
     for slab in kept.slabs:
         rows.restore(slab.slots, slab.live, slab.arrays, (slab.ids, slab.bodies), epoch)
-        known.update(
-            (posting_id, slot)
-            for posting_id, slot, live in zip(slab.ids, slab.slots.tolist(), slab.live.tolist(), strict=True)
-            if live
-        )
+        known.update(zip(compress(slab.ids, slab.live), slab.slots[slab.live].tolist(), strict=True))
     rows.settle(kept.words, kept.overflow)
     rows.checksum = kept.checksum
     page_rows = rows.table.page_rows
@@ -174,7 +171,7 @@ class _Postings:
         }
 
     def kept(
-        self, manifest: dict[str, Any], sections: Pieces, parts: Sequence[tuple[dict[str, Any], Pieces]]
+        self, manifest: dict[str, Any], sections: Pieces, parts: Iterable[tuple[dict[str, Any], Pieces]]
     ) -> Contents:
         if manifest["layout"] != layout():
             raise SnapshotCorrupt("its rows are laid out as another release had them")
@@ -195,7 +192,7 @@ class _Postings:
                 for of_field in (overflow[overflow[:, 0] == number],)
             },
             tombstones=tuple(
-                Tombstone(posting_id, version, revision, _STATES[state], bytes(body), searchable_at, died_at)
+                Tombstone(posting_id, version, revision, _STATES[state], body, searchable_at, died_at)
                 for posting_id, body, (version, revision, state, searchable_at, died_at) in zip(
                     _texts_of("grave_ids", sections),
                     _pieces_of("grave_bodies", sections),
@@ -276,7 +273,7 @@ def _slab_of(about: dict[str, Any], pieces: Pieces, live: Mask) -> Slab:
             for name, (dtype, *shape) in about["arrays"].items()
         },
         ids=_texts_of("ids", pieces),
-        bodies=[bytes(piece) for piece in _pieces_of("bodies", pieces)],
+        bodies=_pieces_of("bodies", pieces),
     )
 
 
@@ -320,6 +317,6 @@ def _texts_of(name: str, sections: Pieces) -> list[str]:
     return [whole[begin:end] for begin, end in pairwise(ends)]
 
 
-def _pieces_of(name: str, sections: Pieces) -> list[memoryview]:
-    ends, whole = _ends(name, sections), memoryview(sections[name])
-    return [whole[begin:end] for begin, end in pairwise(ends)]
+def _pieces_of(name: str, sections: Pieces) -> tuple[bytes, ...]:
+    lengths = np.frombuffer(sections[f"{name}.lengths"], "<u4").tolist()
+    return struct.Struct("<" + "".join([f"{length}s" for length in lengths])).unpack(sections[name])

@@ -91,8 +91,11 @@ class Format(Protocol[X_contra, K_co]):
     def sections(self, capture: X_contra) -> tuple[Sections, dict[str, Any]]:
         """The rest by name, and what the manifest says besides."""
 
-    def kept(self, manifest: dict[str, Any], sections: Pieces, parts: Sequence[tuple[dict[str, Any], Pieces]]) -> K_co:
-        """What was written. Of each part: what was said of it, and its sections. Raises SnapshotCorrupt."""
+    def kept(self, manifest: dict[str, Any], sections: Pieces, parts: Iterable[tuple[dict[str, Any], Pieces]]) -> K_co:
+        """What was written. Of each part, as they are found whole: what was said of it, and its sections.
+
+        Raises SnapshotCorrupt.
+        """
 
 
 class Restorable(Protocol[K_contra]):
@@ -264,15 +267,16 @@ def read(path: Path, form: Format[X, K]) -> tuple[K, Covered]:
 
 def _read(path: Path, form: Format[X, K]) -> tuple[K, Covered, dict[str, _Written]]:
     manifest, sections, _ = _checked(path)
-    abouts = [part["about"] for part in manifest["parts"]]
     with ThreadPoolExecutor(READERS, "snapshot") as pool:
-        found = list(pool.map(lambda part: _checked_part(path, part), manifest["parts"]))
+        found = pool.map(lambda part: _checked_part(path, part), manifest["parts"])
+        parts = (
+            ({**part["about"], **more}, pieces) for part, (more, pieces) in zip(manifest["parts"], found, strict=True)
+        )
+        try:
+            kept = form.kept(manifest, sections, parts)
+        except SnapshotCorrupt as error:
+            raise SnapshotCorrupt(f"{path}: {error}") from error
     offsets = {int(partition): offset for partition, offset in manifest["offsets"].items()}
-    try:
-        parts = [({**about, **more}, pieces) for about, (more, pieces) in zip(abouts, found, strict=True)]
-        kept = form.kept(manifest, sections, parts)
-    except SnapshotCorrupt as error:
-        raise SnapshotCorrupt(f"{path}: {error}") from error
     whole = {
         part["file"].removeprefix("part-").removesuffix(".penstock"): _Written(
             part["file"], part["bytes"], part["manifest"]
@@ -287,11 +291,9 @@ def _checked_part(snapshot: Path, part: dict[str, Any]) -> tuple[dict[str, Any],
     try:
         manifest, sections, digest = _checked(path)
     except FileNotFoundError as error:
-        raise SnapshotCorrupt(f"{snapshot}: {path.name}, which it needs, is not there") from error
-    except SnapshotCorrupt as error:
-        raise SnapshotCorrupt(f"{snapshot}: {error}") from error
+        raise SnapshotCorrupt(f"{path.name}, which it needs, is not there") from error
     if digest != part["manifest"]:
-        raise SnapshotCorrupt(f"{snapshot}: {path.name} is not the one that it was written with")
+        raise SnapshotCorrupt(f"{path.name} is not the one that it was written with")
     return manifest, sections
 
 

@@ -7,7 +7,7 @@ only to rows that those readers cannot see, because rows release their codes aft
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from penstock.retrieval.search.order import stable_hash
 from penstock.retrieval.store.page import KEYWORD_FIELDS, MANY_FIELDS
@@ -114,8 +114,11 @@ class Dictionaries:
         if word != posting_id:
             self._ids[word] = (*self._ids.get(word, ()), self.hash_id(posting_id))
 
-    def acquire_ids(self, posting_ids: Iterable[str]) -> None:
+    def acquire_ids(self, posting_ids: Sequence[str]) -> None:
         """One more row has each of these."""
+        together = "\n".join(posting_ids)
+        if together.casefold() == together and len(together.split()) == len(posting_ids):
+            return  # each is its own lower case, without blanks
         for posting_id in posting_ids:
             if posting_id.strip().casefold() != posting_id:
                 self.acquire_id(posting_id)
