@@ -189,6 +189,22 @@ def test_a_shard_that_is_not_ready_is_missing_too(cluster):
     assert some.client.status(CALL_S)[0].reason == "replaying the log"
 
 
+def test_a_shard_that_hangs_is_missing_at_the_deadline(cluster, monkeypatch):
+    some, release = cluster(3), threading.Event()
+    some.publish(*postings())
+    monkeypatch.setattr(some.shards[1].store, "search_many", lambda asks: release.wait(30))
+    try:
+        began = time.monotonic()
+        reply = some.client.search(SearchRequest(k=50), 1.0)
+        assert 0.9 < time.monotonic() - began < CALL_S
+    finally:
+        release.set()
+    assert 0 < reply.total == len(reply.hits) < 30
+    assert [name.split("@")[0] for name in reply.shard.split(",")] == ["shard-0", "shard-2"]
+    assert len(reply.degraded) == 1 and some.addresses[1] in reply.degraded[0]
+    assert "deadline_exceeded" in reply.degraded[0]
+
+
 def test_no_shard_at_all_is_an_error(cluster):
     some = cluster(2)
     some.end(0), some.end(1)
@@ -402,6 +418,50 @@ def test_an_epoch_is_read_from_the_replica_that_knows_it(twins):
     assert (reply.shard, reply.total, reply.epoch) == ("shard-1", 11, epoch)
     with pytest.raises(CallError, match="at_epoch"):
         twins.client.search(SearchRequest(at_epoch=epoch + 100), CALL_S)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_version_is_read_from_the_replica_that_has_it(twins, ahead):
+    """Whoever is asked first: one that is behind is not waited for, one that is ahead answers."""
+    twins.shards[ahead].store.apply([upsert("p1", 9)], now_ms=0)
+    wanted = MinVersion(posting_id="p1", version=9)
+    began = time.monotonic()
+    for _ in range(3):
+        found = twins.client.get(GetRequest(posting_ids=("p1",), min_version=wanted, timeout_ms=9_000), CALL_S)
+        assert (found.shard, found.degraded, found.rows[0].update.version) == (f"shard-{ahead}", (), 9)
+    reply = twins.client.search(SearchRequest(min_version=wanted, timeout_ms=9_000), CALL_S)
+    assert (reply.shard, reply.degraded) == (f"shard-{ahead}", ())
+    assert time.monotonic() - began < 8
+
+
+def test_a_replica_that_waited_in_vain_does_not_speak_for_one_that_still_waits(twins):
+    """The one asked first says so after its time; the version comes to the other in the meantime."""
+    wanted = MinVersion(posting_id="p1", version=9)
+    honest, said = twins.shards[0].store.await_version, threading.Event()
+
+    def impatient(*_):
+        said.wait(CALL_S)
+        return honest("p1", 9, 0.0)
+
+    twins.shards[0].store.await_version = impatient
+    waiting, box = twins.shards[1].store.await_version, []
+
+    def await_version(*asked):
+        said.set()  # both wait now: the first gives up
+        return waiting(*asked)
+
+    twins.shards[1].store.await_version = await_version
+    request = GetRequest(posting_ids=("p1",), min_version=wanted, timeout_ms=60)
+    long = GetRequest(posting_ids=("p1",), min_version=wanted, timeout_ms=5_000)
+    thread = threading.Thread(target=lambda: box.append(twins.client.get(long, CALL_S)))
+    thread.start()
+    assert said.wait(CALL_S)
+    twins.shards[1].store.apply([upsert("p1", 9)], now_ms=0)
+    thread.join(CALL_S)
+    assert (box[0].shard, box[0].degraded) == ("shard-1", ())
+    twins.shards[1].store.await_version = lambda *_: False
+    late = twins.client.get(request, CALL_S)
+    assert (late.rows[0].state, late.degraded) == ("LIVE", (MIN_VERSION_TIMED_OUT,))
 
 
 def test_a_version_that_no_replica_has_in_time_is_said(twins):
