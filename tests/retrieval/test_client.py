@@ -1,6 +1,7 @@
 """The clients against real servers: shards merged exactly, missing ones named, waiting for a version on any of them."""
 
 import asyncio
+import math
 import socket
 import threading
 import time
@@ -23,8 +24,10 @@ from penstock.retrieval.client import (
     AsyncRetrievalClient,
     ModelsClient,
     RetrievalClient,
+    _race,
     shard_addresses,
 )
+from penstock.retrieval.hedging import ENOUGH, UNKNOWN_S, Race
 from penstock.retrieval.percolate import service as percolation
 from penstock.retrieval.percolate.store import StandingQueries
 from penstock.retrieval.server import RetrievalService
@@ -434,34 +437,48 @@ def test_a_version_is_read_from_the_replica_that_has_it(twins, ahead):
     assert time.monotonic() - began < 8
 
 
-def test_a_replica_that_waited_in_vain_does_not_speak_for_one_that_still_waits(twins):
-    """The one asked first says so after its time; the version comes to the other in the meantime."""
-    wanted = MinVersion(posting_id="p1", version=9)
-    honest, said = twins.shards[0].store.await_version, threading.Event()
+def test_a_replica_that_waited_in_vain_does_not_speak_for_one_that_still_waits(twins, monkeypatch):
+    """The one asked first says so, then the version comes to the other."""
+    first, second = twins.services
+    both, said, box = threading.Event(), threading.Event(), []
 
-    def impatient(*_):
-        said.wait(CALL_S)
-        return honest("p1", 9, 0.0)
+    def in_vain(*_):
+        assert both.wait(CALL_S)
+        return (MIN_VERSION_TIMED_OUT,)
 
-    twins.shards[0].store.await_version = impatient
-    waiting, box = twins.shards[1].store.await_version, []
+    def patient(store, wanted, timeout_ms, context):
+        both.set()
+        return honest(store, wanted, timeout_ms, context)
 
-    def await_version(*asked):
-        said.set()  # both wait now: the first gives up
-        return waiting(*asked)
-
-    twins.shards[1].store.await_version = await_version
-    request = GetRequest(posting_ids=("p1",), min_version=wanted, timeout_ms=60)
-    long = GetRequest(posting_ids=("p1",), min_version=wanted, timeout_ms=5_000)
-    thread = threading.Thread(target=lambda: box.append(twins.client.get(long, CALL_S)))
+    honest, taken = second._await, Race.in_vain
+    monkeypatch.setattr(first, "_await", in_vain)
+    monkeypatch.setattr(second, "_await", patient)
+    monkeypatch.setattr(Race, "in_vain", lambda race, replica: (taken(race, replica), said.set())[0])
+    request = GetRequest(
+        posting_ids=("p1",), min_version=MinVersion(posting_id="p1", version=9), timeout_ms=int(1000 * CALL_S)
+    )
+    thread = threading.Thread(target=lambda: box.append(twins.client.get(request, CALL_S)))
     thread.start()
-    assert said.wait(CALL_S)
+    said.wait(CALL_S / 2)
     twins.shards[1].store.apply([upsert("p1", 9)], now_ms=0)
     thread.join(CALL_S)
     assert (box[0].shard, box[0].degraded) == ("shard-1", ())
-    twins.shards[1].store.await_version = lambda *_: False
-    late = twins.client.get(request, CALL_S)
-    assert (late.rows[0].state, late.degraded) == ("LIVE", (MIN_VERSION_TIMED_OUT,))
+
+
+def test_reads_that_wait_are_compared_with_one_another_alone(twins):
+    [shard] = twins.client._shards
+    wanted = MinVersion(posting_id="p1", version=1)
+    for _ in range(ENOUGH):
+        twins.client.search(SearchRequest(k=1), CALL_S)
+
+    def patience(**more):
+        race = _race(shard, Retrieval.SEARCH, SearchRequest(**more))
+        race.ask(0.0)
+        return race.hedge_at()
+
+    assert patience() != UNKNOWN_S
+    assert patience(min_version=wanted) == UNKNOWN_S
+    assert patience(at_epoch=5) == math.inf
 
 
 def test_a_version_that_no_replica_has_in_time_is_said(twins):

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -323,6 +324,34 @@ def test_a_call_whose_deadline_comes_before_a_place_to_scan_costs_nothing(still,
     first[0].join(20)
     assert role.search().total == 6
     assert called == []
+
+
+class Caller:
+    """A call's context: so many seconds left, there or gone."""
+
+    def __init__(self, left, there=True):
+        self.left, self.there = left, there
+
+    def time_remaining(self):
+        return self.left
+
+    def is_active(self):
+        return self.there
+
+
+def test_a_place_to_scan_is_waited_for_until_the_deadline_and_given_back():
+    shard = SimpleNamespace(store=Store())
+    service = server.RetrievalService(shard, shard, "shard-9", 1)
+    try:
+        late = pytest.raises(TimeoutError, match="shard-9: the deadline came")
+        with service._place(Caller(None)), late, service._place(Caller(0.01)):
+            pass
+        with pytest.raises(TimeoutError, match="nobody waits"), service._place(Caller(None, there=False)):
+            pass
+        with service._place(Caller(1.0)):
+            pass
+    finally:
+        service.close()
 
 
 def test_reading_your_writes_waits_or_says_it_did_not(log, start):
