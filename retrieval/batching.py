@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -47,6 +47,17 @@ class Limits:
     max_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a search adds to its scan, in any one unit: a batch pays each `own`, and the largest `shared` once."""
+
+    own: float = 1.0
+    shared: float = 0.0
+
+
+ONE = Cost()
+
+
 @dataclass(slots=True, eq=False)
 class Ticket(Generic[T]):
     """A place in the queue. Times are monotonic seconds."""
@@ -55,6 +66,7 @@ class Ticket(Generic[T]):
     nbytes: int
     deadline: float  # inf: none
     offered: float
+    cost: Cost = ONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +75,38 @@ class Taken(Generic[T]):
     expired: tuple[Ticket[T], ...]
 
 
+def cost_of(searches: Iterable[Cost]) -> float:
+    """What a scan for these searches costs."""
+    own = shared = 0.0
+    for one in searches:
+        own += one.own
+        shared = max(shared, one.shared)
+    return own + shared
+
+
 class ScanTimes:
-    """How long a scan for n searches takes: a line through recent ones by least squares, older ones weighing less."""
+    """How long a scan of some cost takes: a line through recent ones by least squares, older ones weighing less."""
 
     def __init__(self) -> None:
-        self._weight = self._n = self._t = self._nn = self._nt = 0.0
+        self._weight = self._c = self._t = self._cc = self._ct = 0.0
 
-    def add(self, searches: int, seconds: float) -> None:
+    def add(self, cost: float, seconds: float) -> None:
         self._weight = REMEMBERED * self._weight + 1
-        self._n = REMEMBERED * self._n + searches
+        self._c = REMEMBERED * self._c + cost
         self._t = REMEMBERED * self._t + seconds
-        self._nn = REMEMBERED * self._nn + searches * searches
-        self._nt = REMEMBERED * self._nt + searches * seconds
+        self._cc = REMEMBERED * self._cc + cost * cost
+        self._ct = REMEMBERED * self._ct + cost * seconds
 
-    def of(self, searches: int) -> float:
-        """Seconds; 0 before the first scan. Never less for more searches."""
+    def of(self, cost: float) -> float:
+        """Seconds; 0 before the first scan. Never less for a greater cost, never less than 0."""
         if not self._weight:
             return 0.0
-        n, t = self._n / self._weight, self._t / self._weight
-        spread = self._nn / self._weight - n * n
-        slope = (self._nt / self._weight - n * t) / spread if spread > 1e-6 else 0.0
-        return t + min(max(slope, 0.0), t / n) * (searches - n)
+        c, t = self._c / self._weight, self._t / self._weight
+        square = self._cc / self._weight
+        spread = square - c * c
+        slope = (self._ct / self._weight - c * t) / spread if spread > 1e-9 * square else 0.0
+        steepest = t / c if c else 0.0  # through the origin: a scan that costs nothing takes no less than no time
+        return max(0.0, t + min(max(slope, 0.0), steepest) * (cost - c))
 
 
 class BatchQueue(Generic[T]):
@@ -95,6 +118,7 @@ class BatchQueue(Generic[T]):
         self.times = ScanTimes()
         self._waiting: dict[Ticket[T], None] = {}  # in the order of their offers
         self._scanning = 0  # searches under the scan that runs; 0: none runs
+        self._cost = 0.0  # of that scan
         self._began = 0.0
         self._ended = -math.inf
         self._expected = 0  # who may wait soon after a scan: those who waited at its end, and those it answered
@@ -102,7 +126,7 @@ class BatchQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def offer(self, item: T, nbytes: int, deadline: float, now: float) -> Ticket[T]:
+    def offer(self, item: T, nbytes: int, deadline: float, now: float, cost: Cost = ONE) -> Ticket[T]:
         """A place in the queue. Raises Refused, with the numbers; the queue is then as it was."""
         limits, waiting = self.limits, len(self._waiting)
         if waiting >= limits.max_waiting:
@@ -112,28 +136,33 @@ class BatchQueue(Generic[T]):
                 f"this search needs {nbytes} bytes, those that wait hold {self.nbytes} of {limits.max_bytes}: "
                 "try again later, or ask for fewer hits"
             )
-        delay = self.delay(now)
+        delay = 0.0 if deadline == math.inf else self.delay(now, cost)
         if now + delay > deadline:
             raise Refused(
                 f"an answer is expected in {1000 * delay:.0f} ms, the deadline is in {1000 * (deadline - now):.0f} ms: "
-                f"{waiting} searches wait, a scan of {limits.max_batch} takes "
-                f"{1000 * self.times.of(limits.max_batch):.0f} ms"
+                f"{waiting} searches wait, a scan for this one alone takes "
+                f"{1000 * self.times.of(cost_of([cost])):.0f} ms"
             )
-        ticket = Ticket(item, nbytes, deadline, now)
+        ticket = Ticket(item, nbytes, deadline, now, cost)
         self._waiting[ticket] = None
         self.nbytes += nbytes
         return ticket
 
-    def delay(self, now: float) -> float:
+    def delay(self, now: float, cost: Cost = ONE) -> float:
         """Seconds until a search that is offered now is expected to be answered; 0 while the scanner is idle.
 
         An idle scanner takes whatever comes: a wrong estimate must meet with a scan that corrects it.
         """
         if not self._scanning and not self._waiting:
             return 0.0
-        running = max(0.0, self._began + self.times.of(self._scanning) - now) if self._scanning else 0.0
-        full, rest = divmod(len(self._waiting), self.limits.max_batch)
-        return running + full * self.times.of(self.limits.max_batch) + self.times.of(rest + 1)
+        running = max(0.0, self._began + self.times.of(self._cost) - now) if self._scanning else 0.0
+        return running + sum(self.times.of(cost) for cost in self._costs_before(cost))
+
+    def _costs_before(self, cost: Cost) -> Iterator[float]:
+        """Of the scans that those who wait need, and after them a search of this cost."""
+        costs = [*(ticket.cost for ticket in self._waiting), cost]
+        for start in range(0, len(costs), self.limits.max_batch):
+            yield cost_of(costs[start : start + self.limits.max_batch])
 
     def due(self, now: float) -> float | None:
         """From when on the next batch may be taken; None while there is none to take."""
@@ -153,11 +182,12 @@ class BatchQueue(Generic[T]):
         for ticket in batch:
             self._leave(ticket)
         self._scanning, self._began = len(batch), now
+        self._cost = cost_of(ticket.cost for ticket in batch)
         return Taken(batch, expired)
 
     def end(self, now: float) -> None:
         """The scan is over."""
-        self.times.add(self._scanning, now - self._began)
+        self.times.add(self._cost, now - self._began)
         self._expected = self._scanning + len(self._waiting)
         self._scanning, self._ended = 0, now
 
@@ -221,14 +251,14 @@ class Batcher(Generic[A, R]):
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, ask: A, nbytes: int, deadline: float = math.inf) -> Pending[A, R]:
+    def submit(self, ask: A, nbytes: int, deadline: float = math.inf, cost: Cost = ONE) -> Pending[A, R]:
         """Puts a search into the queue. Raises Refused or NotReady."""
         pending: Pending[A, R] = Pending(ask, deadline)
         with self._changed:
             if self._closed:
                 raise NotReady(f"{self._name} is stopping")
             try:
-                pending.ticket = self._queue.offer(pending, nbytes, deadline, self._clock())
+                pending.ticket = self._queue.offer(pending, nbytes, deadline, self._clock(), cost)
             except Refused as refusal:
                 REQUESTS.labels("refused").inc()
                 raise Refused(f"{self._name}: {refusal}") from None

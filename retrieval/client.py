@@ -165,9 +165,21 @@ def _final(error: CallError, request: Any) -> bool:
 
 
 def _race(shard: _Shard[C], method: Method, request: Any) -> Race:
-    """One that waits for a version is slow for good reason, and at an epoch only one replica can answer."""
-    free = getattr(request, "min_version", None) is None and getattr(request, "at_epoch", None) is None
-    return shard.replicas.race(method, may_hedge=free)
+    """Calls that wait for a version are compared with one another alone: they are slow for good reason.
+
+    A replica may be ahead of the one that is asked, so the wait is hedged like any call. A read at an epoch is not: an
+    epoch is one process's own, so no other can answer in its place. Another is asked once that process has failed, or
+    has said that the epoch is not its own: then it may have been the other's all along.
+    """
+    waits = getattr(request, "min_version", None) is not None
+    return shard.replicas.race((method, waits), may_hedge=getattr(request, "at_epoch", None) is None)
+
+
+def _left_to_wait(request: Any, seconds: float) -> Any:
+    """The request for a replica that is asked so many seconds after the first: nobody waits longer for that."""
+    if getattr(request, "min_version", None) is None:
+        return request
+    return replace(request, timeout_ms=max(0, request.timeout_ms - int(1000 * seconds)))
 
 
 def _won(race: Race, replica: int) -> None:
@@ -345,16 +357,22 @@ class RetrievalClient:
     def _outcomes(
         self, method: Method, requests: Mapping[int, Any], timeout: float
     ) -> Generator[tuple[int, Any | _Failed], None, None]:
-        """(shard, its reply or what went wrong), each as it comes. Calls still under way at the end are cancelled."""
-        give_up = time.monotonic() + timeout
+        """(shard, its reply or what went wrong), each as it comes. Calls still under way at the end are cancelled.
+
+        Of replicas that wait for a version the first that has it answers; that none has, the last one says.
+        """
+        began = time.monotonic()
+        give_up = began + timeout
         done: queue.SimpleQueue[tuple[int, int, Any]] = queue.SimpleQueue()  # shard, replica, call
         calls: dict[tuple[int, int], Any] = {}
         errors: dict[int, tuple[CallError, ...]] = dict.fromkeys(requests, ())
+        late: dict[int, Any] = {}  # of a shard, a replica's reply without the version
         races = {shard: _race(self._shards[shard], method, request) for shard, request in requests.items()}
 
         def start(shard: int, replica: int) -> None:
-            left = max(give_up - time.monotonic(), 0.001)
-            call = self._shards[shard].clients[replica].start(method, requests[shard], left)
+            now = time.monotonic()
+            request = _left_to_wait(requests[shard], now - began)
+            call = self._shards[shard].clients[replica].start(method, request, max(give_up - now, 0.001))
             calls[shard, replica] = call
             call.add_done_callback(lambda ended: done.put((shard, replica, ended)))
 
@@ -389,8 +407,11 @@ class RetrievalClient:
                             continue
                     del races[shard]
                     self._cancel(calls, shard)
-                    yield shard, _Failed(errors[shard])
+                    yield shard, late.get(shard) or _Failed(errors[shard])
                 else:
+                    if MIN_VERSION_TIMED_OUT in getattr(reply, "degraded", ()) and race_.in_vain(replica):
+                        late[shard] = reply
+                        continue
                     _won(race_, replica)
                     del races[shard]
                     self._cancel(calls, shard)

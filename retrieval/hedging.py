@@ -31,7 +31,7 @@ class Replicas:
         self._seconds: dict[Hashable, deque[float]] = {}
 
     def race(self, method: Hashable, *, may_hedge: bool = True) -> Race:
-        """A new call. `may_hedge`: False where slowness is no sign of trouble, or where another could not answer."""
+        """A new call. `method`: what it is compared with. `may_hedge`: False where another could not answer."""
         with self._lock:
             self._hedges = min(HEDGES_SAVED, self._hedges + HEDGE_SHARE)
             order = [(self._first + step) % self.count for step in range(self.count)]
@@ -80,6 +80,14 @@ class Race:
         """It answered with an error that another might not. Whether to `ask` another: none is left under way."""
         del self._asked[replica]
         return bool(self._left) and not self._asked
+
+    def in_vain(self, replica: int) -> bool:
+        """It answered that it had waited for a version in vain. Whether another may still answer better: then it is out
+        of the race, else its answer is the one that counts."""
+        if len(self._asked) == 1:
+            return False
+        del self._asked[replica]
+        return True
 
     def under_way(self) -> bool:
         """Whether somebody may still answer."""

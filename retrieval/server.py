@@ -9,7 +9,8 @@
 Until a shard has caught up with its log, calls that read it are UNAVAILABLE; afterwards they are answered, and a store
 that cannot follow its log says so in `degraded`. The role is ready when both have caught up and a search whose answer
 is known was answered right. A scan holds one of `threads` places; waiting for a version holds none, and stands before
-the queue.
+the queue. Whether a search can be answered by its deadline is told by the rows that its plan, and the plans of those
+before it, have to look at.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import gc
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import grpc
@@ -29,13 +31,15 @@ from prometheus_client import Counter
 from penstock.infra.settings import RetrievalSettings, Settings
 from penstock.infra.telemetry import DEGRADED, STAGE_SECONDS
 from penstock.retrieval import kinds
-from penstock.retrieval.batching import Batcher, Limits, each
+from penstock.retrieval.batching import Batcher, Cost, Limits, Pending, each
 from penstock.retrieval.client import MIN_VERSION_TIMED_OUT
 from penstock.retrieval.dead_letters import DeadLetters
 from penstock.retrieval.feed import KafkaLog, Source
 from penstock.retrieval.known_answer import wrong_answer
 from penstock.retrieval.lexicon import Lexicon
 from penstock.retrieval.percolate.service import PercolationService, StandingShard
+from penstock.retrieval.search.plan import Choice, Plan
+from penstock.retrieval.search.scan import GATHERED, SCANNED, STARTED
 from penstock.retrieval.shard import Letters, Shard, answering
 from penstock.retrieval.store.reading import MAX_K
 from penstock.retrieval.store.records import Ask, SearchResult, StoreCounts
@@ -68,8 +72,10 @@ ROWS = Counter("penstock_search_rows_total", "Rows of searches: looked at, passe
 
 WORKERS = 24  # gRPC threads beside those of searches in the queue
 WAITERS = 12  # of them that may wait for a version at a time
+LOOK_UP_S = 0.1  # how often one that waits sees whether its caller has left
 HIT_BYTES = 256  # of an answer, about: a hit as an object, its id and its place in the reply
 NODE_BYTES = 400  # of a filter, about
+LOOKED_AT = 0.1  # what it costs to see whether a row passes, in units of its product with one query; about
 FRESH_S = 5.0  # a search answered so recently says that searches are answered
 PROBE_S = 1.0  # for a search whose answer is known
 PROBE_AGAIN_S = 1.0
@@ -124,7 +130,7 @@ class RetrievalService:
         self._batcher.start()
         self._probing = threading.Lock()
         self._probe = Probe("", -0.001, -math.inf)
-        self._tenant = "default"  # of the last search that found something: the known answer is one of theirs
+        self._turn = 0  # which posting the known answer is; the same until it is right
 
     def close(self) -> None:
         """Ends the scanner; searches that wait for it are told."""
@@ -133,21 +139,19 @@ class RetrievalService:
     def search(self, request: SearchRequest, context: grpc.ServicerContext) -> SearchReply:
         store, degraded = self._fit_store()
         degraded += self._await(store, request.min_version, request.timeout_ms, context)
+        if not 0 < request.k <= MAX_K:  # before anything is reckoned with it
+            raise InvalidRecord("k", request.k, f"1 to {MAX_K}")
         began = time.perf_counter()
         vector = request.vector
         if vector is None and request.words is not None:
             vector = self._lexicon.query(request.words, store.space_id)
         ask = Ask(vector, request.filters, request.k, now_ms(), request.tenant, request.at_epoch)
         left = context.time_remaining()
-        pending = self._batcher.submit(
-            (store, ask), held_bytes(ask), math.inf if left is None else time.monotonic() + left
-        )
+        pending = self._submit(store, ask, held_bytes(ask), math.inf if left is None else time.monotonic() + left)
         if not context.add_callback(lambda: self._batcher.withdraw(pending)):
             self._batcher.withdraw(pending)
         result = self._batcher.wait(pending)
         STAGE_SECONDS.labels("retrieval", "search").observe(time.perf_counter() - began)
-        if result.hits:
-            self._tenant = request.tenant
         if vector is not None and self._shard.view.counts.vectors_refused:
             degraded.append(_counted(OTHER_SPACE))
         return SearchReply(
@@ -164,18 +168,18 @@ class RetrievalService:
             rows = tuple(_of_tenant(row, request.tenant) for row in rows)
         return GetReply(rows=rows, shard=self._name, degraded=tuple(degraded))
 
-    def holds(self, request: HoldsRequest, _context: grpc.ServicerContext) -> HoldsReply:
+    def holds(self, request: HoldsRequest, context: grpc.ServicerContext) -> HoldsReply:
         if len(request.clauses) > MAX_CLAUSES:
             raise InvalidRecord("clauses", f"{len(request.clauses)} clauses", f"at most {MAX_CLAUSES} a call")
         store, _ = self._fit_store()
-        with self._scans:
+        with self._place(context):
             moment = now_ms()
             held = tuple(store.holds(clause, now_ms=moment, tenant=request.tenant) for clause in request.clauses)
         return HoldsReply(held=held)
 
-    def explain(self, request: ExplainRequest, _context: grpc.ServicerContext) -> ExplainReply:
+    def explain(self, request: ExplainRequest, context: grpc.ServicerContext) -> ExplainReply:
         store, degraded = self._fit_store()
-        with self._scans:
+        with self._place(context):
             said = store.explain(request.filters, now_ms=now_ms(), tenant=request.tenant)
         return ExplainReply(
             filter=said.filter,
@@ -235,6 +239,7 @@ class RetrievalService:
             began = self._clock()
             if began - self._probe.at >= PROBE_AGAIN_S:
                 reason = self._ask_known()
+                self._turn += not reason
                 self._probe = Probe(reason, self._clock() - began, self._clock())
             return self._probe.reason
 
@@ -242,10 +247,10 @@ class RetrievalService:
         store, give_up = self._shard.store, time.monotonic() + PROBE_S
 
         def search(ask: Ask) -> SearchResult:
-            return self._batcher.wait(self._batcher.submit((store, ask), 0, give_up))
+            return self._batcher.wait(self._submit(store, ask, 0, give_up))
 
         try:
-            wrong = wrong_answer(search, store, now_ms=now_ms(), tenant=self._tenant)
+            wrong = wrong_answer(search, store, now_ms=now_ms(), turn=self._turn)
         except (Refused, TimeoutError) as error:  # others are searching: their answers say enough
             busy = time.monotonic() - self._batcher.served_at < FRESH_S
             return "" if busy else f"searches are not answered: {error}"
@@ -255,6 +260,23 @@ class RetrievalService:
         if wrong:
             log.error("a search whose answer is known was answered wrong", reason=wrong)
         return wrong and f"a search whose answer is known was answered wrong: {wrong}"
+
+    def _submit(self, store: Store, ask: Ask, nbytes: int, deadline: float) -> Pending[tuple[Store, Ask], SearchResult]:
+        """Into the queue. Raises Refused, and InvalidRecord of a filter or an epoch that is wrong: it costs no scan."""
+        return self._batcher.submit((store, ask), nbytes, deadline, expected_cost(store.planned(ask), ask))
+
+    @contextmanager
+    def _place(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """One of the places of scans, for as long as the block lasts. Raises TimeoutError at the caller's deadline."""
+        left = context.time_remaining()
+        if not self._scans.acquire(timeout=None if left is None else max(0.0, left)):
+            raise TimeoutError(f"{self._name}: the deadline came before there was a place to scan")
+        try:
+            if not context.is_active():
+                raise TimeoutError(f"{self._name}: nobody waits for this call any more")
+            yield
+        finally:
+            self._scans.release()
 
     def _fit_store(self) -> tuple[Store, list[str]]:
         """The store, and what its answers lack. Raises NotReady."""
@@ -270,7 +292,14 @@ class RetrievalService:
         try:
             left = context.time_remaining()
             seconds = timeout_ms / 1000 if left is None else min(timeout_ms / 1000, max(0.0, left - 0.1))
-            arrived = store.await_version(wanted.posting_id, wanted.version, seconds)
+            give_up = time.monotonic() + seconds
+            while True:
+                still = give_up - time.monotonic()
+                arrived = store.await_version(wanted.posting_id, wanted.version, max(0.0, min(still, LOOK_UP_S)))
+                if arrived or still <= LOOK_UP_S:
+                    break
+                if not context.is_active():
+                    raise TimeoutError(f"{self._name}: nobody waits for {wanted.posting_id} any more")
         finally:
             self._waiters.release()
         return () if arrived else (_counted(MIN_VERSION_TIMED_OUT),)
@@ -294,6 +323,16 @@ def _count(result: SearchResult) -> None:
     PLANS.labels(result.plan).inc()
     for step, rows in (("looked at", result.looked_at), ("passed", result.total), ("rescored", result.rescored)):
         ROWS.labels(step).inc(rows)
+
+
+def expected_cost(planned: Plan, ask: Ask) -> Cost:
+    """What a search adds to a scan, as its plan has it: in units of a row's product with one query."""
+    looked = STARTED + LOOKED_AT * planned.rows
+    if ask.vector is None or planned.choice is Choice.NOTHING:
+        return Cost(looked)
+    if planned.choice is Choice.GATHER:
+        return Cost(looked + (GATHERED + 1) * planned.share * planned.rows)
+    return Cost(looked + planned.rows, SCANNED * planned.rows)
 
 
 def held_bytes(ask: Ask) -> int:

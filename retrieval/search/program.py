@@ -134,7 +134,9 @@ class Program:
 
     def packed(self) -> Packed:
         """The program as arrays, for a device."""
-        rows, codes, numbers, hashes = [], [np.zeros(0, np.int32)], [], [np.zeros(0, np.uint64)]
+        rows: list[tuple[int, ...]] = []
+        numbers: list[float] = []
+        codes, hashes = [np.zeros(0, np.int32)], [np.zeros(0, np.uint64)]
         at = [0, 0, 0]
         for one in self.instructions:
             field = FIELDS_OF[one.op].index(one.field) if one.op in FIELDS_OF else 0
@@ -323,9 +325,9 @@ def _lacks(one: Instruction, page: Page, rows: slice | Longs) -> Mask:
     if one.op is Op.IN_SYMBOLS:
         return np.asarray(page.symbols[one.field][rows] == 0)
     if one.op is Op.RANGE:
-        return np.isnan(page.numbers[one.field][rows])
+        return np.asarray(np.isnan(page.numbers[one.field][rows]))
     if one.op is Op.WITHIN:
-        return np.isnan(page.places[one.field][0, rows])
+        return np.asarray(np.isnan(page.places[one.field][0, rows]))
     return np.asarray(page.counts[one.field][rows] == 0)
 
 
@@ -361,7 +363,7 @@ def _within(one: Instruction, places: Doubles) -> Mask:
     """places: float64 [2, n]. Rows in the box of degrees first: degrees are cheap, sines are not."""
     lat, lon, km = one.numbers
     north, east = reach(lat, km)
-    out = np.abs(places[0] - lat) <= north
+    out: Mask = np.abs(places[0] - lat) <= north
     close = np.flatnonzero(out)
     if east < 180:
         away = np.abs(places[1, close] - lon)

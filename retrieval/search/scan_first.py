@@ -89,7 +89,9 @@ class Batch:
         if len(self.terms) and sketch.shape[1]:
             stored = sketch.numpy()
             # numpy's: torch takes several times as long for columns.
-            taken = stored[rows].take(self.terms, axis=1) if places is None else stored[rows[:, None], self.terms]
+            taken = (
+                stored[rows].take(self.terms, axis=1) if isinstance(rows, slice) else stored[rows[:, None], self.terms]
+            )
             buffer[:, self.width : self.columns] = torch.from_numpy(taken)
         else:
             buffer[:, self.width : self.columns] = 0

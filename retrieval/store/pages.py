@@ -102,7 +102,7 @@ class Pages:
 
     def _replace(self, table: Table) -> None:
         self.table = table
-        self.nbytes = sum(page.nbytes + zones.nbytes for page, zones in zip(table.pages, table.zones, strict=True))
+        self.nbytes = sum(page.nbytes for page in table.pages) + sum(zones.nbytes for zones in table.zones)
         self.bytes_planes = sum(page.dense.nbytes + page.sketch.nbytes + page.norms.nbytes for page in table.pages)
 
 

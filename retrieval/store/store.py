@@ -30,6 +30,7 @@ import numpy as np
 from penstock.retrieval.search import filters
 from penstock.retrieval.search.evaluate import explain
 from penstock.retrieval.search.order import stable_hash
+from penstock.retrieval.search.plan import Plan
 from penstock.retrieval.search.program import compile_tree
 from penstock.retrieval.store import reading
 from penstock.retrieval.store.errors import EpochGone, HashCollision, OutOfRoom
@@ -53,6 +54,7 @@ from penstock.retrieval.store.records import (
 from penstock.retrieval.store.rows import Rows
 from penstock.retrieval.store.slabs import Capture, Contents, captured, restored
 from penstock.retrieval.store.slots import Slots
+from penstock.retrieval.store.witness import Witness, pick
 from penstock.schemas.events import Filter, IndexOp, IndexUpdate, QueryVector, Vector
 from penstock.schemas.rpc import Row, RowState
 
@@ -330,6 +332,17 @@ class Store:
                     else:
                         held.callback(self._unpin, pin.epoch)
             return reading.answers(self._rows, asks, pins)
+
+    def planned(self, ask: Ask) -> Plan:
+        """What a search would look at, from zone maps alone. Raises InvalidRecord, EpochGone."""
+        with self.pin(ask.at_epoch) as pin:
+            program = compile_tree(ask.filter, self._rows.words) if ask.filter is not None else None
+            return reading.plan(Scope(pin, self._rows.tenants.find(ask.tenant), ask.now_ms), program)
+
+    def witness(self, turn: int, *, now_ms: int) -> Witness | None:
+        """A row of the newest epoch that is live until after `now_ms`, another at each turn; None without any."""
+        with self.pin() as pin:
+            return pick(pin.table, self._rows.ids, pin.epoch, turn, now_ms)
 
     def holds(self, tree: Filter, *, now_ms: int, tenant: str = "default") -> bool:
         """Whether some live row has the values that this clause (or tree, its NOTs aside) names."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from waiting import eventually
 
-from penstock.retrieval.batching import GATHER_S, Batcher, BatchQueue, Limits, ScanTimes, each
+from penstock.retrieval.batching import GATHER_S, Batcher, BatchQueue, Cost, Limits, ScanTimes, cost_of, each
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.grpc_avro import NotReady, Refused
 
@@ -107,22 +107,87 @@ def test_a_wrong_estimate_corrects_itself():
     assert queue.times.of(1) == pytest.approx(0.01, rel=0.5)
 
 
-@given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 10)), min_size=1))
-def test_more_searches_never_take_less_time_nor_any_less_than_none(scans):
+@given(st.lists(st.tuples(st.floats(0, 1e9), st.floats(0, 10)), min_size=1))
+def test_more_work_never_takes_less_time_nor_any_less_than_none(scans):
     times = ScanTimes()
-    for searches, seconds in scans:
-        times.add(searches, seconds)
-    told = [times.of(n) for n in range(1, 100)]
-    assert told[0] >= -1e-9
+    for cost, seconds in scans:
+        times.add(cost, seconds)
+    told = [times.of(cost) for cost in [0, *(10.0**n for n in range(10))]]
+    assert told[0] >= 0
     assert all(a <= b + 1e-9 for a, b in itertools.pairwise(told))
 
 
-@given(st.floats(0.001, 1), st.floats(0.0, 0.1))
-def test_scan_times_that_lie_on_a_line_are_told_exactly(fixed, each_):
+@given(st.floats(0.001, 1), st.floats(0.0, 0.1), st.sampled_from([1, 1_000, 1_000_000]))
+def test_scan_times_that_lie_on_a_line_are_told_exactly(fixed, each_, unit):
     times = ScanTimes()
     for n in (1, 5, 9, 2):
-        times.add(n, fixed + each_ * n)
-    assert times.of(32) == pytest.approx(fixed + 32 * each_, rel=1e-6)
+        times.add(n * unit, fixed + each_ * n)
+    assert times.of(32 * unit) == pytest.approx(fixed + 32 * each_, rel=1e-6)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 0.0002, 0.0007, 0.0011, 0.004, 0.03]), st.sampled_from([0.0001, 0.0015, 0.005, 0.02])
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(1, 5),
+)
+def test_micro_batching_costs_at_most_a_millisecond_under_load_and_nothing_when_idle(arrivals, max_batch):
+    """A day of the queue under a clock of its own: (seconds since the arrival before, seconds a scan for it takes)."""
+    queue = BatchQueue(Limits(max_batch, 100, 1_000))
+    at = list(itertools.accumulate(gap for gap, _ in arrivals))
+    coming = list(zip(at, (seconds for _, seconds in arrivals), strict=True))
+    now, ended, answered = 0.0, -math.inf, 0
+    while coming or len(queue):
+        due = queue.due(now)
+        if due is None or (coming and coming[0][0] <= due):  # whoever arrives by then is in it
+            now, seconds = coming.pop(0)
+            queue.offer(seconds, 1, math.inf, now)
+            continue
+        idle_since, now = ended, due
+        batch = queue.take(now).batch
+        oldest = batch[0].offered
+        held_up = now - max(oldest, idle_since)  # by the wish for company, not by a scan
+        assert held_up <= GATHER_S + 1e-12
+        if oldest > idle_since + GATHER_S:
+            assert held_up == 0 and len({ticket.offered for ticket in batch}) == 1
+        answered += len(batch)
+        ended = now + max(ticket.item for ticket in batch)
+        while coming and coming[0][0] < ended:
+            moment, seconds = coming.pop(0)
+            queue.offer(seconds, 1, math.inf, moment)
+        now = ended
+        queue.end(now)
+    assert answered == len(arrivals)
+
+
+def test_a_batch_pays_every_search_and_the_pass_they_share_once():
+    assert cost_of([]) == 0
+    assert cost_of([Cost(1, 9), Cost(2, 90), Cost(3)]) == 96
+
+
+def test_a_cheap_search_is_not_refused_for_what_dear_ones_took():
+    """Each search's delay comes of what it and those before it cost, not of how many they are."""
+    queue = BatchQueue(Limits(max_batch=2, max_waiting=100, max_bytes=100))
+    cheap, dear = Cost(own=10), Cost(own=1_000, shared=9_000)
+    now = 0.0
+    for cost, seconds in ((dear, 1.0), (cheap, 0.001)) * 10:
+        queue.offer("past", 1, math.inf, now, cost)
+        _, now = scanned(queue, seconds, now)
+    queue.offer("running", 1, math.inf, now, cheap)
+    queue.take(now)
+    queue.offer("a", 1, now + 0.02, now, cheap)
+    with pytest.raises(
+        Refused, match=r"an answer is expected in 1\d\d\d ms, the deadline is in 20 ms: 1 searches wait"
+    ):
+        queue.offer("b", 1, now + 0.02, now, dear)
+    queue.offer("b", 1, math.inf, now, dear)
+    with pytest.raises(Refused):  # a second batch, after a dear one
+        queue.offer("c", 1, now + 0.02, now, cheap)
+    queue.offer("c", 1, now + 2.0, now, cheap)
 
 
 class QueueLives(RuleBasedStateMachine):

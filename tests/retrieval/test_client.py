@@ -1,6 +1,7 @@
 """The clients against real servers: shards merged exactly, missing ones named, waiting for a version on any of them."""
 
 import asyncio
+import math
 import socket
 import threading
 import time
@@ -23,8 +24,10 @@ from penstock.retrieval.client import (
     AsyncRetrievalClient,
     ModelsClient,
     RetrievalClient,
+    _race,
     shard_addresses,
 )
+from penstock.retrieval.hedging import ENOUGH, UNKNOWN_S, Race
 from penstock.retrieval.percolate import service as percolation
 from penstock.retrieval.percolate.store import StandingQueries
 from penstock.retrieval.server import RetrievalService
@@ -187,6 +190,22 @@ def test_a_shard_that_is_not_ready_is_missing_too(cluster):
     some.shards[0].reason = "replaying the log"
     assert "replaying the log" in some.client.search(SearchRequest(), CALL_S).degraded[0]
     assert some.client.status(CALL_S)[0].reason == "replaying the log"
+
+
+def test_a_shard_that_hangs_is_missing_at_the_deadline(cluster, monkeypatch):
+    some, release = cluster(3), threading.Event()
+    some.publish(*postings())
+    monkeypatch.setattr(some.shards[1].store, "search_many", lambda asks: release.wait(30))
+    try:
+        began = time.monotonic()
+        reply = some.client.search(SearchRequest(k=50), 1.0)
+        assert 0.9 < time.monotonic() - began < CALL_S
+    finally:
+        release.set()
+    assert 0 < reply.total == len(reply.hits) < 30
+    assert [name.split("@")[0] for name in reply.shard.split(",")] == ["shard-0", "shard-2"]
+    assert len(reply.degraded) == 1 and some.addresses[1] in reply.degraded[0]
+    assert "deadline_exceeded" in reply.degraded[0]
 
 
 def test_no_shard_at_all_is_an_error(cluster):
@@ -402,6 +421,64 @@ def test_an_epoch_is_read_from_the_replica_that_knows_it(twins):
     assert (reply.shard, reply.total, reply.epoch) == ("shard-1", 11, epoch)
     with pytest.raises(CallError, match="at_epoch"):
         twins.client.search(SearchRequest(at_epoch=epoch + 100), CALL_S)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_version_is_read_from_the_replica_that_has_it(twins, ahead):
+    """Whoever is asked first: one that is behind is not waited for, one that is ahead answers."""
+    twins.shards[ahead].store.apply([upsert("p1", 9)], now_ms=0)
+    wanted = MinVersion(posting_id="p1", version=9)
+    began = time.monotonic()
+    for _ in range(3):
+        found = twins.client.get(GetRequest(posting_ids=("p1",), min_version=wanted, timeout_ms=9_000), CALL_S)
+        assert (found.shard, found.degraded, found.rows[0].update.version) == (f"shard-{ahead}", (), 9)
+    reply = twins.client.search(SearchRequest(min_version=wanted, timeout_ms=9_000), CALL_S)
+    assert (reply.shard, reply.degraded) == (f"shard-{ahead}", ())
+    assert time.monotonic() - began < 8
+
+
+def test_a_replica_that_waited_in_vain_does_not_speak_for_one_that_still_waits(twins, monkeypatch):
+    """The one asked first says so, then the version comes to the other."""
+    first, second = twins.services
+    both, said, box = threading.Event(), threading.Event(), []
+
+    def in_vain(*_):
+        assert both.wait(CALL_S)
+        return (MIN_VERSION_TIMED_OUT,)
+
+    def patient(store, wanted, timeout_ms, context):
+        both.set()
+        return honest(store, wanted, timeout_ms, context)
+
+    honest, taken = second._await, Race.in_vain
+    monkeypatch.setattr(first, "_await", in_vain)
+    monkeypatch.setattr(second, "_await", patient)
+    monkeypatch.setattr(Race, "in_vain", lambda race, replica: (taken(race, replica), said.set())[0])
+    request = GetRequest(
+        posting_ids=("p1",), min_version=MinVersion(posting_id="p1", version=9), timeout_ms=int(1000 * CALL_S)
+    )
+    thread = threading.Thread(target=lambda: box.append(twins.client.get(request, CALL_S)))
+    thread.start()
+    said.wait(CALL_S / 2)
+    twins.shards[1].store.apply([upsert("p1", 9)], now_ms=0)
+    thread.join(CALL_S)
+    assert (box[0].shard, box[0].degraded) == ("shard-1", ())
+
+
+def test_reads_that_wait_are_compared_with_one_another_alone(twins):
+    [shard] = twins.client._shards
+    wanted = MinVersion(posting_id="p1", version=1)
+    for _ in range(ENOUGH):
+        twins.client.search(SearchRequest(k=1), CALL_S)
+
+    def patience(**more):
+        race = _race(shard, Retrieval.SEARCH, SearchRequest(**more))
+        race.ask(0.0)
+        return race.hedge_at()
+
+    assert patience() != UNKNOWN_S
+    assert patience(min_version=wanted) == UNKNOWN_S
+    assert patience(at_epoch=5) == math.inf
 
 
 def test_a_version_that_no_replica_has_in_time_is_said(twins):

@@ -87,6 +87,15 @@ def test_an_answer_counts_from_when_its_replica_was_asked():
     assert patience(replicas) == 0.25
 
 
+def test_a_wait_in_vain_leaves_the_answer_to_whoever_still_waits():
+    race = Replicas(3).race("search")
+    race.ask(0.0)
+    beside = race.ask_beside(0.1)
+    assert race.in_vain(0) and race.under_way()
+    assert not race.in_vain(beside)
+    race.answered(beside, 0.3)  # the last one's answer counts, whatever it is
+
+
 def test_only_so_many_calls_are_hedged():
     replicas = Replicas(2)
     hedged = 0

@@ -1,8 +1,10 @@
 """The retrieval role over real gRPC, its log in memory: start, follow, restart, trouble, and every refusal by name."""
 
+import socket
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -14,9 +16,12 @@ from store_oracle import Oracle, shown
 from waiting import eventually
 
 from penstock.infra.settings import RetrievalSettings, Settings
-from penstock.retrieval import server
-from penstock.retrieval.batching import ScanTimes
+from penstock.retrieval import kinds, server
+from penstock.retrieval.batching import Cost, ScanTimes
 from penstock.retrieval.client import MIN_VERSION_TIMED_OUT, RetrievalClient
+from penstock.retrieval.follower import Lag
+from penstock.retrieval.store.reading import MAX_K
+from penstock.retrieval.store.records import Ask
 from penstock.retrieval.store.store import Store
 from penstock.schemas import filters
 from penstock.schemas.errors import InvalidRecord
@@ -24,6 +29,7 @@ from penstock.schemas.events import IndexOp, IndexUpdate, MinVersion
 from penstock.schemas.filters import is_in
 from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import (
+    ExplainRequest,
     GetRequest,
     HoldsRequest,
     PercolateRequest,
@@ -283,6 +289,71 @@ def test_a_broker_long_away_is_said_and_the_last_state_still_answered(log, start
     role.ready()
 
 
+def test_a_caller_that_left_waits_for_no_version(log, start, monkeypatch):
+    monkeypatch.setattr(server, "WAITERS", 1)
+    role = start().ready()
+    [client] = role.client._shards[0].clients
+    wanted = MinVersion(posting_id="p", version=2)
+    call = client.start(Retrieval.GET, GetRequest(posting_ids=("p",), min_version=wanted, timeout_ms=600_000), 600.0)
+
+    def another():
+        try:
+            return role.get("p", min_version=wanted, timeout_ms=1).degraded
+        except CallError as error:
+            assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            return str(error)
+
+    eventually(lambda: "wait for a version already" in another(), "the first has the only place")
+    call.cancel()
+    eventually(lambda: another() == (MIN_VERSION_TIMED_OUT,), "the place is free")
+
+
+def test_a_call_whose_deadline_comes_before_a_place_to_scan_costs_nothing(still, monkeypatch):
+    role, held, first = still()
+    called = []
+    monkeypatch.setattr(Store, "explain", lambda *args, **more: called.append("explain"))
+    monkeypatch.setattr(Store, "holds", lambda *args, **more: called.append("holds"))
+    for ask, request in (
+        (role.client.explain, ExplainRequest(filters=is_in("company", "c1"))),
+        (role.client.holds, HoldsRequest(clauses=(is_in("company", "c1"),))),
+    ):
+        with pytest.raises(CallError) as error:
+            ask(request, 0.1)
+        assert error.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    held.open.set()
+    first[0].join(20)
+    assert role.search().total == 6
+    assert called == []
+
+
+class Caller:
+    """A call's context: so many seconds left, there or gone."""
+
+    def __init__(self, left, there=True):
+        self.left, self.there = left, there
+
+    def time_remaining(self):
+        return self.left
+
+    def is_active(self):
+        return self.there
+
+
+def test_a_place_to_scan_is_waited_for_until_the_deadline_and_given_back():
+    shard = SimpleNamespace(store=Store())
+    service = server.RetrievalService(shard, shard, "shard-9", 1)
+    try:
+        late = pytest.raises(TimeoutError, match="shard-9: the deadline came")
+        with service._place(Caller(None)), late, service._place(Caller(0.01)):
+            pass
+        with pytest.raises(TimeoutError, match="nobody waits"), service._place(Caller(None, there=False)):
+            pass
+        with service._place(Caller(1.0)):
+            pass
+    finally:
+        service.close()
+
+
 def test_reading_your_writes_waits_or_says_it_did_not(log, start):
     role = start().ready()
     wanted = MinVersion(posting_id="p", version=2)
@@ -297,22 +368,122 @@ def test_reading_your_writes_waits_or_says_it_did_not(log, start):
     assert [(hit.version, waiting[0].degraded) for hit in waiting[0].hits] == [(2, ())]
 
 
+COMPANY = is_in("company", "x")
+PAY = filters.in_range("salary.annual_min", 1.0, None)
+WRONG = [
+    (SearchRequest(k=0), "k: got 0"),
+    (SearchRequest(k=-1), "k: got -1"),
+    (SearchRequest(k=MAX_K + 1), f"k: got {MAX_K + 1}, expected 1 to {MAX_K}"),
+    (SearchRequest(at_epoch=5), "at_epoch: got 5"),
+    (SearchRequest(vector=query([1.0] * 6, space="other")), "vector.space_id: got 'other'"),
+    (SearchRequest(vector=query([1.0] * 5)), "vector.dense: got '5 values'"),
+    (SearchRequest(vector=query([1.0] * 6, [1.0] * 15)), "vector.lexical: got '15 values'"),
+    (SearchRequest(vector=replace(query([1.0] * 6), dense=b"123")), "vector.dense: got '3 bytes'"),
+    (SearchRequest(vector=query([float("nan")] * 6)), "vector.dense: got 'a value that is not finite'"),
+    (SearchRequest(vector=query([0.0] * 6, [float("inf")] * 16)), "vector.lexical: got 'a value that is not finite'"),
+    (SearchRequest(filters=replace(COMPANY, field="colour")), "filters.field: got 'colour'"),
+    (SearchRequest(filters=replace(PAY, field="company")), r"filters \(company\): got 'RANGE'"),
+    (SearchRequest(filters=replace(COMPANY, field="salary.annual_min")), r"filters \(salary.annual_min\): got 'IN'"),
+    (SearchRequest(filters=replace(COMPANY, field="location")), r"filters \(location\): got 'IN'"),
+    (SearchRequest(filters=replace(PAY, minimum=float("nan"))), r"filters \(salary.annual_min\): got nan"),
+    (SearchRequest(filters=is_in("seniority", "BOSS")), "seniority: got 'BOSS'"),
+    (SearchRequest(filters=replace(COMPANY, values=())), r"filters.values: got \(\)"),
+]
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory):
+    """A ready role for calls that change nothing: one posting with a vector, one without."""
+    log, queries_ = IndexLog(), IndexLog(log_id="cluster/queries")
+    log.publish(upsert("p", vector=ROWS[0]), upsert("q"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    role = Role(log, queries_, tmp_path_factory.mktemp("role"), port).ready()
+    yield role
+    role.stop()
+
+
+@pytest.mark.parametrize(("request_", "said"), WRONG, ids=[said for _, said in WRONG])
+def test_what_a_caller_got_wrong_is_named(answering, request_, said):
+    with pytest.raises(CallError, match=said) as error:
+        answering.client.search(request_, CALL_S)
+    assert error.value.code is grpc.StatusCode.INVALID_ARGUMENT and not error.value.retryable
+
+
 @pytest.mark.parametrize(
-    ("request_", "field"),
+    ("method", "request_", "said"),
     [
-        (SearchRequest(k=0), "k"),
-        (SearchRequest(filters=replace(filters.is_in("company", "x"), field="colour")), "filters.field"),
-        (SearchRequest(vector=query([1.0] * 6, space="other")), "vector.space_id"),
-        (SearchRequest(vector=query([1.0] * 5)), "vector.dense"),
-        (SearchRequest(at_epoch=5), "at_epoch"),
+        (Retrieval.GET, GetRequest(posting_ids=("p",) * (server.MAX_IDS + 1)), "posting_ids"),
+        (Retrieval.HOLDS, HoldsRequest(clauses=(COMPANY,) * (server.MAX_CLAUSES + 1)), "clauses"),
+        (Retrieval.HOLDS, HoldsRequest(clauses=(replace(COMPANY, field="colour"),)), "filters.field"),
+        (Retrieval.EXPLAIN, ExplainRequest(filters=replace(COMPANY, field="colour")), "filters.field"),
     ],
 )
-def test_what_a_caller_got_wrong_is_named(log, start, request_, field):
-    log.publish(upsert("p", vector=ROWS[0]))
-    role = start().ready()
-    with pytest.raises(CallError, match=field) as error:
-        role.client.search(request_, CALL_S)
+def test_what_is_wrong_with_other_calls_is_named(answering, method, request_, said):
+    [client] = answering.client._shards[0].clients
+    with pytest.raises(CallError, match=said) as error:
+        client.call(method, request_, CALL_S)
     assert error.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_bytes_that_are_no_request_are_refused(answering):
+    with grpc.insecure_channel(answering.settings.retrieval.listen) as channel:
+        for body in (b"", b"garbage", b"\x00" * 40):
+            with pytest.raises(grpc.RpcError) as error:
+                channel.unary_unary(Retrieval.SEARCH.path)(body, timeout=CALL_S)
+            assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_query_of_zeros_scores_everything_0_in_the_order_of_ids(answering):
+    reply = answering.search(query([0.0] * 6, [0.0] * 16))
+    assert shown(reply) == Oracle([upsert("p", vector=ROWS[0]), upsert("q")]).search(
+        query([0.0] * 6, [0.0] * 16), None, 50, now_ms=0
+    )
+    assert [hit.score for hit in reply.hits] == [0.0, 0.0] and reply.degraded == ()
+
+
+def test_nothing_found_is_an_answer(answering):
+    for tree, tenant in ((is_in("company", "nobody"), "default"), (None, "nobody")):
+        for vector_ in (ASKED, None):
+            reply = answering.search(vector_, tree, tenant=tenant)
+            assert (reply.hits, reply.total, reply.degraded) == ((), 0, ()) and reply.epoch > 0
+
+
+def test_what_is_wrong_with_updates_has_each_its_outcome(log, start):
+    """Older than stored, twice in a batch, deletions of the unknown, vectors that cannot be used: all by the log."""
+    role = start().ready()
+    log.publish(upsert("old", 5, vector=ROWS[1]), partition=0)
+    role.has("old", 5)
+    log.publish(
+        *(upsert("old", 4), gone("old", 3), gone("nobody", 2), upsert("nobody", 1), gone("late", 1)),
+        *(upsert("twice", 1, vector=ROWS[1]), upsert("twice", 3, vector=ROWS[3]), upsert("twice", 2, vector=ROWS[2])),
+        upsert("nan", vector=vector([float("nan")] * 6)),
+        upsert("wide", vector=vector([1.0] * 7)),
+        upsert("zero", vector=vector([0.0] * 6, [0] * 16)),
+        upsert("late", 2),
+        partition=0,
+    )
+    role.has("late", 2)
+    rows = {row.posting_id: row for row in role.get("old", "nobody", "twice", "nan", "wide", "zero", "late").rows}
+    states = {name: (row.state, row.update.version) for name, row in rows.items()}
+    assert states == {
+        "old": ("LIVE", 5),
+        "nobody": ("DELETED", 2),
+        "twice": ("LIVE", 3),
+        "late": ("LIVE", 2),
+        "nan": ("LIVE", 1),
+        "wide": ("LIVE", 1),
+        "zero": ("LIVE", 1),
+    }
+    assert rows["nan"].update.vector is None and rows["wide"].update.vector is None
+    assert rows["zero"].update.vector == vector([0.0] * 6, [0] * 16)
+    scores = {hit.posting_id: hit.score for hit in role.search().hits}
+    assert set(scores) == {"old", "twice", "nan", "wide", "zero", "late"}
+    assert scores["nan"] == scores["wide"] == scores["zero"] == 0.0 != scores["old"]
+    numbers = eventually(lambda: (s := role.status().numbers)["rows"] == 6 and s, "the view is renewed")
+    assert (numbers["tombstones"], numbers["vectors_refused"]) == (1, 2)
+    assert numbers["stale_updates"] >= 3 and role.letters.letters == []
 
 
 def test_a_tenant_sees_its_own(log, start):
@@ -382,8 +553,6 @@ def test_freshness_is_observed_of_what_comes_and_not_of_a_replay(log, start):
 
 
 def test_a_batch_with_one_impossible_record_loses_that_one_alone(log, start, monkeypatch):
-    from penstock.retrieval.store.store import Store
-
     honest = Store.apply
 
     def fragile(self, updates, *, now_ms):
@@ -473,10 +642,8 @@ def test_searches_that_come_during_a_scan_share_the_next_and_fail_alone(still):
     asks = [
         lambda: role.search(None, is_in("company", "c1")),
         lambda: role.search(ASKED, k=2),
-        lambda: role.search(k=0),
         lambda: role.search(query([1.0] * 5)),
-        lambda: role.search(None, replace(is_in("company", "x"), field="colour")),
-        lambda: role.search(None, at_epoch=5),
+        lambda: role.search(query([float("nan")] * 6)),
         lambda: role.search(None, tenant="nobody"),
     ]
     calls = [in_thread(ask) for ask in asks]
@@ -491,8 +658,52 @@ def test_searches_that_come_during_a_scan_share_the_next_and_fail_alone(still):
     assert shown(by_company) == oracle.search(None, is_in("company", "c1"), 50, now_ms=0)
     assert shown(best) == oracle.search(ASKED, None, 2, now_ms=0)
     assert nobody.total == 0
-    for error, field in zip(wrong, ("k: got 0", "vector.dense", "filters.field", "at_epoch"), strict=True):
-        assert error.code is grpc.StatusCode.INVALID_ARGUMENT and field in str(error)
+    for error, said in zip(wrong, ("'5 values'", "'a value that is not finite'"), strict=True):
+        assert error.code is grpc.StatusCode.INVALID_ARGUMENT and f"vector.dense: got {said}" in str(error)
+
+
+def test_what_is_wrong_with_a_search_is_said_before_it_waits(still):
+    role, held, first = still(max_queue_bytes=100_000)
+    colour = replace(is_in("company", "x"), field="colour")
+    wrong = {"k: got 16385": {"k": MAX_K + 1}, "filters.field": {"tree": colour}, "at_epoch": {"at_epoch": 5}}
+    for said, ask in wrong.items():
+        with pytest.raises(CallError, match=said) as error:
+            role.search(None, **ask)
+        assert error.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    held.open.set()
+    first[0].join(20)
+    assert role.search().total == 6 and held.batches == [1, 1]
+
+
+def test_what_a_search_has_to_look_at_decides_whether_it_would_be_late(still, monkeypatch):
+    role, held, first = still()
+    monkeypatch.setattr(server, "STARTED", 0.0)
+    # A second a row of dense scan; the scan that is held was offered before and is as good as over.
+    monkeypatch.setattr(ScanTimes, "of", lambda self, cost: 0.0 if cost > 1_000 else 10 * cost)
+    with pytest.raises(CallError, match="an answer is expected in") as error:
+        role.search()
+    assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    thread, box = in_thread(lambda: role.search(ASKED, is_in("company", "nobody")))
+    waiting(role, 1)
+    held.open.set()
+    first[0].join(20), thread.join(20)
+    assert (box[0].total, box[0].hits) == (0, ())
+
+
+def test_a_search_costs_what_its_plan_looks_at():
+    store = Store(page_rows=512)
+    store.apply([upsert(f"p{i}", vector=ROWS[i % 8], posted_at=i) for i in range(400)], now_ms=0)
+
+    def cost(vector_, tree, tenant="default"):
+        ask = Ask(vector_, tree, 5, 0, tenant)
+        return server.expected_cost(store.planned(ask), ask)
+
+    dense = cost(ASKED, None)
+    assert dense == Cost(server.STARTED + 400 * (1 + server.LOOKED_AT), 400 * server.SCANNED)
+    few = cost(ASKED, is_in("posting_id", "p1", "p2"))
+    assert server.STARTED < few.own < dense.own and few.shared == 0
+    assert cost(None, None) == Cost(server.STARTED + 400 * server.LOOKED_AT)
+    assert cost(ASKED, is_in("company", "nobody")) == cost(ASKED, None, "nobody") == Cost(server.STARTED)
 
 
 def test_a_queue_that_is_full_refuses_with_the_numbers(still):
@@ -560,6 +771,9 @@ def test_searches_are_counted_and_timed(log, start):
         ("search_requests_total", {"outcome": "served"}),
         ("search_batches_total", {"searches": "1"}),
         ("stage_seconds_count", {"role": "retrieval", "stage": "search"}),
+        ("search_plans_total", {"plan": "dense scan"}),
+        ("search_rows_total", {"step": "looked at"}),
+        ("search_rows_total", {"step": "rescored"}),
     ]
     before = [value(name, **labels) for name, labels in names]
     passed, timed = (
@@ -576,7 +790,35 @@ def test_searches_are_counted_and_timed(log, start):
     assert value("index_epoch") == role.search().epoch
 
 
+def test_what_a_shard_says_of_itself_is_measured(tmp_path):
+    """Each number that operations need, by its name; docs/telemetry.md has what they mean."""
+    own = Settings(data_dir=tmp_path, retrieval=RetrievalSettings(initial_rows=1))
+    kind = kinds.postings(own, kinds.lexicon_of(own))
+    store = kind.make(7)
+    store.apply([upsert("p"), upsert("q"), upsert("r"), gone("x", 1)], now_ms=0)
+    store.apply([upsert("p", 2), gone("q", 2)], now_ms=0)
+    counts = kind.measure(store, Lag(5, 2.5))
+    found = {
+        name: REGISTRY.get_sample_value(f"penstock_index_{name}")
+        for name in ("lag_offsets", "lag_seconds", "epoch", "rows", "tombstones", "dead_rows", "memory_bytes")
+    }
+    assert found == {
+        "lag_offsets": 5,
+        "lag_seconds": 2.5,
+        "epoch": 9,
+        "rows": 2,
+        "tombstones": 2,
+        "dead_rows": 2,
+        "memory_bytes": counts.nbytes,
+    }
+    assert REGISTRY.get_sample_value("penstock_index_occupancy_ratio") == 2 / counts.capacity > 0
+
+
 # --- a search whose answer is known --------------------------------------------------------------------------------
+
+
+def for_tenant(tenant, change):
+    return lambda ask, answer: change(answer) if ask.tenant == tenant else answer
 
 
 def broken(change):
@@ -602,6 +844,8 @@ def first_hit(**changes):
     ("change", "said"),
     [
         (lambda ask, answer: replace(answer, hits=()), "are found"),
+        (lambda ask, answer: replace(answer, hits=(), total=0), "and a search without a filter finds nothing"),
+        (lambda ask, answer: replace(answer, hits=tuple(replace(h, recency=-1) for h in answer.hits)), "is said to be"),
         (lambda ask, answer: answer if ask.filter is None else replace(answer, hits=(), total=0), "by its own id"),
         (first_hit(score=1.5), "scores 1.5 with itself"),
         (first_hit(version=7), "is found as version 7"),
@@ -617,6 +861,22 @@ def test_a_role_that_answers_wrong_is_not_ready(log, start, monkeypatch, change,
         status = role.status()
         assert not status.ready and said in status.reason
     assert role.ready().status().numbers["probe_ms"] > 0
+
+
+def test_each_tenant_is_searched_whoever_asks_and_the_one_that_fails_until_it_is_right(log, start, monkeypatch):
+    monkeypatch.setattr(server, "PROBE_AGAIN_S", 0.0)
+    log.publish(*(upsert(f"p{n}", tenant=f"t{n}", vector=ROWS[n]) for n in range(1, 5)))
+    role = start().ready()
+    for n in range(1, 5):
+        with monkeypatch.context() as patched:
+            empty = for_tenant(f"t{n}", lambda answer: replace(answer, hits=(), total=0))
+            patched.setattr(Store, "search_many", broken(empty))
+            found = [role.status() for _ in range(6)]
+            reasons = [status.reason for status in found]
+            assert any(f"tenant t{n} holds p{n}" in reason for reason in reasons)
+            first = next(number for number, status in enumerate(found) if not status.ready)
+            assert first < 4 and not any(status.ready for status in found[first:])
+        role.ready()
 
 
 def test_a_scan_that_hangs_makes_the_role_unready_and_a_busy_one_does_not(log, start, monkeypatch):
