@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.retrieval.percolate.entries import Draft, Entry, Tree
+from penstock.retrieval.percolate.entries import CONDITIONS, Condition, Draft, Entry
 from penstock.retrieval.store.planes import QueryPlanes, Space
 from penstock.schemas.events import QueryVector
 
@@ -37,6 +37,7 @@ class Scored:
     weights: torch.Tensor  # float32 [t]
     norms: npt.NDArray[np.float64]  # [n, 2]: Euclidean, of the dense and the lexical part, rounded up
     thresholds: npt.NDArray[np.float64]  # [n]
+    longest: int  # terms of the query that has most
 
     @property
     def nbytes(self) -> int:
@@ -53,19 +54,20 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """At most BLOCK standing queries. `tenant_of` and `tree_of` (int32 [n]) are places in `tenants` and `trees`."""
+    """At most BLOCK standing queries."""
 
     entries: tuple[Entry, ...]
     tenants: tuple[str, ...]
-    tenant_of: Codes
-    trees: tuple[Tree | None, ...]
-    tree_of: Codes
+    tenant_of: Codes  # [n]: places in `tenants`
+    conditions: tuple[Condition, ...]  # the distinct ones, by number
+    numbers: Codes  # theirs, ascending
+    demands: Codes  # [k, n]: numbers of the conditions that all must hold for a query; 0: none
     costs: Rows  # [n]: bytes a match takes in a reply
     scored: Scored | None  # None: filters alone decide
 
     @property
     def nbytes(self) -> int:
-        own = self.tenant_of.nbytes + self.tree_of.nbytes + self.costs.nbytes
+        own = sum(array.nbytes for array in (self.tenant_of, self.numbers, self.demands, self.costs))
         return own + (self.scored.nbytes if self.scored is not None else 0)
 
     def vector(self, row: int) -> QueryVector | None:
@@ -88,16 +90,34 @@ def build(space: Space | None, old: Block | None, kept: Rows, fresh: Sequence[Dr
     entries = tuple(old.entries[row] for row in kept.tolist()) if old is not None else ()
     entries += tuple(draft.entry for draft in fresh)
     tenants, tenant_of = _coded([entry.query.tenant for entry in entries])
-    trees, tree_of = _coded([entry.tree for entry in entries])
+    demands, conditions = _demands(old, kept, fresh)
+    costs = np.asarray([draft.entry.cost for draft in fresh], np.int64)
     return Block(
         entries=entries,
         tenants=tenants,
         tenant_of=tenant_of,
-        trees=trees,
-        tree_of=tree_of,
-        costs=np.asarray([entry.cost for entry in entries], np.int64),
+        conditions=conditions,
+        numbers=np.asarray([condition.number for condition in conditions], np.int32),
+        demands=demands,
+        costs=costs if old is None else np.concatenate((old.costs[kept], costs)),
         scored=None if space is None else _scored(space, old.scored if old is not None else None, kept, fresh),
     )
+
+
+def _demands(old: Block | None, kept: Rows, fresh: Sequence[Draft]) -> tuple[Codes, tuple[Condition, ...]]:
+    """Which conditions the queries demand, int32 [k, n], and the distinct ones by number."""
+    out = np.zeros((CONDITIONS, len(kept) + len(fresh)), np.int32)
+    known: dict[int, Condition] = {}
+    if old is not None:
+        out[: len(old.demands), : len(kept)] = old.demands[:, kept]
+        known.update(zip(old.numbers.tolist(), old.conditions, strict=True))
+    for row, draft in enumerate(fresh, len(kept)):
+        for place, condition in enumerate(draft.entry.tree.conditions if draft.entry.tree is not None else ()):
+            out[place, row] = condition.number
+            known[condition.number] = condition
+    used = [number for number in np.unique(out).tolist() if number]
+    most = int((out > 0).any(axis=1).sum())
+    return np.ascontiguousarray(out[:most]), tuple(known[number] for number in used)
 
 
 def _scored(space: Space, old: Scored | None, kept: Rows, fresh: Sequence[Draft]) -> Scored:
@@ -130,6 +150,7 @@ def _scored(space: Space, old: Scored | None, kept: Rows, fresh: Sequence[Draft]
         weights=torch.from_numpy(weights),
         norms=norms,
         thresholds=thresholds,
+        longest=int(counts.max(initial=0)),
     )
 
 

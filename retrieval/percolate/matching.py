@@ -1,18 +1,18 @@
 """Which standing queries a batch of postings satisfies. Exact; pure but for the arrays it reads.
 
-1. live      only live UPSERTs can match; their attributes become columns, their vectors planes (`batch.py`)
-2. score     block by block, the pairs that may reach their query's threshold (`scan.py`); without a vector: all
-3. tenant    … of the same tenant
-4. filters   … whose posting passes the query's tree: each distinct tree once a batch
-5. bound     the first postings whose matches fit a reply; at least one
-6. exact     scores in float64 on the stored values; what reaches the threshold is a match
+1. live      only live UPSERTs can match; their vectors become planes (`batch.py`)
+2. filters   each distinct condition of all standing queries is asked once, for the whole batch (`conditions.py`);
+             block by block they leave the pairs of one tenant that pass, a bit each
+3. score     … of these the pairs that may reach their query's threshold (`scan.py`); without a vector: all
+4. bound     the first postings whose matches fit a reply; at least one
+5. exact     scores in float64 on the stored values (`exact.py`); what reaches the threshold is a match
 
 Where it stands: life-of-an-alert.md, step 5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,7 +21,9 @@ import numpy.typing as npt
 from penstock.retrieval.percolate import scan
 from penstock.retrieval.percolate.batch import Batch, Group
 from penstock.retrieval.percolate.blocks import Block
+from penstock.retrieval.percolate.conditions import Bits, pack, unpack
 from penstock.retrieval.percolate.entries import Entry
+from penstock.retrieval.percolate.exact import Exact
 from penstock.schemas.events import IndexUpdate, Match, StandingQuery
 from penstock.schemas.rpc import Matches
 
@@ -67,46 +69,39 @@ def percolate(
     batch = Batch(updates, now_ms)
     if not len(batch):
         return Percolated((Matches(),) * len(updates), 0, 0, 0)
+    batch.prepare(blocks)
     other_space = 0
     survivors: list[_Survivors] = []
     for block in blocks:
-        owned = batch.of_tenants(block.tenants)
+        passing = batch.passing(block)
         if block.scored is None:
-            survivors.append(_by_filters(block, batch, owned))
+            some = np.flatnonzero(passing.any(axis=1))
+            rows, places = np.nonzero(unpack(passing[some], len(batch)))
+            survivors.append(_Survivors(block, None, some[rows], places, places))
             continue
         for group in batch.groups:
             if not scan.comparable(block.scored.space, group.space):
                 other_space += len(block.entries) * len(group.places)
                 continue
-            rows, columns = scan.candidates(block.scored, group)
-            survivors.append(_passing(_Survivors(block, group, rows, columns, group.places[columns]), batch, owned))
+            rows, columns = scan.candidates(block.scored, group, _of_group(passing, group, len(batch)))
+            survivors.append(_Survivors(block, group, rows, columns, group.places[columns]))
+    survivors = [some for some in survivors if len(some.rows)]
     served, costs = _bounded(survivors, batch, len(updates), reply_bytes)
     hits = [_Hits() for _ in range(served)]
+    exact = {id(group): Exact(group) for group in batch.groups}
     for some in survivors:
-        _score(some, batch, hits)
+        _score(some, batch, exact[id(some.group)] if some.group is not None else None, hits)
     heavy = served == 1 and costs[0] > reply_bytes
     found = tuple(_matches(of_one, heavy) for of_one in hits)
     without = sum(len(one.queries) for one in found) if heavy else 0
     return Percolated(found, other_space, batch.vectors_refused, without)
 
 
-def _by_filters(block: Block, batch: Batch, owned: npt.NDArray[np.bool_]) -> _Survivors:
-    """Queries without a vector, tree by tree."""
-    passing = batch.passes(block.trees)
-    keep = passing[block.tree_of] & owned[block.tenant_of]
-    rows, columns = np.nonzero(keep)
-    return _Survivors(block, None, rows, columns, columns)
-
-
-def _passing(pairs: _Survivors, batch: Batch, owned: npt.NDArray[np.bool_]) -> _Survivors:
-    """Those of the same tenant that pass their query's filters. A tree that no pair needs is not evaluated."""
-    block = pairs.block
-    _keep(pairs, owned[block.tenant_of[pairs.rows], pairs.places])
-    needed, which = np.unique(block.tree_of[pairs.rows], return_inverse=True)
-    if len(needed):
-        passing = batch.passes([block.trees[tree] for tree in needed])
-        _keep(pairs, passing[which, pairs.places])
-    return pairs
+def _of_group(passing: Bits, group: Group, count: int) -> Bits:
+    """`passing` of the batch's `count` postings with a bit for each row of the group instead."""
+    if len(group.places) == count:
+        return passing
+    return pack(unpack(passing, count)[:, group.places], -(-len(group.places) // 64))
 
 
 def _keep(pairs: _Survivors, mask: npt.NDArray[np.bool_]) -> None:
@@ -128,14 +123,14 @@ def _bounded(
     return served, costs
 
 
-def _score(some: _Survivors, batch: Batch, hits: list[_Hits]) -> None:
+def _score(some: _Survivors, batch: Batch, exact: Exact | None, hits: list[_Hits]) -> None:
     """Adds the pairs that match to their postings' hits."""
     block = some.block
-    if block.scored is None or some.group is None:
+    if block.scored is None or exact is None:
         dense = lexical = np.zeros(len(some.rows))
         enough = np.ones(len(some.rows), np.bool_)
     else:
-        dense, lexical = scan.exact(block.scored, some.group, some.rows, some.columns)
+        dense, lexical = exact.scores(block.scored, some.rows, some.columns)
         enough = dense + lexical >= block.scored.thresholds[some.rows]
     for row, place, by_dense, by_term in zip(
         some.rows[enough].tolist(),
@@ -184,10 +179,6 @@ def reason(entry: Entry, batch: Batch, place: int, dense: float, lexical: float)
     if entry.space is not None:
         said = f"meaning {dense:.2f}, words {lexical:.2f} (together at least {entry.query.threshold:.2f})"
     if entry.tree is not None:
-        met = "; ".join(_distinct(batch.satisfied(entry.tree, place)))
+        met = batch.satisfied(entry.tree, place)
         said = f"{said}; {met}" if said else met
     return said if len(said) <= REASON_CHARS else f"{said[: REASON_CHARS - 1]}…"
-
-
-def _distinct(words: Iterator[str]) -> Iterator[str]:
-    return iter(dict.fromkeys(words))
