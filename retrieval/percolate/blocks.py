@@ -37,7 +37,7 @@ class Scored:
     weights: torch.Tensor  # float32 [t]
     norms: npt.NDArray[np.float64]  # [n, 2]: Euclidean, of the dense and the lexical part, rounded up
     thresholds: npt.NDArray[np.float64]  # [n]
-    longest: int  # terms of the query that has most
+    longest: int  # terms that no query has more of
 
     @property
     def nbytes(self) -> int:
@@ -46,10 +46,9 @@ class Scored:
 
     def planes(self, row: int) -> QueryPlanes:
         """One query's values."""
-        begin, end = self.starts[row : row + 2].tolist()
-        return QueryPlanes(
-            self.dense[row].numpy(), self.terms[begin:end].numpy().astype(np.int64), self.weights[begin:end].numpy()
-        )
+        begin, end = self.starts.numpy()[row : row + 2].tolist()
+        terms, weights = self.terms.numpy()[begin:end], self.weights.numpy()[begin:end]
+        return QueryPlanes(self.dense.numpy()[row], terms.astype(np.int64), weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Block:
         return QueryVector(
             space_id=space.space_id,
             encoder_id=entry.encoder_id,
-            dense=planes.dense.astype("<f4").tobytes(),
+            dense=planes.dense.astype("<f4", copy=False).tobytes(),
             lexical=lexical.tobytes() if space.sketch else None,
         )
 
@@ -120,7 +119,41 @@ def _demands(old: Block | None, kept: Rows, fresh: Sequence[Draft]) -> tuple[Cod
     return np.ascontiguousarray(out[:most]), tuple(known[number] for number in used)
 
 
+def gathered(pieces: Sequence[tuple[Scored, Rows]]) -> Scored:
+    """These rows of vectors of one space, one piece after the other."""
+    starts, places = [np.zeros(1, np.int64)], []
+    dense = np.empty((sum(len(rows) for _, rows in pieces), pieces[0][0].space.dense), np.float32)
+    row = term = 0
+    for scored, rows in pieces:
+        np.take(scored.dense.numpy(), rows, axis=0, out=dense[row : row + len(rows)], mode="clip")
+        begins = scored.starts.numpy()[rows].astype(np.int64)
+        counts = scored.starts.numpy()[rows + 1] - begins
+        ends = np.cumsum(counts)
+        places.append(np.repeat(begins - (ends - counts), counts) + np.arange(counts.sum()))
+        starts.append(ends + term)
+        row, term = row + len(rows), term + len(places[-1])
+    terms = [scored.terms.numpy()[some] for (scored, _), some in zip(pieces, places, strict=True)]
+    weights = [scored.weights.numpy()[some] for (scored, _), some in zip(pieces, places, strict=True)]
+    return Scored(
+        space=pieces[0][0].space,
+        dense=torch.from_numpy(dense),
+        starts=torch.from_numpy(np.concatenate(starts).astype(np.int32)),
+        terms=torch.from_numpy(np.concatenate(terms)),
+        weights=torch.from_numpy(np.concatenate(weights)),
+        norms=np.concatenate([scored.norms[rows] for scored, rows in pieces]),
+        thresholds=np.concatenate([scored.thresholds[rows] for scored, rows in pieces]),
+        longest=max(scored.longest for scored, _ in pieces),
+    )
+
+
 def _scored(space: Space, old: Scored | None, kept: Rows, fresh: Sequence[Draft]) -> Scored:
+    pieces = [(old, kept)] if old is not None and len(kept) else []
+    if fresh:
+        pieces.append((_fresh(space, fresh), np.arange(len(fresh))))
+    return gathered(pieces) if len(pieces) > 1 or not fresh else pieces[0][0]
+
+
+def _fresh(space: Space, fresh: Sequence[Draft]) -> Scored:
     planes = [draft.planes for draft in fresh if draft.planes is not None]
     dense = np.empty((len(planes), space.dense), np.float32)
     norms = np.empty((len(planes), 2))
@@ -128,29 +161,15 @@ def _scored(space: Space, old: Scored | None, kept: Rows, fresh: Sequence[Draft]
         dense[row] = one.dense
         norms[row] = [np.linalg.norm(part.astype(np.float64)) * (1 + 1e-12) for part in (one.dense, one.weights)]
     counts = np.asarray([len(one.terms) for one in planes], np.int64)
-    terms = np.concatenate([np.zeros(0, np.int64), *(one.terms for one in planes)]).astype(np.int32)
-    weights = np.concatenate([np.zeros(0, np.float32), *(one.weights for one in planes)])
-    thresholds = np.asarray([draft.entry.query.threshold for draft in fresh], np.float64)
-    if old is not None and len(kept):
-        begins = old.starts.numpy()[kept].astype(np.int64)
-        before = old.starts.numpy()[kept + 1] - begins
-        places = np.repeat(begins - (np.cumsum(before) - before), before) + np.arange(before.sum())
-        dense = np.concatenate((old.dense.numpy()[kept], dense))
-        counts = np.concatenate((before, counts))
-        terms = np.concatenate((old.terms.numpy()[places], terms))
-        weights = np.concatenate((old.weights.numpy()[places], weights))
-        norms = np.concatenate((old.norms[kept], norms))
-        thresholds = np.concatenate((old.thresholds[kept], thresholds))
-    starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     return Scored(
         space=space,
         dense=torch.from_numpy(dense),
-        starts=torch.from_numpy(starts),
-        terms=torch.from_numpy(terms),
-        weights=torch.from_numpy(weights),
+        starts=torch.from_numpy(np.concatenate(([0], np.cumsum(counts))).astype(np.int32)),
+        terms=torch.from_numpy(np.concatenate([one.terms for one in planes]).astype(np.int32)),
+        weights=torch.from_numpy(np.concatenate([one.weights for one in planes])),
         norms=norms,
-        thresholds=thresholds,
-        longest=int(counts.max(initial=0)),
+        thresholds=np.asarray([draft.entry.query.threshold for draft in fresh], np.float64),
+        longest=int(counts.max()),
     )
 
 

@@ -17,7 +17,6 @@ import torch
 from penstock.kernels.filtered_topk.reference import exact_dot
 from penstock.retrieval.percolate.batch import Group
 from penstock.retrieval.percolate.blocks import Scored
-from penstock.retrieval.percolate.scan import parts
 
 RESCORE = 128  # pairs at a time: their float64 copies stay in cache
 _BITS = 26  # of the postings' grid below their norm; a query's has what float64 has left
@@ -98,3 +97,11 @@ class Exact:
             sums[pair] = exact_dot(row, torch.from_numpy(weights[some].astype(np.float32))).item()
         out[having] = sums
         return out
+
+
+def parts(scored: Scored, group: Group) -> tuple[bool, bool]:
+    """Whether both sides have a dense part, and a lexical one."""
+    if group.space is None:
+        return False, False
+    both_dense = bool(scored.space.dense and group.space.dense)
+    return both_dense, bool(len(scored.terms) and group.space.sketch)

@@ -1,29 +1,34 @@
 """Which (standing query, posting) pairs score enough: a float32 pass with a certified error, then float64.
 
-    1. float32   those of a block's queries that may have any of a group's postings, times these postings at once, and
-                 a bound e on every score's distance from the exact one
-    2. certify   a pair that passes is left out only where its score + e is below the query's threshold
-    3. float64   the rest is rescored exactly (`exact.py`)
+    1. gather    of block after block the queries that pass for any of a group's postings, until they fill a tile
+    2. float32   the tile times these postings at once, and a bound e on every score's distance from the exact one
+    3. certify   a pair that passes is left out only where its score + e is below the query's threshold
+    4. float64   the rest is rescored exactly (`exact.py`), and what reaches the threshold is a match
 
-The bound is that of retrieval/search/scan.py (Higham, section 3.1), here of D + t + 1 terms added in any order: the
-dense product is accumulated onto the lexical one.
+The bound is that of retrieval/search/scan_first.py (Higham, section 3.1), here of D + t + 1 terms added in any order:
+the dense product is accumulated onto the lexical one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from penstock.retrieval.percolate.batch import Group
-from penstock.retrieval.percolate.blocks import Scored
+from penstock.retrieval.percolate.blocks import Scored, gathered
 from penstock.retrieval.percolate.conditions import Bits, pack, unpack
+from penstock.retrieval.percolate.exact import Exact, parts
 from penstock.retrieval.store.planes import Space
 
-_WHOLE = 0.75  # of a block's queries: past it all of them are scored rather than copied
+TILE = 2_048  # queries scored at once: 3 MB of 384 values
 _SAFE = 1e37  # |q| |p| below it: no product and no partial sum of theirs leaves float32's range
 
 Pairs = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 
 
 def comparable(query: Space, posting: Space | None) -> bool:
@@ -34,56 +39,96 @@ def comparable(query: Space, posting: Space | None) -> bool:
     return query.space_id == posting.space_id and all(not a or not b or a == b for a, b in widths)
 
 
-def candidates(scored: Scored, group: Group, passing: Bits) -> tuple[Pairs, Pairs]:
-    """(rows of the block, rows of the group) of the pairs to be rescored: of those in `passing`, every one that may
-    reach its query's threshold.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Pairs, as parallel arrays [m]: the block and its row, the posting of the batch, both parts of the score."""
 
-    `passing` uint64 [n, words]: a bit for each row of the group. Call it with what is `comparable`.
+    blocks: Pairs  # places in what was scanned
+    rows: Pairs
+    places: Pairs
+    dense: Doubles
+    lexical: Doubles
+
+    @classmethod
+    def none(cls) -> Found:
+        some = np.zeros(0, np.int64)
+        return cls(some, some, some, np.zeros(0), np.zeros(0))
+
+
+def found(parts: Sequence[Found]) -> Found:
+    """All of them as one."""
+    names = ("blocks", "rows", "places", "dense", "lexical")
+    return Found(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def matches(scored: Sequence[tuple[int, Scored]], passing: Sequence[Bits], group: Group) -> Iterator[Found]:
+    """The matches among the pairs of `passing` (uint64 [n, words] of each block: a bit for each row of the group).
+
+    `scored`: the blocks' vectors, all of one space that is comparable with the group's, and the blocks' numbers.
     """
-    count, some = len(group.places), np.flatnonzero(passing.any(axis=1))
-    by_dense, by_term = parts(scored, group)
+    exact = Exact(group)
+    pieces: list[tuple[int, Scored, Pairs]] = []
+    bits: list[Bits] = []
+    held = 0
+    for (number, one), mine in zip(scored, passing, strict=True):
+        rows = np.flatnonzero(mine.any(axis=1))
+        if not len(rows):
+            continue
+        if held and held + len(rows) > TILE:
+            yield _of_tile(pieces, np.concatenate(bits), group, exact)
+            pieces, bits, held = [], [], 0
+        pieces.append((number, one, rows))
+        bits.append(mine[rows])
+        held += len(rows)
+    if pieces:
+        yield _of_tile(pieces, np.concatenate(bits), group, exact)
+
+
+def _of_tile(pieces: Sequence[tuple[int, Scored, Pairs]], passing: Bits, group: Group, exact: Exact) -> Found:
+    tile = gathered([(scored, rows) for _, scored, rows in pieces])
+    rows, columns = _candidates(tile, group, passing)
+    dense, lexical = exact.scores(tile, rows, columns)
+    enough = np.flatnonzero(dense + lexical >= tile.thresholds[rows])
+    rows = rows[enough]
+    lengths = [len(each) for _, _, each in pieces]
+    return Found(
+        blocks=np.repeat([number for number, _, _ in pieces], lengths)[rows],
+        rows=np.concatenate([each for _, _, each in pieces])[rows],
+        places=group.places[columns[enough]],
+        dense=dense[enough],
+        lexical=lexical[enough],
+    )
+
+
+def _candidates(tile: Scored, group: Group, passing: Bits) -> tuple[Pairs, Pairs]:
+    """(rows of the tile, rows of the group) of the pairs in `passing` that may reach the threshold; those that do are
+    in."""
+    by_dense, by_term = parts(tile, group)
     if not by_dense and not by_term:
-        some = some[scored.thresholds[some] <= 0]
-        row, column = np.nonzero(unpack(passing[some], count))
-        return some[row], column
-    if not len(some):
-        return some, some
-    rows = None if len(some) > _WHOLE * len(passing) else some
-    score = _scores(scored, group, rows, by_dense, by_term)
-    least, safe = _least(scored, group, by_dense, by_term)
-    if rows is not None:
-        least, passing = least[rows], passing[rows]
-    keep = torch.ge(score, torch.from_numpy(least)[:, None])
-    if not safe:  # a product that left float32's range says nothing: such a pair is always rescored
-        keep |= ~torch.isfinite(score)
-    left = pack(keep.numpy(), passing.shape[1]) & passing
-    some = np.flatnonzero(left.any(axis=1))
-    row, column = np.nonzero(unpack(left[some], count))
-    some = some[row]
-    return some if rows is None else rows[some], column
-
-
-def _scores(scored: Scored, group: Group, rows: Pairs | None, by_dense: bool, by_term: bool) -> torch.Tensor:
-    """Approximate scores of these queries (None: of all), float32 [n, m]."""
-    places = None if rows is None else torch.from_numpy(rows)
-    count = len(scored.thresholds) if rows is None else len(rows)
-    if by_term:
-        terms, starts, weights = scored.terms, scored.starts, scored.weights
-        if rows is not None:
-            begins = scored.starts.numpy()[rows]
-            counts = scored.starts.numpy()[rows + 1] - begins
-            ends = np.cumsum(counts)
-            where = torch.from_numpy(np.repeat(begins - (ends - counts), counts) + np.arange(ends[-1]))
-            starts = torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32))
-            terms, weights = terms[where], weights[where]
-        score = torch.nn.functional.embedding_bag(
-            terms, group.table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
-        )
+        left = np.where(tile.thresholds[:, None] <= 0, passing, np.uint64(0))
     else:
-        score = torch.zeros((count, len(group.places)))
-    if by_dense:
-        score.addmm_(scored.dense if places is None else torch.index_select(scored.dense, 0, places), group.columns)
-    return score
+        if by_term:
+            score = torch.nn.functional.embedding_bag(
+                tile.terms,
+                group.table,
+                tile.starts,
+                mode="sum",
+                per_sample_weights=tile.weights,
+                include_last_offset=True,
+            )
+        else:
+            score = torch.zeros((len(tile.thresholds), len(group.places)))
+        if by_dense:
+            score.addmm_(tile.dense, group.columns)
+        scores = score.numpy()
+        least, safe = _least(tile, group, by_dense, by_term)
+        keep = scores >= least[:, None]
+        if not safe:  # a product that left float32's range says nothing: such a pair is always rescored
+            keep |= ~np.isfinite(scores)
+        left = pack(keep, passing.shape[1]) & passing
+    some = np.flatnonzero(left.any(axis=1))
+    row, column = np.nonzero(unpack(left[some], len(group.places)))
+    return some[row], column
 
 
 def _least(scored: Scored, group: Group, by_dense: bool, by_term: bool) -> tuple[npt.NDArray[np.float32], bool]:
@@ -96,14 +141,6 @@ def _least(scored: Scored, group: Group, by_dense: bool, by_term: bool) -> tuple
     with np.errstate(over="ignore"):  # a threshold beyond float32 becomes infinite, and nextafter brings it back
         least = np.nextafter((scored.thresholds - slack).astype(np.float32), np.float32(-np.inf))
     return least, bool(sizes.max() < _SAFE)
-
-
-def parts(scored: Scored, group: Group) -> tuple[bool, bool]:
-    """Whether both sides have a dense part, and a lexical one."""
-    if group.space is None:
-        return False, False
-    both_dense = bool(scored.space.dense and group.space.dense)
-    return both_dense, bool(len(scored.terms) and group.space.sketch)
 
 
 def _bound(length: int) -> float:
