@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from penstock.retrieval.percolate.blocks import Block
-from penstock.retrieval.percolate.conditions import Bits, Conditions
+from penstock.retrieval.percolate.conditions import Bits, Conditions, in_words
 from penstock.retrieval.percolate.entries import Condition, Tree
 from penstock.retrieval.search import filters
 from penstock.retrieval.store.planes import Space, vector_fault
@@ -26,6 +26,7 @@ class Group:
     space: Space | None  # None: without vectors, every score 0
     places: Rows  # int64 [m], ascending
     dense: torch.Tensor  # bfloat16 [m, D]
+    whole: npt.NDArray[np.float64]  # [m, D]: `dense` once more
     sketch: torch.Tensor  # int8 [m, L]
     columns: torch.Tensor  # float32 [D, m]: `dense` the other way
     table: torch.Tensor  # float32 [L, m]: `sketch` the other way
@@ -41,10 +42,9 @@ class Batch:
         self.conditions = Conditions([updates[place] for place in self.live])
         self._tenants: dict[str, int] = {}  # bits of the postings of each
         self._said: dict[int, str] = {}  # of a node, by its identity: nodes outlive the batch
-        self._whole: dict[int, str | None] = {}  # likewise of a tree; None: not the same for all that pass
         # By number of a condition; number 0 holds always.
         self._known = np.ones(1, np.bool_)
-        self._bits = self.conditions.packed([(1 << len(self.live)) - 1])
+        self._bits = self.conditions.packed([self.conditions.every])
         kinds: dict[Space | None, list[tuple[int, Vector | None]]] = {}
         for row, place in enumerate(self.live):
             update = updates[place]
@@ -75,7 +75,7 @@ class Batch:
             self._known[block.numbers] = True
             wanted += [block.conditions[place] for place in unknown.tolist()]
         if wanted:
-            self._bits[[one.number for one in wanted]] = self.conditions.rows([one.node for one in wanted])
+            self._bits[[one.number for one in wanted]] = self.conditions.rows(wanted)
 
     def passing(self, block: Block) -> Bits:
         """uint64 [n, words]: for each query of a prepared block the postings of its tenant that pass its filters."""
@@ -87,15 +87,13 @@ class Batch:
 
     def satisfied(self, tree: Tree, row: int) -> str:
         """What of the tree a posting that passes satisfies, in words: of alternatives those that hold."""
-        key = id(tree)
-        if key not in self._whole:
-            alternatives = any(isinstance(part, filters.Group) and not part.every for part in _together(tree))
-            self._whole[key] = None if alternatives else _joined(self._satisfied(tree, 0))
-        words = self._whole[key]
-        return _joined(self._satisfied(tree, row)) if words is None else words
+        if tree.said is not None:
+            return tree.said
+        return "; ".join(dict.fromkeys(self._satisfied(tree, row)))
 
     def _satisfied(self, tree: Tree, row: int) -> Iterator[str]:
-        for part in _together(tree):
+        node = tree.node
+        for part in node.parts if isinstance(node, filters.Group) and node.every else (node,):
             either = part.parts if isinstance(part, filters.Group) and not part.every else (part,)
             for one in either:
                 if len(either) == 1 or self.conditions.bits(one) >> row & 1:
@@ -104,24 +102,8 @@ class Batch:
     def _in_words(self, node: filters.Node) -> str:
         words = self._said.get(id(node))
         if words is None:
-            words = self._said[id(node)] = _in_words(node)
+            words = self._said[id(node)] = in_words(node)
         return words
-
-
-def _together(tree: Tree) -> Sequence[filters.Node]:
-    node = tree.node
-    return node.parts if isinstance(node, filters.Group) and node.every else (node,)
-
-
-def _joined(said: Iterator[str]) -> str:
-    return "; ".join(dict.fromkeys(said))
-
-
-def _in_words(node: filters.Node) -> str:
-    if isinstance(node, filters.Clause):
-        return filters.said(node)
-    inner = (f"({_in_words(part)})" if isinstance(part, filters.Group) else _in_words(part) for part in node.parts)
-    return (" AND " if node.every else " OR ").join(inner)
 
 
 def _lives(update: IndexUpdate, now_ms: int) -> bool:
@@ -133,17 +115,17 @@ def _lives(update: IndexUpdate, now_ms: int) -> bool:
 def _group(kind: Space | None, members: Sequence[tuple[int, Vector | None]]) -> Group:
     vectors = [vector for _, vector in members if vector is not None]
     width, length = (kind.dense, kind.sketch) if kind is not None else (0, 0)
-    raw = np.frombuffer(bytearray().join(v.dense for v in vectors), "<i2").astype(np.int16, copy=False)
-    dense = torch.from_numpy(raw.reshape(len(members), width)).view(torch.bfloat16)
-    signed = np.frombuffer(bytearray().join(v.sketch or b"" for v in vectors), np.int8)
-    sketch = torch.from_numpy(signed.reshape(len(members), length))
-    sizes = [float(np.linalg.norm(part.double().numpy(), axis=1).max()) * (1 + 1e-12) for part in (dense, sketch)]
+    raw = np.frombuffer(bytearray().join(v.dense for v in vectors), "<u2").reshape(len(members), width)
+    floats = (raw.astype(np.uint32) << 16).view(np.float32)
+    signed = np.frombuffer(bytearray().join(v.sketch or b"" for v in vectors), np.int8).reshape(len(members), length)
+    sizes = [float(np.linalg.norm(part.astype(np.float64), axis=1).max()) * (1 + 1e-12) for part in (floats, signed)]
     return Group(
         space=kind,
         places=np.asarray([row for row, _ in members], np.int64),
-        dense=dense,
-        sketch=sketch,
-        columns=dense.float().T.contiguous(),
-        table=sketch.float().T.contiguous(),
+        dense=torch.from_numpy(raw.astype(np.int16)).view(torch.bfloat16),
+        whole=floats.astype(np.float64),
+        sketch=torch.from_numpy(signed),
+        columns=torch.from_numpy(np.ascontiguousarray(floats.T)),
+        table=torch.from_numpy(signed.T.astype(np.float32, order="C")),
         norms=(sizes[0], sizes[1]),
     )

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from penstock.retrieval.percolate.conditions import names, said
 from penstock.retrieval.search.filters import Clause, Group, Node, leaves, pushed
 from penstock.retrieval.store.planes import QueryPlanes, Space, query_floats
 from penstock.schemas.errors import InvalidRecord
-from penstock.schemas.events import Filter, Op, QueryVector, StandingQuery
+from penstock.schemas.events import Filter, Missing, Op, QueryVector, StandingQuery
 
 CONDITIONS = 4  # of a tree; past it the rest of them are one
 MATCH_BYTES = 200  # of a match in a reply: ids, three doubles, the reason
@@ -32,6 +33,8 @@ class Condition:
 
     number: int
     node: Node
+    named: tuple[tuple[str, str], ...]  # of IN: (field, word) as `conditions.py` looks them up; else empty
+    plain: bool  # holds of the postings that have one of `named`, and of no other
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -41,6 +44,13 @@ class Tree:
     filter: Filter
     node: Node
     conditions: tuple[Condition, ...]  # 1 to CONDITIONS, all of which must hold
+    said: str | None  # what a posting that passes satisfies, in words; None where that depends on the posting
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, about: its own nodes, without the clauses that it shares."""
+        own = len(self.filter.children) * 72 + sys.getsizeof(self.conditions) + 780
+        return own + (sys.getsizeof(self.said) if self.said is not None else 0)
 
 
 class Trees:
@@ -60,6 +70,12 @@ class Trees:
     def __len__(self) -> int:
         return len(self._trees)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory held, about: trees, and the clauses and conditions that they share."""
+        held = [reference() for reference in self._trees.valuerefs()]  # in one step: the writer may be writing
+        return sum(tree.nbytes for tree in held if tree is not None) + 1_300 * (len(self._clauses) + len(self._conditions))
+
     def of(self, filter: Filter | None) -> Tree | None:
         """The tree of these filters. Raises InvalidRecord naming what is wrong with them."""
         if filter is None:
@@ -71,7 +87,8 @@ class Trees:
             parts = list(dict.fromkeys(_conjuncts(node)))
             if len(parts) > CONDITIONS:
                 parts[CONDITIONS - 1 :] = [Group(True, tuple(parts[CONDITIONS - 1 :]))]
-            tree = Tree(_with_leaves(filter, shared), node, tuple(self._condition(part) for part in parts))
+            conditions = tuple(self._condition(part) for part in parts)
+            tree = Tree(_with_leaves(filter, shared), node, conditions, said(node))
             self._trees[tree.filter] = tree
         return tree
 
@@ -79,7 +96,9 @@ class Trees:
         condition = self._conditions.get(node)
         if condition is None:
             number = self._free.pop() if self._free else next(self._numbers)
-            condition = self._conditions[node] = Condition(number, node)
+            named = names(node) if isinstance(node, Clause) else ()
+            plain = isinstance(node, Clause) and not node.negated and node.filter.missing is Missing.EXCLUDE
+            condition = self._conditions[node] = Condition(number, node, named, plain and bool(named))
             weakref.finalize(condition, self._free.append, number).atexit = False
         return condition
 

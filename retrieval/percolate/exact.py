@@ -18,7 +18,7 @@ from penstock.kernels.filtered_topk.reference import exact_dot
 from penstock.retrieval.percolate.batch import Group
 from penstock.retrieval.percolate.blocks import Scored
 
-RESCORE = 128  # pairs at a time: their float64 copies stay in cache
+RESCORE = 64  # pairs at a time: their float64 copies stay in cache
 _BITS = 26  # of the postings' grid below their norm; a query's has what float64 has left
 _WIDEST = 4_096  # values of a dense vector: past it rounding to the grid may add too much to a norm
 
@@ -32,11 +32,12 @@ class Exact:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._unit = math.frexp(group.norms[0])[1] - _BITS
-        low = group.dense.double().numpy()
         shift = math.ldexp(1.5, self._unit + 52)
-        self._high = (low + shift) - shift
-        self._low = low - self._high
-        self._low_norm = math.sqrt(max(low.shape[1], 1)) * math.ldexp(0.5, self._unit)
+        self._high = (group.whole + shift) - shift
+        self._low = group.whole - self._high
+        self._has_low = bool(self._low.any())
+        self._low_norm = math.sqrt(max(group.whole.shape[1], 1)) * math.ldexp(0.5, self._unit) * self._has_low
+        self._grids = _lowest(group.whole) - 8  # of each posting: its values are multiples of 2^grid
 
     def scores(self, scored: Scored, rows: Pairs, columns: Pairs) -> tuple[Doubles, Doubles]:
         """Both parts of the scores of pairs, float64 [m] each. A part that either side lacks scores 0."""
@@ -60,15 +61,20 @@ class Exact:
         shifts = np.ldexp(1.5, units + 52)[:, None]
         coarse = (whole + shifts) - shifts
         rest_of_query = whole - coarse
-        high, low = self._high[columns], self._low[columns]
+        high = self._high[columns]
         main = np.einsum("ij,ij->i", high, coarse)
         rest = np.einsum("ij,ij->i", high, rest_of_query)
-        rest += np.einsum("ij,ij->i", low, whole)
-        rest_norms = np.sqrt(np.einsum("ij,ij->i", rest_of_query, rest_of_query)) * (1 + 1e-12)
-        gamma = (asked.shape[1] + 8) * 2.0**-53
-        errors = 1.01 * gamma * ((norm + self._low_norm) * rest_norms + self._low_norm * norms)
+        if self._has_low:
+            rest += np.einsum("ij,ij->i", self._low[columns], whole)
+        rest_norms = math.sqrt(asked.shape[1]) * np.ldexp(0.5, units)
+        sizes = (norm + self._low_norm) * rest_norms + self._low_norm * norms  # of both sums behind `rest`, at most
+        errors = 1.01 * (asked.shape[1] + 8) * 2.0**-53 * sizes
         out: Doubles = main + rest
         unsettled = np.flatnonzero((main + (rest - errors) != out) | (main + (rest + errors) != out))
+        if len(unsettled):
+            # Half way between two float64, most likely. Sums of few enough units have no error: the rounding was right.
+            grids = self._grids[columns[unsettled]] + _lowest(whole[unsettled]) - 24
+            unsettled = unsettled[sizes[unsettled] >= np.ldexp(1.0, grids + 52)]
         if len(unsettled):
             theirs = self._group.dense[torch.from_numpy(columns[unsettled])]
             out[unsettled] = exact_dot(theirs, torch.from_numpy(asked[unsettled])).numpy()
@@ -97,6 +103,12 @@ class Exact:
             sums[pair] = exact_dot(row, torch.from_numpy(weights[some].astype(np.float32))).item()
         out[having] = sums
         return out
+
+
+def _lowest(values: Doubles) -> npt.NDArray[np.int64]:
+    """Of each row, the least exponent of a value that is not zero: int64 [m]."""
+    exponents = np.where(values == 0, 2_000, np.frexp(values)[1])
+    return exponents.min(axis=1, initial=2_000).astype(np.int64)
 
 
 def parts(scored: Scored, group: Group) -> tuple[bool, bool]:
