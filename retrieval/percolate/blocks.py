@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.retrieval.percolate.entries import Draft, Entry, Tree
+from penstock.retrieval.percolate.entries import CONDITIONS, Condition, Draft, Entry
 from penstock.retrieval.store.planes import QueryPlanes, Space
 from penstock.schemas.events import QueryVector
 
@@ -37,6 +37,7 @@ class Scored:
     weights: torch.Tensor  # float32 [t]
     norms: npt.NDArray[np.float64]  # [n, 2]: Euclidean, of the dense and the lexical part, rounded up
     thresholds: npt.NDArray[np.float64]  # [n]
+    longest: int  # terms that no query has more of
 
     @property
     def nbytes(self) -> int:
@@ -45,27 +46,27 @@ class Scored:
 
     def planes(self, row: int) -> QueryPlanes:
         """One query's values."""
-        begin, end = self.starts[row : row + 2].tolist()
-        return QueryPlanes(
-            self.dense[row].numpy(), self.terms[begin:end].numpy().astype(np.int64), self.weights[begin:end].numpy()
-        )
+        begin, end = self.starts.numpy()[row : row + 2].tolist()
+        terms, weights = self.terms.numpy()[begin:end], self.weights.numpy()[begin:end]
+        return QueryPlanes(self.dense.numpy()[row], terms.astype(np.int64), weights)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """At most BLOCK standing queries. `tenant_of` and `tree_of` (int32 [n]) are places in `tenants` and `trees`."""
+    """At most BLOCK standing queries."""
 
     entries: tuple[Entry, ...]
     tenants: tuple[str, ...]
-    tenant_of: Codes
-    trees: tuple[Tree | None, ...]
-    tree_of: Codes
+    tenant_of: Codes  # [n]: places in `tenants`
+    conditions: tuple[Condition, ...]  # the distinct ones, by number
+    numbers: Codes  # theirs, ascending
+    demands: Codes  # [k, n]: numbers of the conditions that all must hold for a query; 0: none
     costs: Rows  # [n]: bytes a match takes in a reply
     scored: Scored | None  # None: filters alone decide
 
     @property
     def nbytes(self) -> int:
-        own = self.tenant_of.nbytes + self.tree_of.nbytes + self.costs.nbytes
+        own = sum(array.nbytes for array in (self.tenant_of, self.numbers, self.demands, self.costs))
         return own + (self.scored.nbytes if self.scored is not None else 0)
 
     def vector(self, row: int) -> QueryVector | None:
@@ -78,7 +79,7 @@ class Block:
         return QueryVector(
             space_id=space.space_id,
             encoder_id=entry.encoder_id,
-            dense=planes.dense.astype("<f4").tobytes(),
+            dense=planes.dense.astype("<f4", copy=False).tobytes(),
             lexical=lexical.tobytes() if space.sketch else None,
         )
 
@@ -88,19 +89,71 @@ def build(space: Space | None, old: Block | None, kept: Rows, fresh: Sequence[Dr
     entries = tuple(old.entries[row] for row in kept.tolist()) if old is not None else ()
     entries += tuple(draft.entry for draft in fresh)
     tenants, tenant_of = _coded([entry.query.tenant for entry in entries])
-    trees, tree_of = _coded([entry.tree for entry in entries])
+    demands, conditions = _demands(old, kept, fresh)
+    costs = np.asarray([draft.entry.cost for draft in fresh], np.int64)
     return Block(
         entries=entries,
         tenants=tenants,
         tenant_of=tenant_of,
-        trees=trees,
-        tree_of=tree_of,
-        costs=np.asarray([entry.cost for entry in entries], np.int64),
+        conditions=conditions,
+        numbers=np.asarray([condition.number for condition in conditions], np.int32),
+        demands=demands,
+        costs=costs if old is None else np.concatenate((old.costs[kept], costs)),
         scored=None if space is None else _scored(space, old.scored if old is not None else None, kept, fresh),
     )
 
 
+def _demands(old: Block | None, kept: Rows, fresh: Sequence[Draft]) -> tuple[Codes, tuple[Condition, ...]]:
+    """Which conditions the queries demand, int32 [k, n], and the distinct ones by number."""
+    out = np.zeros((CONDITIONS, len(kept) + len(fresh)), np.int32)
+    known: dict[int, Condition] = {}
+    if old is not None:
+        out[: len(old.demands), : len(kept)] = old.demands[:, kept]
+        known.update(zip(old.numbers.tolist(), old.conditions, strict=True))
+    for row, draft in enumerate(fresh, len(kept)):
+        for place, condition in enumerate(draft.entry.tree.conditions if draft.entry.tree is not None else ()):
+            out[place, row] = condition.number
+            known[condition.number] = condition
+    used = [number for number in np.unique(out).tolist() if number]
+    most = int((out > 0).any(axis=1).sum())
+    return np.ascontiguousarray(out[:most]), tuple(known[number] for number in used)
+
+
+def gathered(pieces: Sequence[tuple[Scored, Rows]]) -> Scored:
+    """These rows of vectors of one space, one piece after the other."""
+    starts, places = [np.zeros(1, np.int64)], []
+    dense = np.empty((sum(len(rows) for _, rows in pieces), pieces[0][0].space.dense), np.float32)
+    row = term = 0
+    for scored, rows in pieces:
+        np.take(scored.dense.numpy(), rows, axis=0, out=dense[row : row + len(rows)], mode="clip")
+        begins = scored.starts.numpy()[rows].astype(np.int64)
+        counts = scored.starts.numpy()[rows + 1] - begins
+        ends = np.cumsum(counts)
+        places.append(np.repeat(begins - (ends - counts), counts) + np.arange(counts.sum()))
+        starts.append(ends + term)
+        row, term = row + len(rows), term + len(places[-1])
+    terms = [scored.terms.numpy()[some] for (scored, _), some in zip(pieces, places, strict=True)]
+    weights = [scored.weights.numpy()[some] for (scored, _), some in zip(pieces, places, strict=True)]
+    return Scored(
+        space=pieces[0][0].space,
+        dense=torch.from_numpy(dense),
+        starts=torch.from_numpy(np.concatenate(starts).astype(np.int32)),
+        terms=torch.from_numpy(np.concatenate(terms)),
+        weights=torch.from_numpy(np.concatenate(weights)),
+        norms=np.concatenate([scored.norms[rows] for scored, rows in pieces]),
+        thresholds=np.concatenate([scored.thresholds[rows] for scored, rows in pieces]),
+        longest=max(scored.longest for scored, _ in pieces),
+    )
+
+
 def _scored(space: Space, old: Scored | None, kept: Rows, fresh: Sequence[Draft]) -> Scored:
+    pieces = [(old, kept)] if old is not None and len(kept) else []
+    if fresh:
+        pieces.append((_fresh(space, fresh), np.arange(len(fresh))))
+    return gathered(pieces) if len(pieces) > 1 or not fresh else pieces[0][0]
+
+
+def _fresh(space: Space, fresh: Sequence[Draft]) -> Scored:
     planes = [draft.planes for draft in fresh if draft.planes is not None]
     dense = np.empty((len(planes), space.dense), np.float32)
     norms = np.empty((len(planes), 2))
@@ -108,28 +161,15 @@ def _scored(space: Space, old: Scored | None, kept: Rows, fresh: Sequence[Draft]
         dense[row] = one.dense
         norms[row] = [np.linalg.norm(part.astype(np.float64)) * (1 + 1e-12) for part in (one.dense, one.weights)]
     counts = np.asarray([len(one.terms) for one in planes], np.int64)
-    terms = np.concatenate([np.zeros(0, np.int64), *(one.terms for one in planes)]).astype(np.int32)
-    weights = np.concatenate([np.zeros(0, np.float32), *(one.weights for one in planes)])
-    thresholds = np.asarray([draft.entry.query.threshold for draft in fresh], np.float64)
-    if old is not None and len(kept):
-        begins = old.starts.numpy()[kept].astype(np.int64)
-        before = old.starts.numpy()[kept + 1] - begins
-        places = np.repeat(begins - (np.cumsum(before) - before), before) + np.arange(before.sum())
-        dense = np.concatenate((old.dense.numpy()[kept], dense))
-        counts = np.concatenate((before, counts))
-        terms = np.concatenate((old.terms.numpy()[places], terms))
-        weights = np.concatenate((old.weights.numpy()[places], weights))
-        norms = np.concatenate((old.norms[kept], norms))
-        thresholds = np.concatenate((old.thresholds[kept], thresholds))
-    starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     return Scored(
         space=space,
         dense=torch.from_numpy(dense),
-        starts=torch.from_numpy(starts),
-        terms=torch.from_numpy(terms),
-        weights=torch.from_numpy(weights),
+        starts=torch.from_numpy(np.concatenate(([0], np.cumsum(counts))).astype(np.int32)),
+        terms=torch.from_numpy(np.concatenate([one.terms for one in planes]).astype(np.int32)),
+        weights=torch.from_numpy(np.concatenate([one.weights for one in planes])),
         norms=norms,
-        thresholds=thresholds,
+        thresholds=np.asarray([draft.entry.query.threshold for draft in fresh], np.float64),
+        longest=int(counts.max()),
     )
 
 

@@ -5,20 +5,36 @@ Frozen: a change is a new entry in the place of the old, so a reader or a snapsh
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from penstock.retrieval.percolate.conditions import names, said
 from penstock.retrieval.search.filters import Clause, Group, Node, leaves, pushed
 from penstock.retrieval.store.planes import QueryPlanes, Space, query_floats
 from penstock.schemas.errors import InvalidRecord
-from penstock.schemas.events import Filter, Op, QueryVector, StandingQuery
+from penstock.schemas.events import Filter, Missing, Op, QueryVector, StandingQuery
 
+CONDITIONS = 4  # of a tree; past it the rest of them are one
 MATCH_BYTES = 200  # of a match in a reply: ids, three doubles, the reason
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Condition:
+    """A clause or an alternative that some trees demand. Equal only to itself.
+
+    `number`: no other condition has it for as long as somebody holds this one. 0 is nobody's.
+    """
+
+    number: int
+    node: Node
+    named: tuple[tuple[str, str], ...]  # of IN: (field, word) as `conditions.py` looks them up; else empty
+    plain: bool  # holds of the postings that have one of `named`, and of no other
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -27,21 +43,38 @@ class Tree:
 
     filter: Filter
     node: Node
+    conditions: tuple[Condition, ...]  # 1 to CONDITIONS, all of which must hold
+    said: str | None  # what a posting that passes satisfies, in words; None where that depends on the posting
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, about: its own nodes, without the clauses that it shares."""
+        own = len(self.filter.children) * 72 + sys.getsizeof(self.conditions) + 780
+        return own + (sys.getsizeof(self.said) if self.said is not None else 0)
 
 
 class Trees:
-    """The trees in use, and the clauses they share. The store's one writer writes; what nobody holds goes by itself.
+    """The trees in use, and what they share. The store's one writer writes; what nobody holds goes by itself.
 
-    Equal clauses are one object, so ten thousand different trees over the same few hundred clauses stay small, and a
-    batch knows by its identity which clause it has evaluated.
+    Equal clauses are one object and equal conditions have one number, so sixty thousand different trees over the same
+    few thousand conditions stay small, and a batch of postings is asked each condition once.
     """
 
     def __init__(self) -> None:
         self._trees: weakref.WeakValueDictionary[Filter, Tree] = weakref.WeakValueDictionary()
         self._clauses: weakref.WeakValueDictionary[tuple[Filter, bool], Clause] = weakref.WeakValueDictionary()
+        self._conditions: weakref.WeakValueDictionary[Node, Condition] = weakref.WeakValueDictionary()
+        self._free: list[int] = []  # numbers of conditions that are gone; whoever drops the last one appends
+        self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._trees)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, about: trees, and the clauses and conditions that they share."""
+        held = [reference() for reference in self._trees.valuerefs()]  # in one step: the writer may be writing
+        return sum(tree.nbytes for tree in held if tree is not None) + 1_300 * (len(self._clauses) + len(self._conditions))
 
     def of(self, filter: Filter | None) -> Tree | None:
         """The tree of these filters. Raises InvalidRecord naming what is wrong with them."""
@@ -51,14 +84,37 @@ class Trees:
         if tree is None:
             node = self._shared(pushed(filter))
             shared = {clause.filter: clause.filter for clause in leaves(node)}
-            tree = Tree(_with_leaves(filter, shared), node)
+            parts = list(dict.fromkeys(_conjuncts(node)))
+            if len(parts) > CONDITIONS:
+                parts[CONDITIONS - 1 :] = [Group(True, tuple(parts[CONDITIONS - 1 :]))]
+            conditions = tuple(self._condition(part) for part in parts)
+            tree = Tree(_with_leaves(filter, shared), node, conditions, said(node))
             self._trees[tree.filter] = tree
         return tree
+
+    def _condition(self, node: Node) -> Condition:
+        condition = self._conditions.get(node)
+        if condition is None:
+            number = self._free.pop() if self._free else next(self._numbers)
+            named = names(node) if isinstance(node, Clause) else ()
+            plain = isinstance(node, Clause) and not node.negated and node.filter.missing is Missing.EXCLUDE
+            condition = self._conditions[node] = Condition(number, node, named, plain and bool(named))
+            weakref.finalize(condition, self._free.append, number).atexit = False
+        return condition
 
     def _shared(self, node: Node) -> Node:
         if isinstance(node, Group):
             return Group(node.every, tuple(self._shared(part) for part in node.parts))
         return self._clauses.setdefault((node.filter, node.negated), node)
+
+
+def _conjuncts(node: Node) -> Iterator[Node]:
+    """What must all hold, groups of ALL within ALL taken apart."""
+    if isinstance(node, Group) and (node.every or len(node.parts) == 1):
+        for part in node.parts:
+            yield from _conjuncts(part)
+    else:
+        yield node
 
 
 def _with_leaves(tree: Filter, shared: Mapping[Filter, Filter]) -> Filter:

@@ -1,34 +1,34 @@
 """Which standing queries a batch of postings satisfies. Exact; pure but for the arrays it reads.
 
-1. live      only live UPSERTs can match; their attributes become columns, their vectors planes (`batch.py`)
-2. score     block by block, the pairs that may reach their query's threshold (`scan.py`); without a vector: all
-3. tenant    … of the same tenant
-4. filters   … whose posting passes the query's tree: each distinct tree once a batch
-5. bound     the first postings whose matches fit a reply; at least one
-6. exact     scores in float64 on the stored values; what reaches the threshold is a match
+1. live      only live UPSERTs can match; their vectors become planes (`batch.py`)
+2. filters   each distinct condition of all standing queries is asked once, for the whole batch (`conditions.py`);
+             block by block they leave the pairs of one tenant that pass, a bit each
+3. score     … of these the pairs that reach their query's threshold (`scan.py`); without a vector: all
+4. bound     the first postings whose matches fit a reply; at least one
+5. tell      each match with its reason
 
 Where it stands: life-of-an-alert.md, step 5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from penstock.retrieval.percolate import scan
 from penstock.retrieval.percolate.batch import Batch, Group
-from penstock.retrieval.percolate.blocks import Block
+from penstock.retrieval.percolate.blocks import Block, Scored
+from penstock.retrieval.percolate.conditions import Bits, pack, unpack
 from penstock.retrieval.percolate.entries import Entry
+from penstock.retrieval.store.planes import Space
 from penstock.schemas.events import IndexUpdate, Match, StandingQuery
 from penstock.schemas.rpc import Matches
 
 REPLY_BYTES = 24 << 20  # of matches and their queries, about: well below what a call may carry
 REASON_CHARS = 300
-
-Pairs = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +41,6 @@ class Percolated:
     without_vector: int  # queries sent without theirs, because one posting's alone were too many for a reply
 
 
-@dataclass(slots=True)
-class _Survivors:
-    """Pairs of one block and one group (None: filters alone) that all but the exact score has let through."""
-
-    block: Block
-    group: Group | None
-    rows: Pairs
-    columns: Pairs  # of the group; of the batch without one
-    places: Pairs  # of the batch
-
-
-@dataclass(slots=True)
-class _Hits:
-    """What one posting matches."""
-
-    matches: list[Match] = field(default_factory=list)
-    sources: list[tuple[Block, int]] = field(default_factory=list)
-
-
 def percolate(
     blocks: Sequence[Block], updates: Sequence[IndexUpdate], now_ms: int, *, reply_bytes: int = REPLY_BYTES
 ) -> Percolated:
@@ -67,109 +48,106 @@ def percolate(
     batch = Batch(updates, now_ms)
     if not len(batch):
         return Percolated((Matches(),) * len(updates), 0, 0, 0)
-    other_space = 0
-    survivors: list[_Survivors] = []
-    for block in blocks:
-        owned = batch.of_tenants(block.tenants)
-        if block.scored is None:
-            survivors.append(_by_filters(block, batch, owned))
-            continue
-        for group in batch.groups:
-            if not scan.comparable(block.scored.space, group.space):
-                other_space += len(block.entries) * len(group.places)
-                continue
-            rows, columns = scan.candidates(block.scored, group)
-            survivors.append(_passing(_Survivors(block, group, rows, columns, group.places[columns]), batch, owned))
-    served, costs = _bounded(survivors, batch, len(updates), reply_bytes)
-    hits = [_Hits() for _ in range(served)]
-    for some in survivors:
-        _score(some, batch, hits)
-    heavy = served == 1 and costs[0] > reply_bytes
-    found = tuple(_matches(of_one, heavy) for of_one in hits)
+    batch.prepare(blocks)
+    pairs, other_space = _pairs(blocks, batch)
+    live = np.asarray(batch.live)
+    served, heavy = _served(blocks, pairs, live, len(updates), reply_bytes)
+    told = _Told(blocks, batch, bare=heavy)
+    order = np.argsort(pairs.places, kind="stable")
+    ends = np.searchsorted(live[pairs.places[order]], np.arange(1, served + 1)).tolist()
+    found = tuple(told.matches(pairs, order[begin:end]) for begin, end in zip([0, *ends[:-1]], ends, strict=True))
     without = sum(len(one.queries) for one in found) if heavy else 0
     return Percolated(found, other_space, batch.vectors_refused, without)
 
 
-def _by_filters(block: Block, batch: Batch, owned: npt.NDArray[np.bool_]) -> _Survivors:
-    """Queries without a vector, tree by tree."""
-    passing = batch.passes(block.trees)
-    keep = passing[block.tree_of] & owned[block.tenant_of]
-    rows, columns = np.nonzero(keep)
-    return _Survivors(block, None, rows, columns, columns)
+def _pairs(blocks: Sequence[Block], batch: Batch) -> tuple[scan.Found, int]:
+    """Every match, and how many pairs are of two spaces."""
+    out = [scan.Found.none()]
+    other_space = 0
+    passing = [batch.passing(block) for block in blocks]
+    spaces: dict[Space, list[tuple[int, Scored]]] = {}
+    for number, block in enumerate(blocks):
+        if block.scored is not None:
+            spaces.setdefault(block.scored.space, []).append((number, block.scored))
+            continue
+        some = np.flatnonzero(passing[number].any(axis=1))
+        rows, places = np.nonzero(unpack(passing[number][some], len(batch)))
+        zeros = np.zeros(len(rows))
+        out.append(scan.Found(np.full(len(rows), number), some[rows], places, zeros, zeros))
+    for group in batch.groups:
+        for space, scored in spaces.items():
+            if scan.comparable(space, group.space):
+                mine = [_of_group(passing[number], group, len(batch)) for number, _ in scored]
+                out.extend(scan.matches(scored, mine, group))
+            else:
+                other_space += sum(len(one.thresholds) for _, one in scored) * len(group.places)
+    return scan.found(out), other_space
 
 
-def _passing(pairs: _Survivors, batch: Batch, owned: npt.NDArray[np.bool_]) -> _Survivors:
-    """Those of the same tenant that pass their query's filters. A tree that no pair needs is not evaluated."""
-    block = pairs.block
-    _keep(pairs, owned[block.tenant_of[pairs.rows], pairs.places])
-    needed, which = np.unique(block.tree_of[pairs.rows], return_inverse=True)
-    if len(needed):
-        passing = batch.passes([block.trees[tree] for tree in needed])
-        _keep(pairs, passing[which, pairs.places])
-    return pairs
+def _of_group(passing: Bits, group: Group, count: int) -> Bits:
+    """`passing` of the batch's `count` postings with a bit for each row of the group instead."""
+    if len(group.places) == count:
+        return passing
+    return pack(unpack(passing, count)[:, group.places], -(-len(group.places) // 64))
 
 
-def _keep(pairs: _Survivors, mask: npt.NDArray[np.bool_]) -> None:
-    pairs.rows, pairs.columns, pairs.places = pairs.rows[mask], pairs.columns[mask], pairs.places[mask]
+def _served(
+    blocks: Sequence[Block], pairs: scan.Found, live: npt.NDArray[np.int64], updates: int, reply_bytes: int
+) -> tuple[int, bool]:
+    """How many updates a reply can hold, and whether the first one is too much by itself."""
+    begins = np.cumsum([0, *(len(block.costs) for block in blocks)])
+    costs = np.concatenate([np.zeros(0, np.int64), *(block.costs for block in blocks)])
+    taken = np.bincount(live[pairs.places], costs[begins[pairs.blocks] + pairs.rows], updates)
+    served = max(1, int(np.searchsorted(np.cumsum(taken), reply_bytes, side="right")))
+    return served, served == 1 and bool(taken[0] > reply_bytes)
 
 
-def _bounded(
-    survivors: list[_Survivors], batch: Batch, updates: int, reply_bytes: int
-) -> tuple[int, npt.NDArray[np.float64]]:
-    """How many updates are answered, and what each costs at most; the pairs of the others go."""
-    costs = np.zeros(updates)
-    live = np.asarray(batch.live)
-    for some in survivors:
-        costs += np.bincount(live[some.places], some.block.costs[some.rows], updates)
-    served = max(1, int(np.searchsorted(np.cumsum(costs), reply_bytes, side="right")))
-    if served < updates:
-        for some in survivors:
-            _keep(some, live[some.places] < served)
-    return served, costs
+class _Told:
+    """Makes the matches of a batch, and the queries that go with them: each once, whatever the postings it matches."""
 
+    def __init__(self, blocks: Sequence[Block], batch: Batch, *, bare: bool) -> None:
+        self._blocks = blocks
+        self._batch = batch
+        self._bare = bare
+        self._queries: dict[str, StandingQuery] = {}
 
-def _score(some: _Survivors, batch: Batch, hits: list[_Hits]) -> None:
-    """Adds the pairs that match to their postings' hits."""
-    block = some.block
-    if block.scored is None or some.group is None:
-        dense = lexical = np.zeros(len(some.rows))
-        enough = np.ones(len(some.rows), np.bool_)
-    else:
-        dense, lexical = scan.exact(block.scored, some.group, some.rows, some.columns)
-        enough = dense + lexical >= block.scored.thresholds[some.rows]
-    for row, place, by_dense, by_term in zip(
-        some.rows[enough].tolist(),
-        some.places[enough].tolist(),
-        dense[enough].tolist(),
-        lexical[enough].tolist(),
-        strict=True,
-    ):
-        entry = block.entries[row]
-        one = hits[batch.live[place]]
-        one.sources.append((block, row))
-        one.matches.append(
-            Match(
-                subscription_id=entry.query.subscription_id,
-                version=entry.query.version,
-                person_id=entry.query.person_id,
-                match_score=by_dense + by_term,
-                dense=by_dense,
-                lexical=by_term,
-                reason=reason(entry, batch, place, by_dense, by_term),
+    def matches(self, pairs: scan.Found, some: npt.NDArray[np.int64]) -> Matches:
+        """Those of one posting, by subscription_id."""
+        made: list[tuple[str, Match]] = []
+        asking: list[tuple[str, int, int]] = []
+        for number, row, place, dense, lexical in zip(
+            pairs.blocks[some].tolist(),
+            pairs.rows[some].tolist(),
+            pairs.places[some].tolist(),
+            pairs.dense[some].tolist(),
+            pairs.lexical[some].tolist(),
+            strict=True,
+        ):
+            entry = self._blocks[number].entries[row]
+            query = entry.query
+            match = Match(
+                subscription_id=query.subscription_id,
+                version=query.version,
+                person_id=query.person_id,
+                match_score=dense + lexical,
+                dense=dense,
+                lexical=lexical,
+                reason=reason(entry, self._batch, place, dense, lexical),
             )
+            made.append((query.subscription_id, match))
+            if query.min_score is not None:
+                asking.append((query.subscription_id, number, row))
+        made.sort()  # no two ids are equal: nothing else is compared
+        asking.sort()
+        return Matches(
+            matches=tuple([match for _, match in made]), queries=tuple([self._query(*one) for one in asking])
         )
 
-
-def _matches(hits: _Hits, heavy: bool) -> Matches:
-    ordered = sorted(zip(hits.matches, hits.sources, strict=True), key=lambda pair: pair[0].subscription_id)
-    return Matches(
-        matches=tuple(match for match, _ in ordered),
-        queries=tuple(
-            query_of(block, row, bare=heavy)
-            for _, (block, row) in ordered
-            if block.entries[row].query.min_score is not None
-        ),
-    )
+    def _query(self, subscription_id: str, number: int, row: int) -> StandingQuery:
+        query = self._queries.get(subscription_id)
+        if query is None:
+            query = self._queries[subscription_id] = query_of(self._blocks[number], row, bare=self._bare)
+        return query
 
 
 def query_of(block: Block, row: int, *, bare: bool = False) -> StandingQuery:
@@ -184,10 +162,6 @@ def reason(entry: Entry, batch: Batch, place: int, dense: float, lexical: float)
     if entry.space is not None:
         said = f"meaning {dense:.2f}, words {lexical:.2f} (together at least {entry.query.threshold:.2f})"
     if entry.tree is not None:
-        met = "; ".join(_distinct(batch.satisfied(entry.tree, place)))
+        met = batch.satisfied(entry.tree, place)
         said = f"{said}; {met}" if said else met
     return said if len(said) <= REASON_CHARS else f"{said[: REASON_CHARS - 1]}…"
-
-
-def _distinct(words: Iterator[str]) -> Iterator[str]:
-    return iter(dict.fromkeys(words))

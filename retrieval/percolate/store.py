@@ -232,7 +232,7 @@ class StandingQueries:
             trees=len(self._trees),
             stale=self._stale,
             epoch=self.epoch,
-            nbytes=sum(block.nbytes for block in blocks) + sum(entry.nbytes for entry in entries),
+            nbytes=sum(block.nbytes for block in blocks) + sum(entry.nbytes for entry in entries) + self._trees.nbytes,
         )
 
     # --- snapshots -----------------------------------------------------------------------------------------------
