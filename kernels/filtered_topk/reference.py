@@ -19,9 +19,9 @@ def exact_dot(rows: Tensor, query: Tensor) -> Tensor:
     """The inner product of each row with the query, correctly rounded: float64 [m].
 
     rows [m, d] bfloat16, int8 or float32; query float32 [d], or [m, d] with one a row. A tree of error-free additions
-    (Knuth's TwoSum), the errors summed beside it. Where what their own sum may lack decides how the result is rounded
-    (sums next to half-way between two float64 are not rare: few bits take part), math.fsum does. Values that are not finite,
-    or whose products leave float64's range, are the caller's to refuse.
+    (Knuth's TwoSum), the errors summed beside it. Where what their own sum may lack decides how the result is rounded,
+    math.fsum does: sums next to half-way between two float64 are not rare, since few bits take part. Values that are
+    not finite, or whose products leave float64's range, are the caller's to refuse.
     """
     terms = (rows.to(torch.float64) * query.to(torch.float64)).T.contiguous()  # [d, m]: one term a line
     if terms.shape[0] == 0:
