@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from penstock.retrieval.search.scan_exact import Doubles, Planes, Rows, by_page, exact
-from penstock.retrieval.search.scan_first import CHUNK, Batch, Scorer, Survivors
+from penstock.retrieval.search.scan_first import CHUNK, Batch, Bounds, Scorer, Survivors
 from penstock.retrieval.search.workers import alone, share
 from penstock.retrieval.store.planes import QueryPlanes
 
@@ -159,7 +159,7 @@ def _chosen(groups: Sequence[_Group], rows: int) -> tuple[list[_Group], list[_Gr
 def _gather(pages: Sequence[Planes], asks: Sequence[Ask], group: _Group) -> dict[int, Rows]:
     """A superset of the best of each ask of the group, of whose rows alone anything is read."""
     slots = _slots(pages, group.passing)
-    found = {place: slots for place in group.places}
+    found = dict.fromkeys(group.places, slots)
     some = [place for place in group.places if len(slots) > max(asks[place].k, DIRECT)]
     for start in range(0, len(some), MOST):
         places = some[start : start + MOST]
@@ -175,25 +175,14 @@ def _gather(pages: Sequence[Planes], asks: Sequence[Ask], group: _Group) -> dict
 
 
 def _scan(pages: Sequence[Planes], asks: Sequence[Ask], places: Sequence[int], threads: int) -> dict[int, Rows]:
-    """A superset of the best of these asks, in one pass over all rows; in a second, of those whose seed was too high."""
+    """A superset of the best of these asks, in one pass over all rows; in another, of those whose seed was too high."""
     masks = [_masks(page, number, [asks[place].passing for place in places]) for number, page in enumerate(pages)]
-    batch = Batch([asks[place].query for place in places])
-    ks = [asks[place].k for place in places]
-    thresholds = _seeds(pages, batch, masks, ks)
     tops = [_tops(page.norms) for page in pages]
-    runs = [_Run(number, start) for number, page in enumerate(pages) for start in range(0, page.rows, RUN * CHUNK)]
+    batch, ks = Batch([asks[place].query for place in places]), [asks[place].k for place in places]
+    thresholds = _seeds(pages, batch, masks, ks)
     found: dict[int, Rows] = {}
     while True:
-
-        def work(left: Iterator[_Run], batch: Batch = batch, ks: Sequence[int] = ks) -> Survivors:
-            survivors = Survivors(batch, ks)
-            survivors.thresholds[:] = thresholds
-            for run in left:
-                _offer(survivors, pages[run.page], run.start, masks[run.page], tops[run.page])
-            return survivors
-
-        survivors, *others = share(threads, work, runs)
-        survivors.join(others)
+        survivors = _pass(pages, masks, tops, batch, ks, thresholds, threads)
         again = []
         for query, place in enumerate(places):
             superset = survivors.superset(query)
@@ -206,25 +195,36 @@ def _scan(pages: Sequence[Planes], asks: Sequence[Ask], places: Sequence[int], t
         thresholds = survivors.reached[again]
         places = [places[query] for query in again]
         masks = [each if len(each) == 1 else each[again] for each in masks]
-        batch = Batch([asks[place].query for place in places])
-        ks = [asks[place].k for place in places]
+        batch, ks = Batch([asks[place].query for place in places]), [asks[place].k for place in places]
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What a thread takes at a time: RUN chunks of a page, from row `start` on."""
+def _pass(
+    pages: Sequence[Planes],
+    masks: Sequence[Mask],
+    tops: Sequence[Doubles],
+    batch: Batch,
+    ks: Sequence[int],
+    thresholds: Doubles,
+    threads: int,
+) -> Survivors:
+    """What is left of all rows. A thread takes RUN chunks of a page at a time."""
+    bounds = [batch.bounds(norms) for norms in tops]
 
-    page: int
-    start: int
+    def work(left: Iterator[tuple[int, int]]) -> Survivors:
+        survivors = Survivors(batch, ks)
+        survivors.thresholds[:] = thresholds
+        for number, chunk in left:
+            page, end = pages[number], chunk + RUN
+            rows = slice(chunk * CHUNK, min(end * CHUNK, pages[number].rows))
+            whole = bounds[number]
+            part = Bounds(whole.slack[chunk:end], whole.finite[chunk:end])
+            survivors.offer_run(page, rows, masks[number][:, rows], part)
+        return survivors
 
-
-def _offer(survivors: Survivors, page: Planes, start: int, passing: Mask, tops: Doubles) -> None:
-    """One run: those of its chunks in which some row counts."""
-    for begin in range(start, min(start + RUN * CHUNK, page.rows), CHUNK):
-        rows = slice(begin, min(begin + CHUNK, page.rows))
-        counted = passing[:, rows]
-        if counted.any():
-            survivors.offer_run(page, rows, None if counted.all() else counted, tops[begin // CHUNK])
+    runs = [(number, chunk) for number, norms in enumerate(tops) for chunk in range(0, len(norms), RUN)]
+    survivors, *others = share(threads, work, runs)
+    survivors.join(others)
+    return survivors
 
 
 def _greatest(pages: Sequence[Planes], slots: Rows) -> Doubles:

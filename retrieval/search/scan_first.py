@@ -62,14 +62,24 @@ class Batch:
             self.factors[:, 0] += self.sizes[:, 0] * 2.0**-7
         self.floor = _TINY * added * (1 + self.sizes.sum(1))
 
-    def slack(self, norms: Doubles) -> Doubles:
-        """How far off any score can be of rows no greater than these norms (float64 [2]): float64 [queries]."""
-        out: Doubles = self.factors @ norms + self.floor * (1 + norms.sum())
-        return out
+    def bounds(self, norms: Doubles) -> Bounds:
+        """Of rows no greater than norms float64 [n, 2], each line for itself."""
+        slack = norms @ self.factors.T + self.floor * (1 + norms.sum(axis=1, keepdims=True))
+        return Bounds(slack, ((norms @ self.sizes.T) < _SAFE).all(axis=1).tolist())
 
-    def stays_finite(self, norms: Doubles) -> bool:
-        """Whether no product with rows of at most these norms (float64 [2]) can leave float32's range."""
-        return bool(((self.sizes @ norms) < _SAFE).all())
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How far off the scores of some chunks of rows can be."""
+
+    slack: Doubles  # [chunks, queries]
+    finite: list[bool]  # whether no product of a chunk can leave float32's range
+
+    def least(self, thresholds: Doubles) -> torch.Tensor:
+        """The lowest score that a row of each chunk may have and be kept: float32 [chunks, queries, 1]."""
+        with np.errstate(over="ignore"):  # beyond float32 it becomes infinite, and nextafter brings it back
+            lowest = (thresholds - self.slack).astype(np.float32)
+        return torch.from_numpy(np.nextafter(lowest, np.float32(-np.inf)))[:, :, None]
 
 
 class Scorer:
@@ -77,9 +87,10 @@ class Scorer:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self._buffer = torch.zeros((CHUNK, batch.padded))
         self._halves = torch.zeros((CHUNK, batch.width), dtype=torch.bfloat16)
+        self._buffer = torch.zeros((CHUNK, batch.padded))
         self._scores = torch.empty(batch.count * CHUNK)
+        self._full = self._views(CHUNK)
 
     def run(self, page: Planes, rows: slice) -> torch.Tensor:
         """Approximate scores of rows in a row (at most CHUNK), float32 [queries, n]; the next call overwrites them.
@@ -87,10 +98,7 @@ class Scorer:
         Infinite or NaN where a product left float32's range.
         """
         batch, count = self.batch, rows.stop - rows.start
-        if page.dense.shape[1]:
-            dense = page.dense[rows]
-        else:
-            dense = self._halves[:count].zero_()
+        dense = page.dense[rows] if page.dense.shape[1] else self._halves[:count].zero_()
         if len(batch.terms):
             if page.sketch.shape[1]:
                 # numpy's: torch takes several times as long for columns.
@@ -115,21 +123,26 @@ class Scorer:
         return self._product(dense, count)
 
     def _product(self, dense: torch.Tensor, count: int) -> torch.Tensor:
-        batch, buffer = self.batch, self._buffer[:count]
-        out = self._scores[: batch.count * count].view(batch.count, count)
+        batch = self.batch
+        wide, rows, out = self._full if count == CHUNK else self._views(count)
         if batch.native and batch.width:
-            if len(batch.terms):
-                torch.mm(batch.both[:, batch.width :], buffer[:, batch.width :].T, out=out)
-                return out.add_(torch.mm(batch.rounded, dense.T))
-            return out.copy_(torch.mm(batch.rounded, dense.T))
-        buffer[:, : batch.width].copy_(dense)
-        return torch.mm(batch.both, buffer.T, out=out)
+            found = torch.mm(batch.rounded, dense.T)
+            if not len(batch.terms):
+                return out.copy_(found)
+            return torch.mm(batch.both[:, batch.width :], rows[batch.width :], out=out).add_(found)
+        wide.copy_(dense)
+        return torch.mm(batch.both, rows, out=out)
+
+    def _views(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of `count` rows: where their dense values go, the buffer's transpose, and where their scores go."""
+        batch, buffer = self.batch, self._buffer[:count]
+        return buffer[:, : batch.width], buffer.T, self._scores[: batch.count * count].view(batch.count, count)
 
 
 class Survivors:
     """What is left of a batch's scores: per query the rows that may be among its best, and a threshold.
 
-    Invariant: a row that was offered and is not kept has an exact score below its query's threshold. One thread owns it.
+    Invariant: a row that was offered and is not kept has an exact score below its query's threshold. One thread's own.
     """
 
     def __init__(self, batch: Batch, ks: Sequence[int]) -> None:
@@ -144,48 +157,57 @@ class Survivors:
         self._count = 0
         self._limit = sum(8 * k + CHUNK for k in ks)
 
-    def offer_run(
-        self, page: Planes, rows: slice, passing: npt.NDArray[np.bool_] | None, norms: Doubles
-    ) -> None:
-        """Scores rows in a row (at most CHUNK) and keeps what may matter.
+    def offer_run(self, page: Planes, rows: slice, passing: npt.NDArray[np.bool_], bounds: Bounds) -> None:
+        """Scores rows in a row, a chunk at a time, and keeps what may matter.
 
-        passing bool [n] or [queries, n]: which rows count, all when None; norms float64 [2]: no row has greater ones.
+        passing bool [n] or [queries, n]: which rows count; bounds: of each CHUNK of them.
         """
-        query, place, lower, upper = self._best(self._scorer.run(page, rows), passing, norms)
-        if len(query):
-            self._keep(query, place + (page.first + rows.start), lower, upper)
+        least = bounds.least(self.thresholds)
+        for number, start in enumerate(range(rows.start, rows.stop, CHUNK)):
+            end = min(start + CHUNK, rows.stop)
+            counted = passing[..., start - rows.start : end - rows.start]
+            if not counted.any():
+                continue
+            scores = self._scorer.run(page, slice(start, end))
+            found = self._best(scores, counted, least[number], bounds.slack[number], bounds.finite[number])
+            if found is not None:
+                query, place, lower, upper = found
+                self._keep(query, place + (page.first + start), lower, upper)
 
     def offer_picked(self, pages: Sequence[Planes], slots: Rows, norms: Doubles) -> None:
-        """The same of ascending slots (at most CHUNK), all of which count."""
-        query, place, lower, upper = self._best(self._scorer.picked(pages, slots), None, norms)
-        if len(query):
+        """The same of ascending slots (at most CHUNK), all of which count and none of which has norms above these."""
+        bounds = self.batch.bounds(norms[None])
+        least = bounds.least(self.thresholds)[0]
+        found = self._best(self._scorer.picked(pages, slots), None, least, bounds.slack[0], bounds.finite[0])
+        if found is not None:
+            query, place, lower, upper = found
             self._keep(query, slots[place], lower, upper)
 
     def _best(
-        self, scores: torch.Tensor, passing: npt.NDArray[np.bool_] | None, norms: Doubles
-    ) -> tuple[Rows, Rows, Doubles, Doubles]:
-        """Of the scores that reach the thresholds: query, place, and bounds on the exact score."""
-        slack = self.batch.slack(norms)
-        finite = self.batch.stays_finite(norms)
+        self,
+        scores: torch.Tensor,
+        passing: npt.NDArray[np.bool_] | None,
+        least: torch.Tensor,
+        slack: Doubles,
+        finite: bool,
+    ) -> tuple[Rows, Rows, Doubles, Doubles] | None:
+        """Of the scores that reach the least: query, place, and bounds on the exact score. None without any."""
         if not finite:
             scores[~torch.isfinite(scores)] = torch.inf  # says nothing: always rescored
-        with np.errstate(over="ignore"):  # beyond float32 it becomes infinite, and nextafter brings it back
-            lowest = (self.thresholds - slack).astype(np.float32)
-        least = torch.from_numpy(np.nextafter(lowest, np.float32(-np.inf)))
         count = scores.shape[1]
-        hit = self._hit[: scores.numel()].view(scores.shape)
-        torch.ge(scores, least[:, None], out=hit)
-        mask = hit.numpy()
+        mask = torch.ge(scores, least, out=self._hit[: scores.numel()].view(scores.shape)).numpy()
         if passing is not None:
             np.logical_and(mask, passing, out=mask)
         found = np.flatnonzero(mask)
+        if not len(found):
+            return None
         query, place = np.divmod(found, count)
         score = scores.view(-1).numpy()[found].astype(np.float64)
-        slack = slack[query]
-        lower = score - slack
+        off = slack[query]
+        lower = score - off
         if not finite:
             lower[np.isinf(score)] = -np.inf
-        return query, place, lower, score + slack
+        return query, place, lower, score + off
 
     def _keep(self, query: Rows, slots: Rows, lower: Doubles, upper: Doubles) -> None:
         self._pending.append((query, slots, lower, upper))
