@@ -1,6 +1,6 @@
 """The store's scans against what people would use instead, in the same run, and against a float64 oracle.
 
-    python benchmarks/retrieval.py --json build/retrieval.json                       # under ten minutes
+    python benchmarks/retrieval.py --json build/retrieval.json                       # about fifteen minutes
     python benchmarks/retrieval.py --rows 50000 --cells flat,filter --repeats 3      # a trial
 
     flat     the dense plane, every row                                            for B1, B16, B64 and k 100, 1000
@@ -8,10 +8,14 @@
     filter   16 queries, each with a filter of its own that passes a given share   B16, k 100
     uniform  flat and hybrid on values without structure
     isa      flat once more, in a process in which oneDNN uses AVX2 and no more
+    churn    searches beside a writer that applies 2,000 upserts a second          benchmarks/searching/churn.py
+    million  a million rows: memory, restart, searches beside a snapshot           benchmarks/searching/million.py
+    turnover a real week of openings and closings over and over                    benchmarks/searching/turnover.py
+    percolate postings against standing queries                                    benchmarks/searching/percolating.py
 
-"ratio" is the quickest peer's median over ours. Peers get every mask and list of passing rows for nothing, keep their
-own copies of the planes, and return float32 order; ours is exact, from the store's own pages. Every cell's answers are
-held against the oracle; the exit status is 1 when one differs.
+"ratio" is the quickest peer's median over ours. Peers and ours begin with one mask a query; peers keep their own copies
+of the planes and return float32 order; ours is exact, from the store's own pages. Every cell's answers are held against
+the oracle; the exit status is 1 when one differs.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,16 +37,20 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.searching.churn import churn  # noqa: E402
+from benchmarks.searching.million import million  # noqa: E402
 from benchmarks.searching.oracle import mismatches  # noqa: E402  # found by the line above, wherever this is called from
 from benchmarks.searching.peers import Peer, Peers  # noqa: E402
 from benchmarks.searching.report import Report, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
+from benchmarks.searching.turnover import turnover  # noqa: E402
 from benchmarks.searching.vectors import Corpus, encoded, uniform  # noqa: E402
 from benchmarks.streaming.source import DATA  # noqa: E402
 from penstock.retrieval.search.scan import Ask, Passing, best_many  # noqa: E402
 
-CELLS = ("flat", "hybrid", "filter", "uniform", "isa")
+CELLS = ("flat", "hybrid", "filter", "uniform", "isa", "churn", "million", "turnover", "percolate")
 ROWS = 200_000
+CHURN_S = 3.0  # of a phase
 UNFILTERED = "ours, unfiltered"
 FLAT = ((1, 100, 1.0), (16, 100, 1.2), (64, 100, 1.2), (16, 1_000, 1.5))  # batch, k, target
 RATES = ((0.001, 10.0), (0.01, 5.0), (0.05, None), (0.2, None), (0.5, None), (0.9, None))  # pass rate, target
@@ -127,6 +135,28 @@ def narrow_isa(given: argparse.Namespace) -> object:
         return json.loads(out.read_text())["results"]
 
 
+def changing(given: argparse.Namespace, chosen: Sequence[str], report: Report) -> int:
+    """The cells of a store that changes. Returns how many answers were wrong."""
+    build, wrong = ROOT / "build", 0
+    build.mkdir(exist_ok=True)
+    for name in ("churn", "million", "turnover", "percolate"):
+        if name not in chosen:
+            continue
+        print(f"{name}, load average {os.getloadavg()[0]:.1f}", flush=True)
+        if name == "churn":
+            wrong += churn(report, given.rows, given.churn_turns, CHURN_S, given.data, build)
+        elif name == "million":
+            wrong += million(report, given.million_rows, given.data, build)
+        elif name == "turnover":
+            turnover(report, given.weeks, given.data, build)
+        else:
+            from benchmarks.searching.percolating import percolate
+
+            wrong += percolate(report, given.repeats, given.data, build)
+        torch.set_num_threads(given.threads)
+    return wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="write machine, results and notes here")
@@ -134,6 +164,9 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--cells", default=",".join(CELLS), help=f"some of {','.join(CELLS)}")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--million-rows", type=int, default=1_000_000, help="of the cell million")
+    parser.add_argument("--churn-turns", type=int, default=8, help="phases with and without the writer, 3 s each")
+    parser.add_argument("--weeks", type=int, default=8, help="of the cell turnover")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     chosen = given.cells.split(",")
@@ -161,6 +194,7 @@ def main() -> int:
         del run, corpus
     if "isa" in chosen:
         report.notes["onednn_max_cpu_isa_avx2"] = narrow_isa(given)
+    wrong += changing(given, chosen, report)
     report.add("exact_mismatches", wrong, "places", 0)
     print("\n" + table(report.results))
     if given.json is not None:

@@ -81,7 +81,7 @@ class Peers:
         batch = len(masks)
         queries = torch.from_numpy(self.corpus.dense_queries[:batch])
         left_out = torch.from_numpy(~masks)
-        rows = [torch.from_numpy(np.flatnonzero(mask)) for mask in masks]
+        passes = torch.from_numpy(masks)
         whole, half = self.whole, self.half
 
         def masked() -> list[torch.Tensor]:
@@ -90,7 +90,8 @@ class Peers:
 
         def gathered(plane: torch.Tensor) -> list[torch.Tensor]:
             out = []
-            for some, query in zip(rows, queries, strict=True):
+            for mask, query in zip(passes, queries, strict=True):
+                some = torch.nonzero(mask).view(-1)
                 scores = torch.index_select(plane, 0, some).float() @ query
                 out.append(some[torch.topk(scores, min(k, len(some))).indices])
             return out

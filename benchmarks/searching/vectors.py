@@ -70,7 +70,7 @@ class Corpus:
 def encoded(data: Path, count: int, build: Path) -> Corpus:
     """Real postings by the shipped encoder, `count` rows of them."""
     source = load(data)
-    dense, sketch, queries, lexical = _encode(source, data, build)
+    dense, sketch, queries, lexical = encoded_planes(source, data, build)
     rng = np.random.default_rng(5)
 
     def parts() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]]:
@@ -123,7 +123,8 @@ def _corpus(
     return Corpus(name, count, tuple(pages), queries, lexical)
 
 
-def _encode(source: Source, data: Path, build: Path) -> tuple[npt.NDArray, ...]:  # type: ignore[type-arg]
+def encoded_planes(source: Source, data: Path, build: Path) -> tuple[npt.NDArray, ...]:  # type: ignore[type-arg]
+    """dense, sketch of ENCODED distinct postings; dense, lexical of QUERIES queries."""
     encoder = EmbeddedEncoder()
     name = f"vectors-{encoder.encoder_id}-{source.name}".replace("/", "-").replace(" ", "-")
     kept = build / f"{name}.npz"

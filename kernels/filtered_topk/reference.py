@@ -9,6 +9,8 @@ alone, never of the row's position, the batch or the order of summation, and equ
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,12 +19,14 @@ def exact_dot(rows: Tensor, query: Tensor) -> Tensor:
     """The inner product of each row with the query, correctly rounded: float64 [m].
 
     rows [m, d] bfloat16, int8 or float32; query float32 [d], or [m, d] with one a row. A tree of error-free additions
-    (Knuth's TwoSum), the errors summed beside it: what is left out is below 2^-100 of the sum of magnitudes. Values
-    that are not finite, or whose products leave float64's range, are the caller's to refuse.
+    (Knuth's TwoSum), the errors summed beside it. Where what their own sum may lack decides how the result is rounded,
+    math.fsum does: sums next to half-way between two float64 are not rare, since few bits take part. Values that are
+    not finite, or whose products leave float64's range, are the caller's to refuse.
     """
     terms = (rows.to(torch.float64) * query.to(torch.float64)).T.contiguous()  # [d, m]: one term a line
     if terms.shape[0] == 0:
         return torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
+    products = terms
     errors = torch.zeros(terms.shape[1], dtype=torch.float64, device=terms.device)
     while terms.shape[0] > 1:
         half = terms.shape[0] // 2
@@ -31,7 +35,13 @@ def exact_dot(rows: Tensor, query: Tensor) -> Tensor:
         virtual = total - a
         errors = errors + ((a - (total - virtual)) + (b - virtual)).sum(0)
         terms = total if terms.shape[0] % 2 == 0 else torch.cat((total, terms[2 * half :]))
-    return terms[0] + errors
+    found = terms[0] + errors
+    # Fewer than d errors, each at most 2^-53 of the sum of magnitudes, in any order of summation.
+    lacking = products.abs().sum(0) * (len(products) ** 2 * 2.0**-105)
+    doubtful = (terms[0] + (errors - lacking) != found) | (terms[0] + (errors + lacking) != found)
+    for row in doubtful.nonzero().flatten().tolist():
+        found[row] = math.fsum(products[:, row].tolist())
+    return found
 
 
 def filtered_topk(

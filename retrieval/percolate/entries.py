@@ -74,7 +74,8 @@ class Trees:
     def nbytes(self) -> int:
         """Memory held, about: trees, and the clauses and conditions that they share."""
         held = [reference() for reference in self._trees.valuerefs()]  # in one step: the writer may be writing
-        return sum(tree.nbytes for tree in held if tree is not None) + 1_300 * (len(self._clauses) + len(self._conditions))
+        shared = 1_300 * (len(self._clauses) + len(self._conditions))
+        return sum(tree.nbytes for tree in held if tree is not None) + shared
 
     def of(self, filter: Filter | None) -> Tree | None:
         """The tree of these filters. Raises InvalidRecord naming what is wrong with them."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,8 @@ import numpy.typing as npt
 import torch
 
 from penstock.retrieval.search.scan_exact import Doubles, Planes, Rows, by_page, exact
-from penstock.retrieval.search.scan_first import CHUNK, Batch, Survivors
+from penstock.retrieval.search.scan_first import CHUNK, Batch, Bounds, Scorer, Survivors
+from penstock.retrieval.search.workers import alone, share
 from penstock.retrieval.store.planes import QueryPlanes
 
 Mask = npt.NDArray[np.bool_]
@@ -36,6 +37,7 @@ DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too
 GATHERED, SCANNED = 16.0, 9.0
 STARTED = 9_000.0  # and what gathering costs before the first row
 DIRECT = 192  # up to so many rows are rescored at once, without a first pass
+RUN = 8  # chunks that a thread takes at a time
 MOST = 64  # queries of one pass: more would push the block out of the cache
 
 
@@ -65,16 +67,18 @@ class Best:
 def best_many(pages: Sequence[Planes], asks: Sequence[Ask]) -> list[Best]:
     """The best `k` of each ask, in order. All queries are of one space.
 
-    Uses at most torch's threads. A row that does not pass may change meanwhile; one that passes may not.
+    Uses as many threads as torch is set to. A row that does not pass may change meanwhile; one that passes may not.
     """
     gathered, scanned = _chosen(_groups(asks), sum(page.rows for page in pages))
-    found: dict[int, Best] = {}
-    for group in gathered:
-        found |= _gather(pages, asks, group)
-    together = [place for group in scanned for place in group.places]
-    for start in range(0, len(together), MOST):
-        found |= _scan(pages, asks, together[start : start + MOST])
-    return [found[place] for place in range(len(asks))]
+    with alone() as threads:
+        supersets: dict[int, Rows] = {}
+        together = [place for group in scanned for place in group.places]
+        for start in range(0, len(together), MOST):
+            supersets |= _scan(pages, asks, together[start : start + MOST], threads)
+        for some in share(threads, lambda left: [_gather(pages, asks, group) for group in left], gathered):
+            for found in some:
+                supersets |= found
+        return _ordered(pages, asks, supersets, threads)
 
 
 def best(
@@ -152,56 +156,81 @@ def _chosen(groups: Sequence[_Group], rows: int) -> tuple[list[_Group], list[_Gr
     return groups[:gathered], groups[gathered:]
 
 
-def _gather(pages: Sequence[Planes], asks: Sequence[Ask], group: _Group) -> dict[int, Best]:
-    """The best of each ask of the group, of whose rows alone anything is read."""
+def _gather(pages: Sequence[Planes], asks: Sequence[Ask], group: _Group) -> dict[int, Rows]:
+    """A superset of the best of each ask of the group, of whose rows alone anything is read."""
     slots = _slots(pages, group.passing)
-    found: dict[int, Best] = {}
-    for start in range(0, len(group.places), MOST):
-        some = [place for place in group.places[start : start + MOST] if len(slots) > max(asks[place].k, DIRECT)]
-        for place in group.places[start : start + MOST]:
-            if place not in some:
-                found[place] = _ordered(pages, slots, asks[place])
-        if not some:
-            continue
-        survivors = Survivors(Batch([asks[place].query for place in some]), [asks[place].k for place in some])
-        for page, _, rows in by_page(pages, slots):
-            for begin in range(0, len(rows), CHUNK):
-                survivors.offer(page, rows[begin : begin + CHUNK], None)
-        for query, place in enumerate(some):
+    found = dict.fromkeys(group.places, slots)
+    some = [place for place in group.places if len(slots) > max(asks[place].k, DIRECT)]
+    for start in range(0, len(some), MOST):
+        places = some[start : start + MOST]
+        survivors = Survivors(Batch([asks[place].query for place in places]), [asks[place].k for place in places])
+        for begin in range(0, len(slots), CHUNK):
+            picked = slots[begin : begin + CHUNK]
+            survivors.offer_picked(pages, picked, _greatest(pages, picked))
+        for query, place in enumerate(places):
             superset = survivors.superset(query)
             assert superset is not None  # no threshold was guessed
-            found[place] = _ordered(pages, superset, asks[place])
+            found[place] = superset
     return found
 
 
-def _scan(pages: Sequence[Planes], asks: Sequence[Ask], places: Sequence[int]) -> dict[int, Best]:
-    """The best of these asks, in one pass over all rows; in a second, of those whose seed was too high."""
-    batch = Batch([asks[place].query for place in places])
+def _scan(pages: Sequence[Planes], asks: Sequence[Ask], places: Sequence[int], threads: int) -> dict[int, Rows]:
+    """A superset of the best of these asks, in one pass over all rows; in another, of those whose seed was too high."""
     masks = [_masks(page, number, [asks[place].passing for place in places]) for number, page in enumerate(pages)]
-    survivors = Survivors(batch, [asks[place].k for place in places])
-    survivors.thresholds[:] = _seeds(pages, batch, masks, survivors.ks)
     tops = [_tops(page.norms) for page in pages]
-    found: dict[int, Best] = {}
+    batch, ks = Batch([asks[place].query for place in places]), [asks[place].k for place in places]
+    thresholds = _seeds(pages, batch, masks, ks)
+    found: dict[int, Rows] = {}
     while True:
-        for page, passing, top in zip(pages, masks, tops, strict=True):
-            for number, start in enumerate(range(0, page.rows, CHUNK)):
-                rows = slice(start, min(start + CHUNK, page.rows))
-                if passing[:, rows].any():
-                    survivors.offer(page, rows, passing[:, rows], top[number])
+        survivors = _pass(pages, masks, tops, batch, ks, thresholds, threads)
         again = []
         for query, place in enumerate(places):
             superset = survivors.superset(query)
             if superset is None:
                 again.append(query)
             else:
-                found[place] = _ordered(pages, superset, asks[place])
+                found[place] = superset
         if not again:
             return found
-        lower = survivors.reached[again]
+        thresholds = survivors.reached[again]
         places = [places[query] for query in again]
         masks = [each if len(each) == 1 else each[again] for each in masks]
-        survivors = Survivors(Batch([asks[place].query for place in places]), [asks[place].k for place in places])
-        survivors.thresholds[:] = survivors.reached[:] = lower
+        batch, ks = Batch([asks[place].query for place in places]), [asks[place].k for place in places]
+
+
+def _pass(
+    pages: Sequence[Planes],
+    masks: Sequence[Mask],
+    tops: Sequence[Doubles],
+    batch: Batch,
+    ks: Sequence[int],
+    thresholds: Doubles,
+    threads: int,
+) -> Survivors:
+    """What is left of all rows. A thread takes RUN chunks of a page at a time."""
+    bounds = [batch.bounds(norms) for norms in tops]
+
+    def work(left: Iterator[tuple[int, int]]) -> Survivors:
+        survivors = Survivors(batch, ks)
+        survivors.thresholds[:] = thresholds
+        for number, chunk in left:
+            page, end = pages[number], chunk + RUN
+            rows = slice(chunk * CHUNK, min(end * CHUNK, pages[number].rows))
+            whole = bounds[number]
+            part = Bounds(whole.slack[chunk:end], whole.finite[chunk:end])
+            survivors.offer_run(page, rows, masks[number][:, rows], part)
+        return survivors
+
+    runs = [(number, chunk) for number, norms in enumerate(tops) for chunk in range(0, len(norms), RUN)]
+    survivors, *others = share(threads, work, runs)
+    survivors.join(others)
+    return survivors
+
+
+def _greatest(pages: Sequence[Planes], slots: Rows) -> Doubles:
+    """The greatest norms of ascending slots: float64 [2]."""
+    parts = [page.norms.take(rows, axis=0).max(axis=0) for page, _, rows in by_page(pages, slots)]
+    return np.max(parts, axis=0) if len(parts) > 1 else parts[0]
 
 
 def _masks(page: Planes, number: int, passing: Sequence[Passing]) -> Mask:
@@ -235,21 +264,22 @@ def _seeds(pages: Sequence[Planes], batch: Batch, masks: Sequence[Mask], ks: Seq
     """
     ranks = [math.ceil((DOUBT / 2 + math.sqrt(DOUBT**2 / 4 + k / SAMPLED)) ** 2) for k in ks]
     out = np.full(len(ks), -np.inf)
-    scores, passing = [], []
+    slots, passing = [], []
     for page, mask in zip(pages, masks, strict=True):
         sample = _sample(page.rows)
         counted = mask[:, sample]
         useful = counted.any(axis=0)
-        rows, counted = sample[useful], counted[:, useful]
-        for start in range(0, len(rows), CHUNK):
-            some = slice(start, start + CHUNK)
-            scores.append(batch.scores(page, rows[some]).numpy().copy())
-            passing.append(counted[:, some])
-    if sum(each.shape[1] for each in scores) < 2 * min(ranks):
+        slots.append(sample[useful] + page.first)
+        passing.append(counted[:, useful])
+    sampled = np.concatenate(slots)
+    if len(sampled) < 2 * min(ranks):
         return out
-    sampled, counts = np.concatenate(scores, axis=1), np.concatenate(passing, axis=1)
+    counts, scorer = np.concatenate(passing, axis=1), Scorer(batch)
+    parts = [slice(start, start + CHUNK) for start in range(0, len(sampled), CHUNK)]
+    scores = np.concatenate([scorer.picked(pages, sampled[some]).numpy().copy() for some in parts], axis=1)
+    every = bool(counts.all())
     for query, rank in enumerate(ranks):
-        mine = sampled[query][counts[query if len(counts) > 1 else 0]]
+        mine = scores[query] if every else scores[query][counts[query if len(counts) > 1 else 0]]
         if len(mine) >= 2 * rank:
             seed = np.partition(mine, len(mine) - rank)[len(mine) - rank]
             out[query] = seed if np.isfinite(seed) else -np.inf
@@ -272,11 +302,22 @@ def _tops(norms: Doubles) -> Doubles:
     return out if whole == len(norms) else np.concatenate((out, norms[whole:].max(axis=0, keepdims=True)))
 
 
-def _ordered(pages: Sequence[Planes], slots: Rows, ask: Ask) -> Best:
-    """The best k of a superset of them: ascending slots."""
-    dense, lexical = exact(pages, slots, ask.query)
-    ties = np.zeros(len(slots), np.uint64)
-    for page, where, rows in by_page(pages, slots):
-        ties[where] = page.ties[rows]
-    order = np.lexsort((ties, -(dense + lexical)))[: ask.k]
-    return Best(slots[order], dense[order], lexical[order], len(slots))
+def _ordered(pages: Sequence[Planes], asks: Sequence[Ask], supersets: Mapping[int, Rows], threads: int) -> list[Best]:
+    """The best k of each ask, of a superset of them: ascending slots."""
+
+    def work(left: Iterator[int]) -> dict[int, Best]:
+        out = {}
+        for place in left:
+            slots = supersets[place]
+            dense, lexical = exact(pages, slots, asks[place].query)
+            ties = np.zeros(len(slots), np.uint64)
+            for page, where, rows in by_page(pages, slots):
+                ties[where] = page.ties[rows]
+            order = np.lexsort((ties, -(dense + lexical)))[: asks[place].k]
+            out[place] = Best(slots[order], dense[order], lexical[order], len(slots))
+        return out
+
+    found: dict[int, Best] = {}
+    for some in share(threads, work, range(len(asks))):
+        found |= some
+    return [found[place] for place in range(len(asks))]

@@ -21,7 +21,7 @@ import torch
 from penstock.kernels.filtered_topk.reference import exact_dot
 from penstock.retrieval.store.planes import QueryPlanes
 
-RESCORE = 128  # rows at a time: their float64 copies (2 x 393 KB of 384 values) stay in cache
+RESCORE = 128  # rows at a time: their float64 copy (393 KB of 384 values) stays in cache
 _BITS = 26  # of the rows' grid below their norm; the query's has what float64 has left
 
 Rows = npt.NDArray[np.int64]
@@ -58,53 +58,62 @@ def by_page(pages: Sequence[Planes], slots: Rows) -> Iterator[tuple[Planes, slic
 def exact(pages: Sequence[Planes], slots: Rows, query: QueryPlanes) -> tuple[Doubles, Doubles]:
     """Both parts of the exact scores of ascending `slots`, float64 [m] each. A part that a row lacks scores 0."""
     dense, lexical = np.zeros(len(slots)), np.zeros(len(slots))
-    by_dense = _Dense(query.dense) if query.dense.any() else None
+    by_dense = query.dense.any()
     by_term = _Lexical(query) if len(query.terms) else None
+    rows_of_dense = torch.zeros((len(slots) if by_dense else 0, len(query.dense)), dtype=torch.bfloat16)
+    norm = 0.0
     for page, where, rows in by_page(pages, slots):
-        if by_dense is not None and page.dense.shape[1]:
-            norms = page.norms[rows, 0]
-            some = np.flatnonzero(norms)
-            if len(some):
-                dense[where.start + some] = by_dense.scores(page.dense, float(norms.max()), rows[some])
+        if by_dense and page.dense.shape[1]:
+            torch.index_select(page.dense, 0, torch.from_numpy(rows), out=rows_of_dense[where])
+            norm = max(norm, float(page.norms[rows, 0].max()))
         if by_term is not None and page.sketch.shape[1]:
             lexical[where] = by_term.scores(page.sketch, rows)
+    if norm:
+        dense = _Dense(query.dense, norm).scores(rows_of_dense)
     return dense, lexical
 
 
 class _Dense:
-    """The dense part of one query."""
+    """The dense part of one query, for rows of which none has a greater norm."""
 
-    def __init__(self, query: npt.NDArray[np.float32]) -> None:
+    def __init__(self, query: npt.NDArray[np.float32], norm: float) -> None:
         self.query = torch.from_numpy(query)
         self.whole = self.query.double()
-        self.norm = float(torch.linalg.vector_norm(self.whole)) * (1 + 1e-12)
-
-    def scores(self, plane: torch.Tensor, norm: float, rows: Rows) -> Doubles:
-        """float64 [m]; `norm`: no row's is greater."""
+        query_norm = float(torch.linalg.vector_norm(self.whole)) * (1 + 1e-12)
         # Of either grid; no partial sum reaches 2^53 of their product. Rounding adds less than 2^-20 to either norm.
-        unit = math.frexp(norm)[1] - _BITS
-        query_unit = math.frexp(norm * self.norm * (1 + 2.0**-18))[1] - 53 - unit
-        coarse = _rounded(self.whole, query_unit)
-        rest_of_query = self.whole - coarse
-        rest_norm = float(torch.linalg.vector_norm(rest_of_query)) * (1 + 1e-12)
-        low_norm = math.sqrt(len(self.query)) * math.ldexp(0.5, unit)
-        gamma = (len(self.query) + 8) * 2.0**-53
-        error = 1.01 * gamma * ((norm + low_norm) * rest_norm + low_norm * self.norm)
-        out = np.empty(len(rows))
-        places = torch.from_numpy(rows)
-        for start in range(0, len(rows), RESCORE):
-            some = slice(start, start + RESCORE)
-            found = torch.index_select(plane, 0, places[some])
-            low = found.double()
-            high = _rounded(low, unit)
-            low.sub_(high)
-            main = torch.mv(high, coarse).numpy()
-            rest = torch.mv(high, rest_of_query).add_(torch.mv(low, self.whole)).numpy()
+        self.unit = math.frexp(norm)[1] - _BITS
+        query_unit = math.frexp(norm * query_norm * (1 + 2.0**-18))[1] - 53 - self.unit
+        self.coarse = _rounded(self.whole, query_unit)
+        self.rest = self.whole - self.coarse
+        rest_norm = float(torch.linalg.vector_norm(self.rest)) * (1 + 1e-12)
+        low_norm = math.sqrt(len(query)) * math.ldexp(0.5, self.unit)
+        gamma = (len(query) + 8) * 2.0**-53
+        self.error = 1.01 * gamma * ((norm + low_norm) * rest_norm + low_norm * query_norm)
+        # A bfloat16 has eight bits: from this magnitude on it lies on the rows' grid. As its bits without the sign.
+        lowest = torch.tensor(math.ldexp(1.0, self.unit + 7), dtype=torch.float64).bfloat16()
+        self.on_grid = np.uint16(max(int(lowest.view(torch.int16)), 1))
+
+    def scores(self, found: torch.Tensor) -> Doubles:
+        """float64 [m] of bfloat16 [m, D]."""
+        out = np.empty(len(found))
+        for start in range(0, len(found), RESCORE):
+            some = found[start : start + RESCORE]
+            magnitudes = some.view(torch.int16).numpy().view(np.uint16) << 1
+            # Less one, so that zero, which lies on every grid, is the greatest.
+            low = np.flatnonzero((magnitudes - np.uint16(1)).min(axis=1) < (self.on_grid << 1) - np.uint16(1))
+            wide = some.double()
+            main, rest = torch.mv(wide, self.coarse).numpy(), torch.mv(wide, self.rest).numpy()
+            if len(low):
+                picked = wide[torch.from_numpy(low)]
+                high = _rounded(picked, self.unit)
+                picked.sub_(high)
+                main[low] = torch.mv(high, self.coarse).numpy()
+                rest[low] = torch.mv(high, self.rest).add_(torch.mv(picked, self.whole)).numpy()
             score = main + rest
-            out[some] = score
-            unsettled = np.flatnonzero((main + (rest - error) != score) | (main + (rest + error) != score))
+            out[start : start + len(some)] = score
+            unsettled = np.flatnonzero((main + (rest - self.error) != score) | (main + (rest + self.error) != score))
             if len(unsettled):
-                out[start + unsettled] = exact_dot(found[torch.from_numpy(unsettled)], self.query).numpy()
+                out[start + unsettled] = exact_dot(some[torch.from_numpy(unsettled)], self.query).numpy()
         return out
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.retrieval.search.scan_exact import Doubles, Planes, Rows
+from penstock.retrieval.search.scan_exact import Doubles, Planes, Rows, by_page
 from penstock.retrieval.store.planes import QueryPlanes
 
 CHUNK = 2_048  # rows at a time: 3 MB of 384 float32 values, which stays in cache
@@ -34,23 +34,21 @@ Floats = npt.NDArray[np.float32]
 
 
 class Batch:
-    """Queries that one pass answers together. Not thread-safe: it owns the buffers that the pass works in."""
+    """Queries that one pass answers together. Immutable: threads share it."""
 
     def __init__(self, queries: Sequence[QueryPlanes], native: bool | None = None) -> None:
         self.count = len(queries)
         self.width = len(queries[0].dense)
         self.terms = np.unique(np.concatenate([query.terms for query in queries]))
         self.columns = self.width + len(self.terms)
-        padded = -(-max(self.columns, 1) // _ALIGN) * _ALIGN
-        both = np.zeros((self.count, padded), np.float32)
+        self.padded = -(-max(self.columns, 1) // _ALIGN) * _ALIGN
+        both = np.zeros((self.count, self.padded), np.float32)
         for line, query in zip(both, queries, strict=True):
             line[: self.width] = query.dense
             line[self.width + np.searchsorted(self.terms, query.terms)] = query.weights
         self.native = bfloat16_is_native(self.width, self.count) if native is None else native
-        self._both = torch.from_numpy(both)
-        self._rounded = self._both[:, : self.width].bfloat16()
-        self._buffer = torch.zeros((CHUNK, padded))
-        self._scores = torch.empty(self.count * CHUNK)
+        self.both = torch.from_numpy(both)
+        self.rounded = self.both[:, : self.width].bfloat16()
         sizes = [(_norm(query.dense), _norm(query.weights)) for query in queries]
         self.sizes = np.asarray(sizes).reshape(self.count, 2)  # |q| of either part
         added = self.width + np.asarray([len(query.terms) for query in queries])
@@ -64,56 +62,87 @@ class Batch:
             self.factors[:, 0] += self.sizes[:, 0] * 2.0**-7
         self.floor = _TINY * added * (1 + self.sizes.sum(1))
 
-    def slack(self, norms: Doubles) -> Doubles:
-        """How far off any score can be of rows no greater than these norms (float64 [2]): float64 [queries]."""
-        out: Doubles = self.factors @ norms + self.floor * (1 + norms.sum())
-        return out
+    def bounds(self, norms: Doubles) -> Bounds:
+        """Of rows no greater than norms float64 [n, 2], each line for itself."""
+        slack = norms @ self.factors.T + self.floor * (1 + norms.sum(axis=1, keepdims=True))
+        return Bounds(slack, ((norms @ self.sizes.T) < _SAFE).all(axis=1).tolist())
 
-    def slack_of(self, query: int, norms: Doubles) -> Doubles:
-        """How far off the scores of rows with norms float64 [m, 2] can be for one query: float64 [m]."""
-        out: Doubles = norms @ self.factors[query] + self.floor[query] * (1 + norms.sum(1))
-        return out
 
-    def scores(self, page: Planes, rows: slice | Rows) -> torch.Tensor:
-        """Approximate scores, float32 [queries, n], in a buffer that the next call overwrites.
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How far off the scores of some chunks of rows can be."""
 
-        `rows` of the page, at most CHUNK. Infinite or NaN where a product left float32's range.
+    slack: Doubles  # [chunks, queries]
+    finite: list[bool]  # whether no product of a chunk can leave float32's range
+
+    def least(self, thresholds: Doubles) -> torch.Tensor:
+        """The lowest score that a row of each chunk may have and be kept: float32 [chunks, queries, 1]."""
+        with np.errstate(over="ignore"):  # beyond float32 it becomes infinite, and nextafter brings it back
+            lowest = (thresholds - self.slack).astype(np.float32)
+        return torch.from_numpy(np.nextafter(lowest, np.float32(-np.inf)))[:, :, None]
+
+
+class Scorer:
+    """Scores rows for a batch. Not thread-safe: it owns the buffers it works in."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._halves = torch.zeros((CHUNK, batch.width), dtype=torch.bfloat16)
+        self._buffer = torch.zeros((CHUNK, batch.padded))
+        self._scores = torch.empty(batch.count * CHUNK)
+        self._full = self._views(CHUNK)
+
+    def run(self, page: Planes, rows: slice) -> torch.Tensor:
+        """Approximate scores of rows in a row (at most CHUNK), float32 [queries, n]; the next call overwrites them.
+
+        Infinite or NaN where a product left float32's range.
         """
-        plane, sketch = page.dense, page.sketch
-        dense = self.width if plane.shape[1] else 0
-        places = None if isinstance(rows, slice) else torch.from_numpy(rows)
-        found = plane[rows] if places is None else torch.index_select(plane, 0, places)
-        count = len(found)
-        out = self._scores[: self.count * count].view(self.count, count)
-        buffer = self._buffer[:count]
-        if len(self.terms) and sketch.shape[1]:
-            stored = sketch.numpy()
-            # numpy's: torch takes several times as long for columns.
-            taken = (
-                stored[rows].take(self.terms, axis=1) if isinstance(rows, slice) else stored[rows[:, None], self.terms]
-            )
-            buffer[:, self.width : self.columns] = torch.from_numpy(taken)
-        else:
-            buffer[:, self.width : self.columns] = 0
-        if self.native and dense:
-            torch.mm(self._both[:, self.width :], buffer[:, self.width :].T, out=out)
-            out += torch.mm(self._rounded, found.T)
-            return out
-        if dense:
-            buffer[:, : self.width].copy_(found)
-        else:
-            buffer[:, : self.width] = 0
-        return torch.mm(self._both, buffer.T, out=out)
+        batch, count = self.batch, rows.stop - rows.start
+        dense = page.dense[rows] if page.dense.shape[1] else self._halves[:count].zero_()
+        if len(batch.terms):
+            if page.sketch.shape[1]:
+                # numpy's: torch takes several times as long for columns.
+                taken = torch.from_numpy(page.sketch.numpy()[rows].take(batch.terms, axis=1))
+                self._buffer[:count, batch.width : batch.columns] = taken
+            else:
+                self._buffer[:count, batch.width : batch.columns] = 0
+        return self._product(dense, count)
 
-    def stays_finite(self, norms: Doubles) -> bool:
-        """Whether no product with rows of at most these norms (float64 [2]) can leave float32's range."""
-        return bool(((self.sizes @ norms) < _SAFE).all())
+    def picked(self, pages: Sequence[Planes], slots: Rows) -> torch.Tensor:
+        """The same of rows anywhere: ascending slots, at most CHUNK."""
+        batch, count = self.batch, len(slots)
+        dense = self._halves[:count]
+        lexical = self._buffer[:count, batch.width : batch.columns].numpy()
+        for page, where, rows in by_page(pages, slots):
+            if page.dense.shape[1]:
+                torch.index_select(page.dense, 0, torch.from_numpy(rows), out=dense[where])
+            else:
+                dense[where] = 0
+            if len(batch.terms):
+                lexical[where] = page.sketch.numpy()[rows[:, None], batch.terms] if page.sketch.shape[1] else 0
+        return self._product(dense, count)
+
+    def _product(self, dense: torch.Tensor, count: int) -> torch.Tensor:
+        batch = self.batch
+        wide, rows, out = self._full if count == CHUNK else self._views(count)
+        if batch.native and batch.width:
+            found = torch.mm(batch.rounded, dense.T)
+            if not len(batch.terms):
+                return out.copy_(found)
+            return torch.mm(batch.both[:, batch.width :], rows[batch.width :], out=out).add_(found)
+        wide.copy_(dense)
+        return torch.mm(batch.both, rows, out=out)
+
+    def _views(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of `count` rows: where their dense values go, the buffer's transpose, and where their scores go."""
+        batch, buffer = self.batch, self._buffer[:count]
+        return buffer[:, : batch.width], buffer.T, self._scores[: batch.count * count].view(batch.count, count)
 
 
 class Survivors:
-    """What is left of one batch's scores: per query the rows that may be among its best, and a threshold.
+    """What is left of a batch's scores: per query the rows that may be among its best, and a threshold.
 
-    Invariant: a row that was offered and is not kept has an exact score below its query's threshold.
+    Invariant: a row that was offered and is not kept has an exact score below its query's threshold. One thread's own.
     """
 
     def __init__(self, batch: Batch, ks: Sequence[int]) -> None:
@@ -121,35 +150,68 @@ class Survivors:
         self.ks = tuple(ks)
         self.thresholds = np.full(batch.count, -np.inf)
         self.reached = np.full(batch.count, -np.inf)  # what the k best of the kept rows reach at least
+        self._scorer = Scorer(batch)
+        self._hit = torch.empty(batch.count * CHUNK, dtype=torch.bool)
         self._kept: list[Kept] = [Kept.none() for _ in ks]
-        self._pending: list[tuple[npt.NDArray[np.int16], Rows, Floats, Doubles]] = []  # query, slot, score, norms
+        self._pending: list[tuple[Rows, Rows, Doubles, Doubles]] = []  # query, slot, lower, upper
         self._count = 0
         self._limit = sum(8 * k + CHUNK for k in ks)
 
-    def offer(
-        self, page: Planes, rows: slice | Rows, passing: npt.NDArray[np.bool_] | None, norms: Doubles | None = None
-    ) -> None:
-        """Scores rows of a page (at most CHUNK) and keeps what may matter.
+    def offer_run(self, page: Planes, rows: slice, passing: npt.NDArray[np.bool_], bounds: Bounds) -> None:
+        """Scores rows in a row, a chunk at a time, and keeps what may matter.
 
-        passing bool [n] or [queries, n]: which rows count, all when None; norms float64 [2]: no row has greater ones.
+        passing bool [n] or [queries, n]: which rows count; bounds: of each CHUNK of them.
         """
-        if norms is None:
-            norms = page.norms[rows].max(axis=0)
-        scores = self.batch.scores(page, rows)
-        if not self.batch.stays_finite(norms):
+        least = bounds.least(self.thresholds)
+        for number, start in enumerate(range(rows.start, rows.stop, CHUNK)):
+            end = min(start + CHUNK, rows.stop)
+            counted = passing[..., start - rows.start : end - rows.start]
+            if not counted.any():
+                continue
+            scores = self._scorer.run(page, slice(start, end))
+            found = self._best(scores, counted, least[number], bounds.slack[number], bounds.finite[number])
+            if found is not None:
+                query, place, lower, upper = found
+                self._keep(query, place + (page.first + start), lower, upper)
+
+    def offer_picked(self, pages: Sequence[Planes], slots: Rows, norms: Doubles) -> None:
+        """The same of ascending slots (at most CHUNK), all of which count and none of which has norms above these."""
+        bounds = self.batch.bounds(norms[None])
+        least = bounds.least(self.thresholds)[0]
+        found = self._best(self._scorer.picked(pages, slots), None, least, bounds.slack[0], bounds.finite[0])
+        if found is not None:
+            query, place, lower, upper = found
+            self._keep(query, slots[place], lower, upper)
+
+    def _best(
+        self,
+        scores: torch.Tensor,
+        passing: npt.NDArray[np.bool_] | None,
+        least: torch.Tensor,
+        slack: Doubles,
+        finite: bool,
+    ) -> tuple[Rows, Rows, Doubles, Doubles] | None:
+        """Of the scores that reach the least: query, place, and bounds on the exact score. None without any."""
+        if not finite:
             scores[~torch.isfinite(scores)] = torch.inf  # says nothing: always rescored
-        hit = torch.ge(scores, torch.from_numpy(self._least(norms))[:, None]).numpy()
+        count = scores.shape[1]
+        mask = torch.ge(scores, least, out=self._hit[: scores.numel()].view(scores.shape)).numpy()
         if passing is not None:
-            np.logical_and(hit, passing, out=hit)
-        found = np.flatnonzero(hit)
+            np.logical_and(mask, passing, out=mask)
+        found = np.flatnonzero(mask)
         if not len(found):
-            return
-        query, place = np.divmod(found, hit.shape[1])
-        row = place + rows.start if isinstance(rows, slice) else rows[place]
-        self._pending.append(
-            (query.astype(np.int16), row + page.first, scores.view(-1).numpy()[found], page.norms[row])
-        )
-        self._count += len(found)
+            return None
+        query, place = np.divmod(found, count)
+        score = scores.view(-1).numpy()[found].astype(np.float64)
+        off = slack[query]
+        lower = score - off
+        if not finite:
+            lower[np.isinf(score)] = -np.inf
+        return query, place, lower, score + off
+
+    def _keep(self, query: Rows, slots: Rows, lower: Doubles, upper: Doubles) -> None:
+        self._pending.append((query, slots, lower, upper))
+        self._count += len(query)
         if self._count > self._limit:
             self.tighten()
 
@@ -157,43 +219,46 @@ class Survivors:
         """Raises each threshold to what the k best of its rows reach at least, and drops the rows below."""
         if not self._pending:
             return
-        query, slots, scores, norms = (np.concatenate(each) for each in zip(*self._pending, strict=True))
+        query, slots, lower, upper = (np.concatenate(each) for each in zip(*self._pending, strict=True))
         self._pending.clear()
         self._count = 0
-        order = np.argsort(query, kind="stable")
+        order = np.argsort(query.astype(np.int16), kind="stable")
         ends = np.searchsorted(query[order], np.arange(1, self.batch.count + 1)).tolist()
         begin = 0
         for one, end in enumerate(ends):
             mine, begin = order[begin:end], end
-            kept = self._kept[one]
             if len(mine):
-                slack = self.batch.slack_of(one, norms[mine])
-                score = scores[mine].astype(np.float64)
-                lower = np.where(np.isinf(score), -np.inf, score - slack)
-                kept = kept.joined(Kept(slots[mine], lower, score + slack))
-            k = self.ks[one]
-            if len(kept.slots) >= k:
-                self.reached[one] = np.partition(kept.lower, len(kept.lower) - k)[len(kept.lower) - k]
-                self.thresholds[one] = max(self.thresholds[one], self.reached[one])
-            self._kept[one] = kept.above(self.thresholds[one])
+                self._kept[one] = self._kept[one].joined(Kept(slots[mine], lower[mine], upper[mine]))
+                self._raise(one)
+
+    def join(self, others: Sequence[Survivors]) -> None:
+        """Takes over what other threads kept of other rows for the same batch."""
+        self.tighten()
+        for other in others:
+            other.tighten()
+        for one in range(self.batch.count):
+            for other in others:
+                self.thresholds[one] = max(self.thresholds[one], other.thresholds[one])
+                self._kept[one] = self._kept[one].joined(other._kept[one])
+            self._raise(one)
 
     def superset(self, query: int) -> Rows | None:
         """Ascending slots among which the best k are; None when the threshold was set too high to tell."""
         self.tighten()
         proven = self.thresholds[query] <= self.reached[query] or np.isneginf(self.thresholds[query])
-        return self._kept[query].slots if proven else None
+        return np.sort(self._kept[query].slots) if proven else None
 
-    def _least(self, norms: Doubles) -> Floats:
-        """The lowest score that a row of at most these norms (float64 [2]) may have and be kept: float32 [queries]."""
-        with np.errstate(over="ignore"):  # beyond float32 it becomes infinite, and nextafter brings it back
-            lowest = (self.thresholds - self.batch.slack(norms)).astype(np.float32)
-        least: Floats = np.nextafter(lowest, np.float32(-np.inf))
-        return least
+    def _raise(self, one: int) -> None:
+        kept, k = self._kept[one], self.ks[one]
+        if len(kept.slots) >= k:
+            self.reached[one] = np.partition(kept.lower, len(kept.lower) - k)[len(kept.lower) - k]
+            self.thresholds[one] = max(self.thresholds[one], self.reached[one])
+        self._kept[one] = kept.above(self.thresholds[one])
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Rows of one query with bounds on their exact scores: ascending int64 slots, float64 each."""
+    """Rows of one query with bounds on their exact scores: int64 slots, float64 each."""
 
     slots: Rows
     lower: Doubles
@@ -204,6 +269,8 @@ class Kept:
         return cls(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
 
     def joined(self, other: Kept) -> Kept:
+        if not len(self.slots):
+            return other
         return Kept(
             np.concatenate((self.slots, other.slots)),
             np.concatenate((self.lower, other.lower)),
