@@ -925,7 +925,7 @@ def test_standing_queries_are_followed_and_kept(log, queries, start):
     eventually(lambda: in_force(first, "u") == (True,), "it is percolated")
     status = eventually(lambda: (s := first.status()).numbers["standing_queries"] == 3 and s, "the view is renewed")
     assert (status.numbers["standing_tombstones"], status.numbers["standing_lag_offsets"]) == (1, 0)
-    assert REGISTRY.get_sample_value("penstock_standing_queries") == 3
+    eventually(lambda: REGISTRY.get_sample_value("penstock_standing_queries") == 3, "the gauge says so")
     first.stop()
     queries.publish(ended("t", 3), standing("gone", 1))  # later than its end, and older
     second = start().ready()
