@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -51,7 +51,7 @@ class Held(Protocol):
 
     def capture(self) -> Any: ...
 
-    def restore(self, kept: Iterable[Any]) -> None: ...
+    def restore(self, kept: Any) -> None: ...
 
 
 R = TypeVar("R")

@@ -313,8 +313,8 @@ class Rows:
             page.birth[rows[some]] = epoch
             page.death[rows[some]] = NEVER
             self.stamps[number] = epoch
-            for kept, texts_of in zip((self.ids[number], self.bodies[number]), texts, strict=True):
-                _put_back(kept, rows, texts_of[begin:end])
+            _put_back(self.ids[number], rows, ids[begin:end])
+            _put_back(self.bodies[number], rows, bodies[begin:end])
 
     def settle(self, words: Mapping[str, Sequence[str | None]], overflow: Mapping[str, tuple[Longs, Codes]]) -> None:
         """After the last `restore`: codes, zones and places follow from the rows. Every birth is of a live row."""
@@ -328,8 +328,8 @@ class Rows:
         for name, vocabulary in (("tenant", self.tenants), ("encoder", self.encoders)):
             known = words[f"{name}s"]
             vocabulary.restore(known, _uses([getattr(page, name)[rows] for page, rows in parts], len(known)))
-        for field, (owners, codes) in overflow.items():
-            self.overflow.restore(field, owners, codes)
+        for field, entries in overflow.items():
+            self.overflow.restore(field, *entries)
         countries = words[KEYWORD_FIELDS[COUNTRY]]
         for number, (page, rows) in enumerate(parts):
             table.zones[number].widen(rows)
@@ -381,4 +381,5 @@ def _uses(parts: Sequence[Codes], count: int) -> list[int]:
     uses = np.zeros(count, np.int64)
     for codes in parts:
         uses += np.bincount(codes[codes >= 0], minlength=count)
-    return uses.tolist()
+    out: list[int] = uses.tolist()
+    return out

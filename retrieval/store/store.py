@@ -363,7 +363,8 @@ class Store:
 
     def get(self, posting_ids: Sequence[str], *, now_ms: int) -> tuple[Row, ...]:
         """What is held of each id, in order: newest accepted update with its stored vector, state as of `now_ms`."""
-        rows, found = self._rows, []
+        rows = self._rows
+        found: list[tuple[_Held | Tombstone | None, tuple[bytes, bytes | None] | None]] = []
         with self._lock:
             space_id, table = self.space_id, rows.table
             for posting_id in posting_ids:
