@@ -35,6 +35,9 @@ log = structlog.get_logger(role="retrieval")
 
 BATCH = 500  # records applied at a time: about 70 ms
 POLL_S = 0.1
+EPOCHS_A_MS = (
+    1_000  # first epochs of two lives lie so far apart; a shard holds some 3,000 (hold_epochs_ms at 20 ms each)
+)
 CHORES_EVERY_S = 1.0
 AGAIN_AFTER_S = 1.0
 STUCK_AFTER_S = 20.0
@@ -200,9 +203,10 @@ class Shard(Generic[R, S, C]):
     # --- beginning and end ---------------------------------------------------------------------------------------
 
     def _fresh(self) -> S:
-        """An empty store whose epochs come after every one this shard ever published: no reader mistakes one."""
+        """An empty store whose epochs come after every one this shard ever published, and far from those of a replica
+        that began some milliseconds before: no reader mistakes one."""
         newest = max((int(path.stem.rpartition("-")[2]) for path in self._snapshots.paths()), default=0)
-        return self._kind.make(max(self._now_ms(), newest))
+        return self._kind.make(max(EPOCHS_A_MS * self._now_ms(), newest))
 
     def _restore(self) -> None:
         began = self._clock()

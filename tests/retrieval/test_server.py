@@ -20,6 +20,7 @@ from penstock.retrieval import kinds, server
 from penstock.retrieval.batching import Cost, ScanTimes
 from penstock.retrieval.client import MIN_VERSION_TIMED_OUT, RetrievalClient
 from penstock.retrieval.follower import Lag
+from penstock.retrieval.shard import Shard
 from penstock.retrieval.store.reading import MAX_K
 from penstock.retrieval.store.records import Ask
 from penstock.retrieval.store.store import Store
@@ -206,6 +207,18 @@ def test_epochs_of_one_life_are_never_those_of_another(log, start, monkeypatch):
     with pytest.raises(CallError, match="at_epoch") as error:
         second.search(None, at_epoch=epoch)
     assert error.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_epochs_of_replicas_that_began_together_are_not_mistaken(log, tmp_path):
+    """A minute's epochs, one every 20 ms, of two that began five milliseconds apart."""
+    own = Settings(data_dir=tmp_path)
+    kind = kinds.postings(own, kinds.lexicon_of(own))
+    first, second = (
+        Shard(own.retrieval, tmp_path / name, log, LetterBox(), kind, lambda at=at: at).store
+        for name, at in (("a", 1_700_000_000_000), ("b", 1_700_000_000_005))
+    )
+    held = own.retrieval.hold_epochs_ms // own.retrieval.publish_interval_ms
+    assert held == 3_000 and second.epoch - first.epoch > held
 
 
 def test_after_a_crash_the_log_heals_what_the_snapshot_lacks(log, start, monkeypatch):
@@ -973,8 +986,6 @@ def test_standing_queries_that_the_snapshot_lacks_come_from_the_log(queries, sta
 
 
 def test_a_standing_loop_that_cannot_go_on_ends_the_role(log, queries, start, monkeypatch):
-    from penstock.retrieval.shard import Shard
-
     honest = Shard.run
 
     def run(self, stop, ready):
