@@ -275,6 +275,7 @@ class RetrievalClient:
             ),
             shard=",".join(r.shard for r in replies),
             degraded=_union((r.degraded for r in replies), missing),
+            plan=tuple(line for r in replies for line in r.plan),
         )
 
     def status(self, timeout: float) -> list[RoleStatus]:

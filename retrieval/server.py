@@ -188,6 +188,7 @@ class RetrievalService:
             clauses=tuple(ClauseEffect(clause=c.clause, passed=c.passed, missing=c.missing) for c in said.clauses),
             shard=self._name,
             degraded=tuple(degraded),
+            plan=(f"{self._name}: {'; '.join(said.plan)}",),
         )
 
     def status(self, _request: StatusRequest, _context: grpc.ServicerContext) -> RoleStatus:

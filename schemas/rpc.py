@@ -197,6 +197,7 @@ class ExplainReply:
     clauses: tuple[ClauseEffect, ...] = ()
     shard: str = ""
     degraded: tuple[str, ...] = ()
+    plan: Annotated[tuple[str, ...], "what each shard would read for a search with it, and why"] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

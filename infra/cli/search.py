@@ -230,6 +230,8 @@ def show(text: str, result: RankResult, rows: dict[str, Row], *, explain: bool =
 
 
 def _show_explanation(explanation: ExplainReply) -> None:
+    from rich.markup import escape
+
     from penstock.infra.cli import output
 
     table = output.table("filter", "lets through", "of", "lack it", right=("lets through", "of", "lack it"))
@@ -238,6 +240,8 @@ def _show_explanation(explanation: ExplainReply) -> None:
     if len(explanation.clauses) > 1:
         table.add_row("all of it", str(explanation.passed), str(explanation.postings), "")
     output.out().print(table)
+    for line in explanation.plan:
+        output.out().print(escape(line), style="dim")
 
 
 def _timings(result: RankResult) -> str:

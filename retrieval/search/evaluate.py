@@ -23,10 +23,8 @@ def evaluate(node: Node, columns: Columns, rows: int) -> Mask:
     return passing(compiled(node, columns.words), columns.page, columns.overflow, slice(0, rows))
 
 
-def explain(
-    tree: Filter, words: Words, overflow: Overflow, parts: Iterable[tuple[Page, Longs]], plan: tuple[str, ...] = ()
-) -> Explanation:
-    """What the filter and each clause of it do to some rows (int64, of each page). `plan`: how it would be run."""
+def explain(tree: Filter, words: Words, overflow: Overflow, parts: Iterable[tuple[Page, Longs]]) -> Explanation:
+    """What the filter and each clause of it do to some rows (int64, of each page)."""
     node = pushed(tree)
     clauses = list(leaves(node))
     programs = [compiled(clause, words) for clause in clauses]
@@ -40,7 +38,7 @@ def explain(
             counts[0] += int(passing(program, page, overflow, some).sum())
             counts[1] += int((passing(one, page, overflow, some) & passing(other, page, overflow, some)).sum())
     told = tuple(ClauseCount(said(clause), *counts) for clause, counts in zip(clauses, found, strict=True))
-    return Explanation(describe(tree), rows, passed, told, plan)
+    return Explanation(describe(tree), rows, passed, told)
 
 
 def _lacking(clause: Clause, words: Words) -> tuple[Program, Program]:

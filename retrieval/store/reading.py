@@ -178,7 +178,7 @@ def newest(table: Table, slots: Longs, k: int) -> scan.Best:
     if len(slots) > k:
         kept = when >= np.partition(when, len(when) - k)[len(when) - k]
         slots, when = slots[kept], when[kept]
-    top = slots[np.lexsort((table.take("ties", slots), -when))[:k]]
+    top = slots[np.lexsort((table.take("ties", slots), ~when))[:k]]
     return scan.Best(top, np.zeros(len(top)), np.zeros(len(top)), 0)
 
 

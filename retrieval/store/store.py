@@ -353,13 +353,14 @@ class Store:
             return any(len(rows) for rows in found)
 
     def explain(self, tree: Filter, *, now_ms: int, tenant: str = "default") -> filters.Explanation:
-        """What a filter does to the tenant's live rows, clause by clause."""
+        """What a filter does to the tenant's live rows, clause by clause, and what a search with it would read."""
         with self.pin() as pin:
             program = compile_tree(tree, self._rows.words)
             scope = Scope(pin, self._rows.tenants.find(tenant), now_ms)
             seen = reading.joined(list(reading.rows_of(scope, None, self._rows.overflow, reading.plan(scope, None))))
             parts = [(pin.table.pages[number], rows) for number, _, rows in pin.table.split(seen)]
-            return explain(tree, self._rows.words, self._rows.overflow, parts, reading.plan(scope, program).reasons)
+            said = explain(tree, self._rows.words, self._rows.overflow, parts)
+            return replace(said, plan=reading.plan(scope, program).revised(said.passed).reasons)
 
     def get(self, posting_ids: Sequence[str], *, now_ms: int) -> tuple[Row, ...]:
         """What is held of each id, in order: newest accepted update with its stored vector, state as of `now_ms`."""

@@ -998,3 +998,14 @@ def test_a_standing_loop_that_cannot_go_on_ends_the_role(log, queries, start, mo
     eventually(lambda: not role.thread.is_alive(), "the role ended")
     assert [str(error) for error in role.failed] == ["a fault nobody thought of"]
     role.failed.clear()
+
+
+def test_a_filter_is_explained_with_what_a_search_would_read(log, start):
+    log.publish(*(upsert(f"p{i}", company=f"c{i % 4}") for i in range(40)))
+    role = start().ready()
+    reply = role.client.explain(ExplainRequest(filters=is_in("company", "c1")), CALL_S)
+    assert (reply.postings, reply.passed, reply.degraded) == (40, 10, ())
+    assert [clause.passed for clause in reply.clauses] == [10]
+    assert len(reply.plan) == 1
+    assert reply.plan[0].startswith("shard-0: 1 of 1 blocks are looked at")
+    assert "25.00% of their rows pass, less than 30%: gather" in reply.plan[0]

@@ -99,7 +99,7 @@ def cli(free_port, monkeypatch, tmp_path, asked, answers):
     def explain(request, context):
         asked.append(request)
         effects = (rpc.ClauseEffect(clause=filters.describe(request.filters), passed=12, missing=5),)
-        return rpc.ExplainReply(filter="", postings=40, passed=12, clauses=effects)
+        return rpc.ExplainReply(filter="", postings=40, passed=12, clauses=effects, plan=("shard-0: 3 of 9 blocks",))
 
     def rank(request, context):
         asked.append(request)
@@ -157,6 +157,7 @@ def test_search_explains_what_each_filter_does(cli, asked):
     assert line.split()[1:] == ["12", "40", "5"]
     [ask] = [request for request in asked if isinstance(request, rpc.ExplainRequest)]
     assert (ask.tenant, ask.filters) == ("acme", filters.is_in("location.region", "OH"))  # what was applied, alone
+    assert "shard-0: 3 of 9 blocks" in result.stdout
     document = json.loads(cli("search", "nurse", "--explain", "--json").stdout)
     assert document["explanation"]["clauses"][0]["passed"] == 12
     assert "explanation" not in json.loads(cli("search", "nurse", "--json").stdout)

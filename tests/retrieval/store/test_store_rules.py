@@ -182,6 +182,12 @@ def test_k_has_a_range(k):
         Store().search(None, None, k, now_ms=0)
 
 
+def test_the_oldest_moment_there_is_comes_last():
+    store = Store(page_rows=128)
+    store.apply([upsert("a", posted_at=-(2**63)), upsert("b", posted_at=0), upsert("c", posted_at=5)], now_ms=0)
+    assert [hit.posting_id for hit in store.search(None, None, 3, now_ms=0).hits] == ["c", "b", "a"]
+
+
 def test_without_a_vector_the_newest_come_first():
     store = Store()
     store.apply(
