@@ -39,6 +39,8 @@ class Asked(Protocol):
     def named(self) -> tuple[Name, ...]: ...
     @property
     def plain(self) -> bool: ...
+    @property
+    def leaves(self) -> tuple[Asked, ...]: ...
 
 
 class Conditions(dict[filters.Clause, int]):
@@ -73,6 +75,12 @@ class Conditions(dict[filters.Clause, int]):
 
     def rows(self, asked: Sequence[Asked]) -> Bits:
         """uint64 [n, words]: what each says; the bits past the last posting are 0."""
+        leaves = {leaf.node: leaf for one in asked for leaf in one.leaves}
+        if leaves:
+            found = self.rows(list(leaves.values())).astype("<u8", copy=False)
+            for clause, row in zip(leaves, found, strict=True):
+                assert isinstance(clause, filters.Clause)
+                self[clause] = int.from_bytes(row.tobytes(), "little")
         get = self._having.get
         said = [get(one.named[0], 0) if one.plain else 0 for one in asked]
         compared: dict[str, tuple[list[int], list[filters.Clause]]] = {}
