@@ -7,6 +7,7 @@ docs/retrieval.md, "Clause program", says of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from penstock.retrieval.store.vocabulary import keyword
 from penstock.schemas.events import FilterKind, IndexUpdate, Missing
 
 _NAMED = (HASHED, *SYMBOL_FIELDS, *KEYWORD_FIELDS, *MANY_FIELDS)  # fields that IN may name
+CIRCLES = 1 << 14  # whose boxes of degrees are remembered
 PAIRS = 1 << 18  # of clauses and postings compared at once: their masks stay in cache
 
 Bits = npt.NDArray[np.uint64]
@@ -205,6 +207,9 @@ def unpack(bits: Bits, count: int) -> Mask:
     return np.unpackbits(raw, axis=1, count=count, bitorder="little").view(np.bool_)
 
 
+_box = functools.lru_cache(CIRCLES)(reach)
+
+
 def _within(clauses: Sequence[filters.Clause], values: Doubles) -> Mask:
     """bool [n, m]: RANGE, NaN never."""
     low = np.asarray([-np.inf if one.filter.minimum is None else one.filter.minimum for one in clauses])
@@ -217,7 +222,7 @@ def _near(clauses: Sequence[filters.Clause], places: Doubles) -> Mask:
     """bool [n, m]: NEAR, NaN never. Who is in the box of degrees first: degrees are cheap, sines are not."""
     trees = [clause.filter for clause in clauses]
     circles = np.asarray([(one.lat, one.lon, one.radius_km) for one in trees], np.float64)
-    boxes = np.asarray([reach(lat, km) for lat, _, km in circles.tolist()])
+    boxes = np.asarray([_box(lat, km) for lat, _, km in circles.tolist()])
     out: Mask = np.abs(places[0] - circles[:, :1]) <= boxes[:, :1]
     circle, place = np.nonzero(out)
     away = np.abs(places[1, place] - circles[circle, 1])

@@ -50,7 +50,7 @@ class Tree:
     @property
     def nbytes(self) -> int:
         """Memory held, about: its own nodes, without the clauses that it shares."""
-        own = len(self.filter.children) * 72 + sys.getsizeof(self.conditions) + 780
+        own = len(self.filter.children) * 72 + sys.getsizeof(self.conditions) + 440
         return own + (sys.getsizeof(self.said) if self.said is not None else 0)
 
 

@@ -73,7 +73,7 @@ class Exact:
         if len(unsettled):
             # Half way between two float64, most likely. Sums of few enough units have no error: the rounding was right.
             grids = self._grids[columns[unsettled]] + _lowest(whole[unsettled]) - 24
-            unsettled = unsettled[sizes[unsettled] >= np.ldexp(1.0, grids + 52)]
+            unsettled = unsettled[sizes[unsettled] >= np.ldexp(1.0, np.minimum(grids + 52, 1_000))]
         if len(unsettled):
             theirs = self._group.dense[torch.from_numpy(columns[unsettled])]
             out[unsettled] = exact_dot(theirs, torch.from_numpy(asked[unsettled])).numpy()
