@@ -139,11 +139,9 @@ class Conditions(dict[filters.Clause, int]):
         if values is None:
             nothing: Any = (np.nan, np.nan) if name in PLACE_FIELDS else np.nan
             values = np.asarray([found.get(name, nothing) for found in self._found], np.float64)
-            self._values[name] = values = np.ascontiguousarray(
-                values.reshape(self.count, -1).T.squeeze(0)
-                if name not in PLACE_FIELDS
-                else values.reshape(self.count, 2).T
-            )
+            if name in PLACE_FIELDS:
+                values = np.ascontiguousarray(values.reshape(self.count, 2).T)
+            self._values[name] = values
         return values
 
     def _read(self, bit: int, posting_id: str, found: dict[str, Any]) -> None:
@@ -151,6 +149,7 @@ class Conditions(dict[filters.Clause, int]):
         having = self._having
         for field in _NAMED:
             value = posting_id if field == HASHED else found.get(field, "")
+            words: Sequence[str]
             if field in SYMBOL_FIELDS:
                 words = () if value == "UNKNOWN" else (value,)
             elif field in MANY_FIELDS:

@@ -99,7 +99,9 @@ class Trees:
         condition = self._conditions.get(node)
         if condition is None:
             number = self._free.pop() if self._free else next(self._numbers)
-            named, plain, parts = (), False, ()
+            named: tuple[tuple[str, str], ...] = ()
+            parts: tuple[Condition, ...] = ()
+            plain = False
             if isinstance(node, Clause):
                 named = names(node)
                 plain = bool(named) and not node.negated and node.filter.missing is Missing.EXCLUDE

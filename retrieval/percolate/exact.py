@@ -107,7 +107,8 @@ class Exact:
 def _lowest(values: Doubles) -> npt.NDArray[np.int64]:
     """Of each row, the least exponent of a value that is not zero: int64 [m]."""
     exponents = np.where(values == 0, 2_000, np.frexp(values)[1])
-    return exponents.min(axis=1, initial=2_000).astype(np.int64)
+    least: npt.NDArray[np.int64] = exponents.min(axis=1, initial=2_000).astype(np.int64)
+    return least
 
 
 def parts(scored: Scored, group: Group) -> tuple[bool, bool]:
