@@ -7,6 +7,7 @@ docs/retrieval.md, "Clause program", says of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from penstock.retrieval.store.vocabulary import keyword
 from penstock.schemas.events import FilterKind, IndexUpdate, Missing
 
 _NAMED = (HASHED, *SYMBOL_FIELDS, *KEYWORD_FIELDS, *MANY_FIELDS)  # fields that IN may name
+CIRCLES = 1 << 14  # whose boxes of degrees are remembered
 PAIRS = 1 << 18  # of clauses and postings compared at once: their masks stay in cache
 
 Bits = npt.NDArray[np.uint64]
@@ -39,6 +41,8 @@ class Asked(Protocol):
     def named(self) -> tuple[Name, ...]: ...
     @property
     def plain(self) -> bool: ...
+    @property
+    def leaves(self) -> tuple[Asked, ...]: ...
 
 
 class Conditions(dict[filters.Clause, int]):
@@ -73,6 +77,12 @@ class Conditions(dict[filters.Clause, int]):
 
     def rows(self, asked: Sequence[Asked]) -> Bits:
         """uint64 [n, words]: what each says; the bits past the last posting are 0."""
+        leaves = {leaf.node: leaf for one in asked for leaf in one.leaves}
+        if leaves:
+            found = self.rows(list(leaves.values())).astype("<u8", copy=False)
+            for clause, row in zip(leaves, found, strict=True):
+                assert isinstance(clause, filters.Clause)
+                self[clause] = int.from_bytes(row.tobytes(), "little")
         get = self._having.get
         said = [get(one.named[0], 0) if one.plain else 0 for one in asked]
         compared: dict[str, tuple[list[int], list[filters.Clause]]] = {}
@@ -129,11 +139,9 @@ class Conditions(dict[filters.Clause, int]):
         if values is None:
             nothing: Any = (np.nan, np.nan) if name in PLACE_FIELDS else np.nan
             values = np.asarray([found.get(name, nothing) for found in self._found], np.float64)
-            self._values[name] = values = np.ascontiguousarray(
-                values.reshape(self.count, -1).T.squeeze(0)
-                if name not in PLACE_FIELDS
-                else values.reshape(self.count, 2).T
-            )
+            if name in PLACE_FIELDS:
+                values = np.ascontiguousarray(values.reshape(self.count, 2).T)
+            self._values[name] = values
         return values
 
     def _read(self, bit: int, posting_id: str, found: dict[str, Any]) -> None:
@@ -141,6 +149,7 @@ class Conditions(dict[filters.Clause, int]):
         having = self._having
         for field in _NAMED:
             value = posting_id if field == HASHED else found.get(field, "")
+            words: Sequence[str]
             if field in SYMBOL_FIELDS:
                 words = () if value == "UNKNOWN" else (value,)
             elif field in MANY_FIELDS:
@@ -197,6 +206,9 @@ def unpack(bits: Bits, count: int) -> Mask:
     return np.unpackbits(raw, axis=1, count=count, bitorder="little").view(np.bool_)
 
 
+_box = functools.lru_cache(CIRCLES)(reach)
+
+
 def _within(clauses: Sequence[filters.Clause], values: Doubles) -> Mask:
     """bool [n, m]: RANGE, NaN never."""
     low = np.asarray([-np.inf if one.filter.minimum is None else one.filter.minimum for one in clauses])
@@ -209,7 +221,7 @@ def _near(clauses: Sequence[filters.Clause], places: Doubles) -> Mask:
     """bool [n, m]: NEAR, NaN never. Who is in the box of degrees first: degrees are cheap, sines are not."""
     trees = [clause.filter for clause in clauses]
     circles = np.asarray([(one.lat, one.lon, one.radius_km) for one in trees], np.float64)
-    boxes = np.asarray([reach(lat, km) for lat, _, km in circles.tolist()])
+    boxes = np.asarray([_box(lat, km) for lat, _, km in circles.tolist()])
     out: Mask = np.abs(places[0] - circles[:, :1]) <= boxes[:, :1]
     circle, place = np.nonzero(out)
     away = np.abs(places[1, place] - circles[circle, 1])

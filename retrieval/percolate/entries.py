@@ -35,6 +35,7 @@ class Condition:
     node: Node
     named: tuple[tuple[str, str], ...]  # of IN: (field, word) as `conditions.py` looks them up; else empty
     plain: bool  # holds of the postings that have one of `named`, and of no other
+    leaves: tuple[Condition, ...]  # of a group, its clauses; else empty
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -49,7 +50,7 @@ class Tree:
     @property
     def nbytes(self) -> int:
         """Memory held, about: its own nodes, without the clauses that it shares."""
-        own = len(self.filter.children) * 72 + sys.getsizeof(self.conditions) + 780
+        own = len(self.filter.children) * 72 + sys.getsizeof(self.conditions) + 440
         return own + (sys.getsizeof(self.said) if self.said is not None else 0)
 
 
@@ -74,8 +75,9 @@ class Trees:
     def nbytes(self) -> int:
         """Memory held, about: trees, and the clauses and conditions that they share."""
         held = [reference() for reference in self._trees.valuerefs()]  # in one step: the writer may be writing
-        shared = 1_300 * (len(self._clauses) + len(self._conditions))
-        return sum(tree.nbytes for tree in held if tree is not None) + shared
+        return sum(tree.nbytes for tree in held if tree is not None) + 1_300 * (
+            len(self._clauses) + len(self._conditions)
+        )
 
     def of(self, filter: Filter | None) -> Tree | None:
         """The tree of these filters. Raises InvalidRecord naming what is wrong with them."""
@@ -97,9 +99,15 @@ class Trees:
         condition = self._conditions.get(node)
         if condition is None:
             number = self._free.pop() if self._free else next(self._numbers)
-            named = names(node) if isinstance(node, Clause) else ()
-            plain = isinstance(node, Clause) and not node.negated and node.filter.missing is Missing.EXCLUDE
-            condition = self._conditions[node] = Condition(number, node, named, plain and bool(named))
+            named: tuple[tuple[str, str], ...] = ()
+            parts: tuple[Condition, ...] = ()
+            plain = False
+            if isinstance(node, Clause):
+                named = names(node)
+                plain = bool(named) and not node.negated and node.filter.missing is Missing.EXCLUDE
+            else:
+                parts = tuple(self._condition(leaf) for leaf in dict.fromkeys(leaves(node)))
+            condition = self._conditions[node] = Condition(number, node, named, plain, parts)
             weakref.finalize(condition, self._free.append, number).atexit = False
         return condition
 

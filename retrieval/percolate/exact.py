@@ -18,7 +18,7 @@ from penstock.kernels.filtered_topk.reference import exact_dot
 from penstock.retrieval.percolate.batch import Group
 from penstock.retrieval.percolate.blocks import Scored
 
-RESCORE = 64  # pairs at a time: their float64 copies stay in cache
+RESCORE = 128  # pairs at a time: their float64 copies stay in cache
 _BITS = 26  # of the postings' grid below their norm; a query's has what float64 has left
 _WIDEST = 4_096  # values of a dense vector: past it rounding to the grid may add too much to a norm
 
@@ -42,26 +42,25 @@ class Exact:
     def scores(self, scored: Scored, rows: Pairs, columns: Pairs) -> tuple[Doubles, Doubles]:
         """Both parts of the scores of pairs, float64 [m] each. A part that either side lacks scores 0."""
         by_dense, by_term = parts(scored, self._group)
-        dense, lexical = np.zeros(len(rows)), np.zeros(len(rows))
-        for begin in range(0, len(rows), RESCORE):
-            some = slice(begin, begin + RESCORE)
-            if by_dense:
+        dense = np.zeros(len(rows))
+        if by_dense:
+            for begin in range(0, len(rows), RESCORE):
+                some = slice(begin, begin + RESCORE)
                 dense[some] = self._dense(scored, rows[some], columns[some])
-            if by_term:
-                lexical[some] = self._lexical(scored, rows[some], columns[some])
-        return dense, lexical
+        return dense, self._lexical(scored, rows, columns) if by_term else np.zeros(len(rows))
 
     def _dense(self, scored: Scored, rows: Pairs, columns: Pairs) -> Doubles:
-        asked, norms = scored.dense.numpy()[rows], scored.norms[rows, 0]
+        asked, norms = scored.dense.numpy().take(rows, axis=0), scored.norms[rows, 0]
         if asked.shape[1] > _WIDEST:
             return exact_dot(self._group.dense[torch.from_numpy(columns)], torch.from_numpy(asked)).numpy()
         whole, norm = asked.astype(np.float64), self._group.norms[0]
         # No partial sum reaches 2^53 of both grids' product: rounding adds less than 2^-19 to it.
         units = np.frexp(norm * norms * (1 + 2.0**-18))[1] - 53 - self._unit
         shifts = np.ldexp(1.5, units + 52)[:, None]
-        coarse = (whole + shifts) - shifts
+        coarse = whole + shifts
+        coarse -= shifts
         rest_of_query = whole - coarse
-        high = self._high[columns]
+        high = self._high.take(columns, axis=0)
         main = np.einsum("ij,ij->i", high, coarse)
         rest = np.einsum("ij,ij->i", high, rest_of_query)
         if self._has_low:
@@ -74,7 +73,7 @@ class Exact:
         if len(unsettled):
             # Half way between two float64, most likely. Sums of few enough units have no error: the rounding was right.
             grids = self._grids[columns[unsettled]] + _lowest(whole[unsettled]) - 24
-            unsettled = unsettled[sizes[unsettled] >= np.ldexp(1.0, grids + 52)]
+            unsettled = unsettled[sizes[unsettled] >= np.ldexp(1.0, np.minimum(grids + 52, 1_000))]
         if len(unsettled):
             theirs = self._group.dense[torch.from_numpy(columns[unsettled])]
             out[unsettled] = exact_dot(theirs, torch.from_numpy(asked[unsettled])).numpy()
@@ -108,7 +107,8 @@ class Exact:
 def _lowest(values: Doubles) -> npt.NDArray[np.int64]:
     """Of each row, the least exponent of a value that is not zero: int64 [m]."""
     exponents = np.where(values == 0, 2_000, np.frexp(values)[1])
-    return exponents.min(axis=1, initial=2_000).astype(np.int64)
+    least: npt.NDArray[np.int64] = exponents.min(axis=1, initial=2_000).astype(np.int64)
+    return least
 
 
 def parts(scored: Scored, group: Group) -> tuple[bool, bool]:

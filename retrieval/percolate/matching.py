@@ -12,8 +12,12 @@ Where it stands: life-of-an-alert.md, step 5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import bisect
+import collections
+import itertools
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +33,8 @@ from penstock.schemas.rpc import Matches
 
 REPLY_BYTES = 24 << 20  # of matches and their queries, about: well below what a call may carry
 REASON_CHARS = 300
+_FIELDS = tuple(field.name for field in fields(Match))
+_BY_ID = operator.attrgetter("subscription_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +58,9 @@ def percolate(
     pairs, other_space = _pairs(blocks, batch)
     live = np.asarray(batch.live)
     served, heavy = _served(blocks, pairs, live, len(updates), reply_bytes)
-    told = _Told(blocks, batch, bare=heavy)
     order = np.argsort(pairs.places, kind="stable")
     ends = np.searchsorted(live[pairs.places[order]], np.arange(1, served + 1)).tolist()
-    found = tuple(told.matches(pairs, order[begin:end]) for begin, end in zip([0, *ends[:-1]], ends, strict=True))
+    found = _told(blocks, batch, pairs, order, ends, bare=heavy)
     without = sum(len(one.queries) for one in found) if heavy else 0
     return Percolated(found, other_space, batch.vectors_refused, without)
 
@@ -102,52 +107,59 @@ def _served(
     return served, served == 1 and bool(taken[0] > reply_bytes)
 
 
-class _Told:
-    """Makes the matches of a batch, and the queries that go with them: each once, whatever the postings it matches."""
+def _told(
+    blocks: Sequence[Block],
+    batch: Batch,
+    pairs: scan.Found,
+    order: npt.NDArray[np.int64],
+    ends: Sequence[int],
+    *,
+    bare: bool,
+) -> tuple[Matches, ...]:
+    """The matches of each posting, by subscription_id; where its own end in `order` is in `ends`.
 
-    def __init__(self, blocks: Sequence[Block], batch: Batch, *, bare: bool) -> None:
-        self._blocks = blocks
-        self._batch = batch
-        self._bare = bare
-        self._queries: dict[str, StandingQuery] = {}
-
-    def matches(self, pairs: scan.Found, some: npt.NDArray[np.int64]) -> Matches:
-        """Those of one posting, by subscription_id."""
-        made: list[tuple[str, Match]] = []
-        asking: list[tuple[str, int, int]] = []
-        for number, row, place, dense, lexical in zip(
-            pairs.blocks[some].tolist(),
-            pairs.rows[some].tolist(),
-            pairs.places[some].tolist(),
-            pairs.dense[some].tolist(),
-            pairs.lexical[some].tolist(),
-            strict=True,
-        ):
-            entry = self._blocks[number].entries[row]
-            query = entry.query
-            match = Match(
-                subscription_id=query.subscription_id,
-                version=query.version,
-                person_id=query.person_id,
-                match_score=dense + lexical,
-                dense=dense,
-                lexical=lexical,
-                reason=reason(entry, self._batch, place, dense, lexical),
+    A query that goes along is one object, however many postings it matches.
+    """
+    order = order[: ends[-1]]
+    sources = list(zip(pairs.blocks[order].tolist(), pairs.rows[order].tolist(), strict=True))
+    entries = [blocks[number].entries[row] for number, row in sources]
+    scores = [pairs.dense[order].tolist(), pairs.lexical[order].tolist()]
+    made = _matches(entries, scores[0], scores[1], batch, pairs.places[order].tolist())
+    asking = [place for place, entry in enumerate(entries) if entry.query.min_score is not None]
+    queries = {source: query_of(blocks[source[0]], source[1], bare=bare) for source in {sources[at] for at in asking}}
+    out, begin, first = [], 0, 0
+    for end in ends:
+        last = bisect.bisect_left(asking, end, first)
+        mine = [queries[sources[at]] for at in asking[first:last]]
+        out.append(
+            Matches(
+                matches=tuple(sorted(made[begin:end], key=_BY_ID)),
+                queries=tuple(sorted(mine, key=_BY_ID)),
             )
-            made.append((query.subscription_id, match))
-            if query.min_score is not None:
-                asking.append((query.subscription_id, number, row))
-        made.sort()  # no two ids are equal: nothing else is compared
-        asking.sort()
-        return Matches(
-            matches=tuple([match for _, match in made]), queries=tuple([self._query(*one) for one in asking])
         )
+        begin, first = end, last
+    return tuple(out)
 
-    def _query(self, subscription_id: str, number: int, row: int) -> StandingQuery:
-        query = self._queries.get(subscription_id)
-        if query is None:
-            query = self._queries[subscription_id] = query_of(self._blocks[number], row, bare=self._bare)
-        return query
+
+def _matches(
+    entries: Sequence[Entry], dense: Sequence[float], lexical: Sequence[float], batch: Batch, places: Sequence[int]
+) -> list[Match]:
+    """A match of each, filled a field at a time: the constructor of a frozen dataclass takes several times as long."""
+    made = list(map(object.__new__, itertools.repeat(Match, len(entries))))
+    queries = [entry.query for entry in entries]
+    values: dict[str, Iterable[object]] = {
+        "subscription_id": [query.subscription_id for query in queries],
+        "version": [query.version for query in queries],
+        "person_id": [query.person_id for query in queries],
+        "match_score": map(operator.add, dense, lexical),
+        "dense": dense,
+        "lexical": lexical,
+        "score": itertools.repeat(None),
+        "reason": map(reason, entries, itertools.repeat(batch), places, dense, lexical),
+    }
+    for name in _FIELDS:
+        collections.deque(map(getattr(Match, name).__set__, made, values[name]), maxlen=0)
+    return made
 
 
 def query_of(block: Block, row: int, *, bare: bool = False) -> StandingQuery:
@@ -158,10 +170,11 @@ def query_of(block: Block, row: int, *, bare: bool = False) -> StandingQuery:
 
 def reason(entry: Entry, batch: Batch, place: int, dense: float, lexical: float) -> str:
     """For people: what each part of the score gave, and the conditions that the posting meets."""
-    said = ""
-    if entry.space is not None:
-        said = f"meaning {dense:.2f}, words {lexical:.2f} (together at least {entry.query.threshold:.2f})"
-    if entry.tree is not None:
-        met = batch.satisfied(entry.tree, place)
-        said = f"{said}; {met}" if said else met
+    if entry.space is None:
+        said = batch.satisfied(entry.tree, place) if entry.tree is not None else ""
+    else:
+        least = entry.query.threshold
+        said = f"meaning {dense:.2f}, words {lexical:.2f} (together at least {least:.2f})"
+        if entry.tree is not None:
+            said = f"{said}; {batch.satisfied(entry.tree, place)}"
     return said if len(said) <= REASON_CHARS else f"{said[: REASON_CHARS - 1]}…"
