@@ -13,6 +13,7 @@ bfloat16 natively the query is rounded to it, and so is the score: 2^-9 each.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ class Batch:
     def __init__(self, queries: Sequence[QueryPlanes], native: bool | None = None) -> None:
         self.count = len(queries)
         self.width = len(queries[0].dense)
-        self.terms = np.unique(np.concatenate([query.terms for query in queries]))
+        terms = [query.terms for query in queries]
+        self.terms = np.unique(np.concatenate(terms)) if self.count > 1 else terms[0]
         self.columns = self.width + len(self.terms)
         self.padded = -(-max(self.columns, 1) // _ALIGN) * _ALIGN
         both = np.zeros((self.count, self.padded), np.float32)
@@ -168,13 +170,13 @@ class Survivors:
     def offer_run(self, page: Planes, rows: slice, passing: npt.NDArray[np.bool_], bounds: Bounds) -> None:
         """Scores rows in a row, a chunk at a time, and keeps what may matter.
 
-        passing bool [n] or [queries, n]: which rows count; bounds: of each CHUNK of them.
+        passing bool [1 or queries, n]: which rows count; bounds: of each CHUNK of them.
         """
         least = bounds.least(self.thresholds)
         for number, start in enumerate(range(rows.start, rows.stop, CHUNK)):
             end = min(start + CHUNK, rows.stop)
-            counted = passing[..., start - rows.start : end - rows.start]
-            if not counted.any():
+            counted = passing[:, start - rows.start : end - rows.start]
+            if not (counted[0].any() or counted.any()):
                 continue
             scores = self._scorer.run(page, slice(start, end))
             found = self._best(scores, counted, least[number], bounds.slack[number], bounds.finite[number])
@@ -319,4 +321,5 @@ def _room(name: str, count: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _norm(values: Floats) -> float:
-    return float(np.linalg.norm(values.astype(np.float64)))
+    wide = values.astype(np.float64)
+    return math.sqrt(float(wide @ wide))
