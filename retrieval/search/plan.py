@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -163,8 +164,10 @@ def _share(one: Instruction, zones: Maps, held: int) -> Doubles:
     """Of one clause. A block whose rows have and lack the attribute is taken to have it in half of them."""
     field = one.field
     if one.op is Op.IN_HASHES:
-        found = np.full(len(zones.rows), min(1.0, len(one.hashes) / max(held, 1)))
-        return 1 - found if one.negated else found
+        found: Doubles = np.full(len(zones.rows), min(1.0, len(one.hashes) / max(held, 1)))
+        return 1.0 - found if one.negated else found
+    has: Mask
+    lacks: Mask
     if one.op is Op.IN_SYMBOLS:
         bits = zones.bits[field]
         matched = _ratio(bits & np.uint32(one.mask), bits & np.uint32(0xFFFFFFFE))
@@ -182,13 +185,13 @@ def _share(one: Instruction, zones: Maps, held: int) -> Doubles:
             matched = _circle(one, zones)
             has = zones.low[field][0] <= zones.high[field][0]
         lacks = zones.lacks[field]
-    passes = 1 - matched if one.negated else matched
+    passes = 1.0 - matched if one.negated else matched
     absent = np.where(has, 0.5 * lacks, 1.0)
     out: Doubles = (1 - absent) * passes + absent * one.lacking
     return out
 
 
-def _ratio(some: npt.NDArray[np.unsignedinteger], all_: npt.NDArray[np.unsignedinteger]) -> Doubles:
+def _ratio(some: npt.NDArray[Any], all_: npt.NDArray[Any]) -> Doubles:
     """How many of the bits are set; 0 of none."""
     out: Doubles = np.bitwise_count(some) / np.maximum(np.bitwise_count(all_), 1)
     return out
@@ -209,4 +212,5 @@ def _circle(one: Instruction, zones: Maps) -> Doubles:
     (south, west), (north, east) = zones.low[one.field], zones.high[one.field]
     up, out = reach(lat, km)
     across = sum(_overlap(west, east, lon - out + turn, lon + out + turn) for turn in (-360, 0, 360))
-    return _overlap(south, north, lat - up, lat + up) * np.minimum(across, 1.0) * np.pi / 4
+    share: Doubles = _overlap(south, north, lat - up, lat + up) * np.minimum(across, 1.0) * np.pi / 4
+    return share

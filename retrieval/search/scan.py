@@ -245,8 +245,9 @@ def _pass(
 
 def _greatest(pages: Sequence[Planes], slots: Rows) -> Doubles:
     """The greatest norms of ascending slots: float64 [2]."""
-    parts = [page.norms.take(rows, axis=0).max(axis=0) for page, _, rows in by_page(pages, slots)]
-    return np.max(parts, axis=0) if len(parts) > 1 else parts[0]
+    parts: list[Doubles] = [page.norms.take(rows, axis=0).max(axis=0) for page, _, rows in by_page(pages, slots)]
+    out: Doubles = np.max(parts, axis=0)
+    return out
 
 
 def _masks(page: Planes, number: int, passing: Sequence[Passing]) -> Mask:
