@@ -34,9 +34,10 @@ Passing = Rows | tuple[Mask, ...]
 SAMPLED = 32  # one row in so many seeds the thresholds
 DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too high once in millions
 # What a row costs, in units of its product with one query: what decides between gathering and scanning all.
-GATHERED, SCANNED = 16.0, 9.0
-STARTED = 9_000.0  # and what gathering costs before the first row
-DIRECT = 192  # up to so many rows are rescored at once, without a first pass
+GATHERED, SCANNED = 40.0, 9.0
+STARTED = 40_000.0  # and what gathering costs before the first row
+DIRECT = 512  # up to so many rows are rescored at once, without a first pass
+SPARSE = 1 / 16  # share of rows that pass, below which the last is taken to be anywhere
 RUN = 8  # chunks that a thread takes at a time
 MOST = 64  # queries of one pass: more would push the block out of the cache
 
@@ -69,7 +70,8 @@ def best_many(pages: Sequence[Planes], asks: Sequence[Ask]) -> list[Best]:
 
     Uses as many threads as torch is set to. A row that does not pass may change meanwhile; one that passes may not.
     """
-    gathered, scanned = _chosen(_groups(asks), sum(page.rows for page in pages))
+    groups = _groups(asks)
+    gathered, scanned = _chosen(groups, _read(pages, groups))
     with alone() as threads:
         supersets: dict[int, Rows] = {}
         together = [place for group in scanned for place in group.places]
@@ -140,6 +142,19 @@ def _groups(asks: Sequence[Ask]) -> list[_Group]:
     return out
 
 
+def _read(pages: Sequence[Planes], groups: Sequence[_Group]) -> int:
+    """About how many rows a scan would read: of each page none past the last that passes."""
+    ends = [0] * len(pages)
+    for group in groups:
+        for number, page in enumerate(pages):
+            if not isinstance(group.passing, tuple) or group.count < SPARSE * page.rows * len(pages):
+                ends[number] = page.rows
+            elif ends[number] < page.rows:
+                last = int(group.passing[number][::-1].argmax())
+                ends[number] = max(ends[number], page.rows - last if group.passing[number][-1 - last] else 0)
+    return sum(ends)
+
+
 def _chosen(groups: Sequence[_Group], rows: int) -> tuple[list[_Group], list[_Group]]:
     """Which groups' rows are gathered, and which are found by scanning all rows: what costs least together."""
     groups = sorted(groups, key=lambda group: group.count)
@@ -163,7 +178,8 @@ def _gather(pages: Sequence[Planes], asks: Sequence[Ask], group: _Group) -> dict
     some = [place for place in group.places if len(slots) > max(asks[place].k, DIRECT)]
     for start in range(0, len(some), MOST):
         places = some[start : start + MOST]
-        survivors = Survivors(Batch([asks[place].query for place in places]), [asks[place].k for place in places])
+        batch, ks = Batch([asks[place].query for place in places]), [asks[place].k for place in places]
+        survivors = Survivors(batch, ks, len(slots))
         for begin in range(0, len(slots), CHUNK):
             picked = slots[begin : begin + CHUNK]
             survivors.offer_picked(pages, picked, _greatest(pages, picked))
@@ -229,8 +245,9 @@ def _pass(
 
 def _greatest(pages: Sequence[Planes], slots: Rows) -> Doubles:
     """The greatest norms of ascending slots: float64 [2]."""
-    parts = [page.norms.take(rows, axis=0).max(axis=0) for page, _, rows in by_page(pages, slots)]
-    return np.max(parts, axis=0) if len(parts) > 1 else parts[0]
+    parts: list[Doubles] = [page.norms.take(rows, axis=0).max(axis=0) for page, _, rows in by_page(pages, slots)]
+    out: Doubles = np.max(parts, axis=0)
+    return out
 
 
 def _masks(page: Planes, number: int, passing: Sequence[Passing]) -> Mask:

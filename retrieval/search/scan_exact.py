@@ -22,6 +22,7 @@ from penstock.kernels.filtered_topk.reference import exact_dot
 from penstock.retrieval.store.planes import QueryPlanes
 
 RESCORE = 128  # rows at a time: their float64 copy (393 KB of 384 values) stays in cache
+FEW = 32  # rows up to which math.fsum is quicker than additions of whole columns
 _BITS = 26  # of the rows' grid below their norm; the query's has what float64 has left
 
 Rows = npt.NDArray[np.int64]
@@ -113,8 +114,15 @@ class _Dense:
             out[start : start + len(some)] = score
             unsettled = np.flatnonzero((main + (rest - self.error) != score) | (main + (rest + self.error) != score))
             if len(unsettled):
-                out[start + unsettled] = exact_dot(some[torch.from_numpy(unsettled)], self.query).numpy()
+                out[start + unsettled] = self._settled(some[torch.from_numpy(unsettled)])
         return out
+
+    def _settled(self, found: torch.Tensor) -> Doubles:
+        """Of rows that arithmetic on two grids cannot decide."""
+        if len(found) > FEW:
+            decided: Doubles = exact_dot(found, self.query).numpy()
+            return decided
+        return np.asarray([math.fsum(products) for products in (found.double() * self.whole).tolist()])
 
 
 class _Lexical:

@@ -13,6 +13,8 @@ bfloat16 natively the query is rounded to it, and so is the score: 2^-9 each.
 from __future__ import annotations
 
 import functools
+import math
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ _BF16_FASTER = 1.5  # times that bfloat16 must be faster than converting and flo
 
 Floats = npt.NDArray[np.float32]
 
+_rooms = threading.local()
+
 
 class Batch:
     """Queries that one pass answers together. Immutable: threads share it."""
@@ -39,7 +43,8 @@ class Batch:
     def __init__(self, queries: Sequence[QueryPlanes], native: bool | None = None) -> None:
         self.count = len(queries)
         self.width = len(queries[0].dense)
-        self.terms = np.unique(np.concatenate([query.terms for query in queries]))
+        terms = [query.terms for query in queries]
+        self.terms = np.unique(np.concatenate(terms)) if self.count > 1 else terms[0]
         self.columns = self.width + len(self.terms)
         self.padded = -(-max(self.columns, 1) // _ALIGN) * _ALIGN
         both = np.zeros((self.count, self.padded), np.float32)
@@ -83,14 +88,18 @@ class Bounds:
 
 
 class Scorer:
-    """Scores rows for a batch. Not thread-safe: it owns the buffers it works in."""
+    """Scores rows for a batch, in its thread's room: one scorer a thread at a time, and its scores until the next."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, most: int = 0) -> None:
+        """`most`: rows that it will be given at a time; 0: CHUNK."""
+        most = min(most or CHUNK, CHUNK)
         self.batch = batch
-        self._halves = torch.zeros((CHUNK, batch.width), dtype=torch.bfloat16)
-        self._buffer = torch.zeros((CHUNK, batch.padded))
-        self._scores = torch.empty(batch.count * CHUNK)
-        self._full = self._views(CHUNK)
+        self._most = most
+        self._halves = _room("halves", most * batch.width, torch.bfloat16).view(most, batch.width)
+        self._buffer = _room("buffer", most * batch.padded, torch.float32).view(most, batch.padded)
+        self._buffer[:, batch.columns :] = 0
+        self._scores = _room("scores", most * batch.count, torch.float32)
+        self._full = self._views(most)
 
     def run(self, page: Planes, rows: slice) -> torch.Tensor:
         """Approximate scores of rows in a row (at most CHUNK), float32 [queries, n]; the next call overwrites them.
@@ -124,7 +133,7 @@ class Scorer:
 
     def _product(self, dense: torch.Tensor, count: int) -> torch.Tensor:
         batch = self.batch
-        wide, rows, out = self._full if count == CHUNK else self._views(count)
+        wide, rows, out = self._full if count == self._most else self._views(count)
         if batch.native and batch.width:
             found = torch.mm(batch.rounded, dense.T)
             if not len(batch.terms):
@@ -145,13 +154,14 @@ class Survivors:
     Invariant: a row that was offered and is not kept has an exact score below its query's threshold. One thread's own.
     """
 
-    def __init__(self, batch: Batch, ks: Sequence[int]) -> None:
+    def __init__(self, batch: Batch, ks: Sequence[int], most: int = 0) -> None:
+        """`most`: rows that it will be offered at a time; 0: CHUNK."""
         self.batch = batch
         self.ks = tuple(ks)
         self.thresholds = np.full(batch.count, -np.inf)
         self.reached = np.full(batch.count, -np.inf)  # what the k best of the kept rows reach at least
-        self._scorer = Scorer(batch)
-        self._hit = torch.empty(batch.count * CHUNK, dtype=torch.bool)
+        self._scorer = Scorer(batch, most)
+        self._hit = _room("hit", batch.count * min(most or CHUNK, CHUNK), torch.bool)
         self._kept: list[Kept] = [Kept.none() for _ in ks]
         self._pending: list[tuple[Rows, Rows, Doubles, Doubles]] = []  # query, slot, lower, upper
         self._count = 0
@@ -160,13 +170,13 @@ class Survivors:
     def offer_run(self, page: Planes, rows: slice, passing: npt.NDArray[np.bool_], bounds: Bounds) -> None:
         """Scores rows in a row, a chunk at a time, and keeps what may matter.
 
-        passing bool [n] or [queries, n]: which rows count; bounds: of each CHUNK of them.
+        passing bool [1 or queries, n]: which rows count; bounds: of each CHUNK of them.
         """
         least = bounds.least(self.thresholds)
         for number, start in enumerate(range(rows.start, rows.stop, CHUNK)):
             end = min(start + CHUNK, rows.stop)
-            counted = passing[..., start - rows.start : end - rows.start]
-            if not counted.any():
+            counted = passing[:, start - rows.start : end - rows.start]
+            if not (counted[0].any() or counted.any()):
                 continue
             scores = self._scorer.run(page, slice(start, end))
             found = self._best(scores, counted, least[number], bounds.slack[number], bounds.finite[number])
@@ -301,5 +311,15 @@ def bfloat16_is_native(width: int, queries: int) -> bool:
     return taken[0] > _BF16_FASTER * taken[1]
 
 
+def _room(name: str, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """Memory of this thread, used over and over: fresh memory costs more than the work done in it."""
+    room: torch.Tensor | None = getattr(_rooms, name, None)
+    if room is None or len(room) < count:
+        room = torch.empty(count, dtype=dtype)
+        setattr(_rooms, name, room)
+    return room[:count]
+
+
 def _norm(values: Floats) -> float:
-    return float(np.linalg.norm(values.astype(np.float64)))
+    wide = values.astype(np.float64)
+    return math.sqrt(float(wide @ wide))

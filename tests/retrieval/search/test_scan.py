@@ -64,7 +64,7 @@ def check(pages, asks):
         assert shown(found) == oracle(pages, ask)
 
 
-@pytest.fixture(params=["as chosen", "gathered", "scanned", "scanned in bfloat16"])
+@pytest.fixture(params=["as chosen", "gathered", "scanned", "scanned in bfloat16", "scanned by two threads"])
 def way(request, monkeypatch):
     """Every way of scanning, whatever the planner would choose, in chunks and samples that suit small pages."""
     monkeypatch.setattr(scan, "SAMPLED", 4)
@@ -77,7 +77,11 @@ def way(request, monkeypatch):
         monkeypatch.setattr(scan, "_chosen", lambda groups, rows: ([], groups))
     if request.param == "scanned in bfloat16":
         monkeypatch.setattr(scan_first, "bfloat16_is_native", lambda width, queries: True)
+    if request.param == "scanned by two threads":
+        monkeypatch.setattr(scan, "RUN", 1)
+        torch.set_num_threads(2)
     yield request.param
+    torch.set_num_threads(1)
     scan._sample.cache_clear()
 
 
@@ -187,6 +191,27 @@ def test_rows_that_do_not_pass_may_hold_anything():
         page.dense[1::2] = torch.tensor([float("inf"), float("nan"), 3e38, -3e38] * 6).bfloat16()
         page.norms[1::2] = 0
     assert [shown(found) for found in scan.best_many(pages, asks)] == wanted
+
+
+def test_a_part_of_a_page_is_read_where_nothing_passes_behind_it():
+    """What is gathered and what scanned is decided by what a scan would read, not by empty pages."""
+    pages = pages_of(*planes_of("random", 1_024, 6)[:2], np.arange(1_024, dtype=np.uint64), 512)
+    for count in (1, 300, 512, 513, 1_024):
+        mask = np.arange(1_024) < count
+        groups = scan._groups([scan.Ask(query_of(np.ones(DENSE), np.zeros(SKETCH)), (mask[:512], mask[512:]), 3)])
+        assert scan._read(pages, groups) == (1_024 if count == 1 else count)
+
+
+def test_off_grid_values_are_scored_to_the_bit():
+    """Values far below their row's norm, which the rows' grid does not hold."""
+    rng = np.random.default_rng(9)
+    dense = rng.standard_normal((300, 384)) * np.where(rng.random((300, 384)) < 0.02, 2.0**-20, 1.0)
+    query = query_of(rng.standard_normal(384), np.zeros(8))
+    pages = pages_of(dense.astype(np.float32), np.zeros((300, 8), np.int8), np.arange(300, dtype=np.uint64))
+    plane = torch.cat([page.dense for page in pages])
+    by_dense, _ = scan_exact.exact(pages, np.arange(300), query)
+    wide = query.dense.astype(np.float64)
+    assert by_dense.tolist() == [math.fsum(row * wide) for row in plane[:300].double().numpy()]
 
 
 def test_pages_from_before_the_first_vector():
