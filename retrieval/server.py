@@ -71,7 +71,7 @@ log = structlog.get_logger(role="retrieval")
 PLANS = Counter("penstock_search_plans_total", "Searches by how their rows were chosen", ["plan"])
 ROWS = Counter("penstock_search_rows_total", "Rows of searches: looked at, passed, rescored in float64", ["step"])
 
-SWITCH_S = 0.0002  # a scan that wants the interpreter does not wait 5 ms for each turn beside the loop that applies
+SWITCH_S = 0.0001  # a scan that wants the interpreter does not wait 5 ms for each turn beside the loop that applies
 WORKERS = 24  # gRPC threads beside those of searches in the queue
 WAITERS = 12  # of them that may wait for a version at a time
 LOOK_UP_S = 0.1  # how often one that waits sees whether its caller has left

@@ -16,8 +16,10 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,8 @@ _TINY = 1e-37  # what underflow can take from a term
 _BF16_FASTER = 1.5  # times that bfloat16 must be faster than converting and float32
 
 Floats = npt.NDArray[np.float32]
+
+R = TypeVar("R")
 
 _rooms = threading.local()
 
@@ -101,21 +105,38 @@ class Scorer:
         self._scores = _room("scores", most * batch.count, torch.float32)
         self._full = self._views(most)
 
-    def run(self, page: Planes, rows: slice) -> torch.Tensor:
-        """Approximate scores of rows in a row (at most CHUNK), float32 [queries, n]; the next call overwrites them.
+    def run(
+        self, page: Planes, rows: slice, least: torch.Tensor, passing: npt.NDArray[np.bool_], finite: list[bool]
+    ) -> tuple[Rows, Rows, Floats]:
+        """Of rows in a row, those that pass and whose approximate scores reach the least of their chunk.
 
-        Infinite or NaN where a product left float32's range.
+        least float32 [chunks, queries, 1], passing bool [1 or queries, n], finite: of each chunk. Returns query and
+        place among the rows (int64 [m] each) and score (float32 [m]), chunk by chunk; infinite where a product left
+        float32's range.
         """
-        batch, count = self.batch, rows.stop - rows.start
-        dense = page.dense[rows] if page.dense.shape[1] else self._halves[:count].zero_()
-        if len(batch.terms):
-            if page.sketch.shape[1]:
-                # numpy's: torch takes several times as long for columns.
-                taken = torch.from_numpy(page.sketch.numpy()[rows].take(batch.terms, axis=1))
-                self._buffer[:count, batch.width : batch.columns] = taken
-            else:
-                self._buffer[:count, batch.width : batch.columns] = 0
-        return self._product(dense, count)
+        batch = self.batch
+        dense = page.dense[rows]
+        if not dense.shape[1]:
+            dense = torch.zeros((len(dense), batch.width), dtype=torch.bfloat16)
+        lexical = np.zeros((len(dense), len(batch.terms)), np.int8)
+        if len(batch.terms) and page.sketch.shape[1]:
+            # numpy's: torch takes several times as long for columns.
+            page.sketch.numpy()[rows].take(batch.terms, axis=1, out=lexical)
+        found: tuple[torch.Tensor, ...] = _reaching(
+            dense,
+            torch.from_numpy(lexical),
+            batch.both,
+            batch.rounded,
+            batch.native,
+            self._buffer,
+            self._scores,
+            least,
+            torch.from_numpy(passing),
+            finite,
+            self._most,
+        )
+        query, place, score = (each.numpy() for each in found)
+        return query, place, score
 
     def picked(self, pages: Sequence[Planes], slots: Rows) -> torch.Tensor:
         """The same of rows anywhere: ascending slots, at most CHUNK."""
@@ -161,7 +182,6 @@ class Survivors:
         self.thresholds = np.full(batch.count, -np.inf)
         self.reached = np.full(batch.count, -np.inf)  # what the k best of the kept rows reach at least
         self._scorer = Scorer(batch, most)
-        self._hit = _room("hit", batch.count * min(most or CHUNK, CHUNK), torch.bool)
         self._kept: list[Kept] = [Kept.none() for _ in ks]
         self._pending: list[tuple[Rows, Rows, Doubles, Doubles]] = []  # query, slot, lower, upper
         self._count = 0
@@ -172,52 +192,26 @@ class Survivors:
 
         passing bool [1 or queries, n]: which rows count; bounds: of each CHUNK of them.
         """
-        least = bounds.least(self.thresholds)
-        for number, start in enumerate(range(rows.start, rows.stop, CHUNK)):
-            end = min(start + CHUNK, rows.stop)
-            counted = passing[:, start - rows.start : end - rows.start]
-            if not (counted[0].any() or counted.any()):
-                continue
-            scores = self._scorer.run(page, slice(start, end))
-            found = self._best(scores, counted, least[number], bounds.slack[number], bounds.finite[number])
-            if found is not None:
-                query, place, lower, upper = found
-                self._keep(query, place + (page.first + start), lower, upper)
+        query, place, found = self._scorer.run(page, rows, bounds.least(self.thresholds), passing, bounds.finite)
+        if len(query):
+            score = found.astype(np.float64)
+            off = bounds.slack[place // CHUNK, query]
+            lower = np.where(np.isinf(score), -np.inf, score - off)
+            self._keep(query, place + (page.first + rows.start), lower, score + off)
 
     def offer_picked(self, pages: Sequence[Planes], slots: Rows, norms: Doubles) -> None:
         """The same of ascending slots (at most CHUNK), all of which count and none of which has norms above these."""
         bounds = self.batch.bounds(norms[None])
-        least = bounds.least(self.thresholds)[0]
-        found = self._best(self._scorer.picked(pages, slots), None, least, bounds.slack[0], bounds.finite[0])
-        if found is not None:
-            query, place, lower, upper = found
-            self._keep(query, slots[place], lower, upper)
-
-    def _best(
-        self,
-        scores: torch.Tensor,
-        passing: npt.NDArray[np.bool_] | None,
-        least: torch.Tensor,
-        slack: Doubles,
-        finite: bool,
-    ) -> tuple[Rows, Rows, Doubles, Doubles] | None:
-        """Of the scores that reach the least: query, place, and bounds on the exact score. None without any."""
-        if not finite:
+        scores = self._scorer.picked(pages, slots)
+        if not bounds.finite[0]:
             scores[~torch.isfinite(scores)] = torch.inf  # says nothing: always rescored
-        count = scores.shape[1]
-        mask = torch.ge(scores, least, out=self._hit[: scores.numel()].view(scores.shape)).numpy()
-        if passing is not None:
-            np.logical_and(mask, passing, out=mask)
-        found = np.flatnonzero(mask)
-        if not len(found):
-            return None
-        query, place = np.divmod(found, count)
-        score = scores.view(-1).numpy()[found].astype(np.float64)
-        off = slack[query]
-        lower = score - off
-        if not finite:
-            lower[np.isinf(score)] = -np.inf
-        return query, place, lower, score + off
+        mask = torch.ge(scores, bounds.least(self.thresholds)[0])
+        query, place = np.divmod(np.flatnonzero(mask.numpy()), len(slots))
+        if len(query):
+            score = scores.numpy()[query, place].astype(np.float64)
+            off = bounds.slack[0, query]
+            lower = np.where(np.isinf(score), -np.inf, score - off)
+            self._keep(query, slots[place], lower, score + off)
 
     def _keep(self, query: Rows, slots: Rows, lower: Doubles, upper: Doubles) -> None:
         self._pending.append((query, slots, lower, upper))
@@ -290,6 +284,70 @@ class Kept:
     def above(self, threshold: float) -> Kept:
         keep = self.upper >= threshold
         return Kept(self.slots[keep], self.lower[keep], self.upper[keep])
+
+
+def _reach(
+    dense: torch.Tensor,
+    lexical: torch.Tensor,
+    both: torch.Tensor,
+    rounded: torch.Tensor,
+    native: bool,
+    buffer: torch.Tensor,
+    room: torch.Tensor,
+    least: torch.Tensor,
+    passing: torch.Tensor,
+    finite: list[bool],
+    chunk: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`Scorer.run`: dense bfloat16 [n, D], lexical int8 [n, T], both float32 [queries, padded], rounded bfloat16
+    [queries, D]; buffer float32 [chunk, padded], zero past D + T; room float32 [queries * chunk]."""
+    queries, width, terms = both.size(0), dense.size(1), lexical.size(1)
+    asked: list[torch.Tensor] = []
+    places: list[torch.Tensor] = []
+    found: list[torch.Tensor] = []
+    for number, start in enumerate(range(0, dense.size(0), chunk)):
+        end = min(start + chunk, dense.size(0))
+        count = end - start
+        counted = passing[:, start:end]
+        if bool(counted.any()):
+            wide = buffer[:count]
+            scores = room[: queries * count].view(queries, count)
+            if terms > 0:
+                wide[:, width : width + terms].copy_(lexical[start:end])
+            if native and width > 0:
+                scores.copy_(torch.mm(rounded, dense[start:end].t()))
+                if terms > 0:
+                    scores.add_(torch.mm(both[:, width:], wide[:, width:].t()))
+            else:
+                wide[:, :width].copy_(dense[start:end])
+                torch.mm(both, wide.t(), out=scores)
+            if not finite[number]:
+                scores.masked_fill_(torch.isfinite(scores).logical_not(), float("inf"))  # says nothing: rescored
+            mask = torch.ge(scores, least[number]).logical_and_(counted)
+            flat = mask.view(-1).nonzero().view(-1)
+            if flat.size(0) > 0:
+                query = torch.div(flat, count, rounding_mode="floor")
+                asked.append(query)
+                places.append(flat - query * count + start)
+                found.append(scores.view(-1).index_select(0, flat))
+    if len(found) == 0:
+        nothing = torch.empty([0], dtype=torch.int64)
+        return nothing, nothing, torch.empty([0], dtype=torch.float32)
+    return torch.cat(asked), torch.cat(places), torch.cat(found)
+
+
+def _scripted(function: Callable[..., R]) -> Callable[..., R]:
+    """The function run by TorchScript, which gives the interpreter up once for all its steps (docs/decisions, 10)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it is deprecated, and there is no successor for this
+        try:
+            scripted: Callable[..., R] = torch.jit.script(function)
+        except (AttributeError, RuntimeError):  # gone, or not for this Python: the same steps one by one
+            return function
+    return scripted
+
+
+_reaching = _scripted(_reach)
 
 
 @functools.cache

@@ -64,7 +64,10 @@ def check(pages, asks):
         assert shown(found) == oracle(pages, ask)
 
 
-@pytest.fixture(params=["as chosen", "gathered", "scanned", "scanned in bfloat16", "scanned by two threads"])
+WAYS = ["as chosen", "gathered", "scanned", "scanned call by call", "scanned in bfloat16", "scanned by two threads"]
+
+
+@pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
     """Every way of scanning, whatever the planner would choose, in chunks and samples that suit small pages."""
     monkeypatch.setattr(scan, "SAMPLED", 4)
@@ -77,6 +80,8 @@ def way(request, monkeypatch):
         monkeypatch.setattr(scan, "_chosen", lambda groups, rows: ([], groups))
     if request.param == "scanned in bfloat16":
         monkeypatch.setattr(scan_first, "bfloat16_is_native", lambda width, queries: True)
+    if request.param == "scanned call by call":  # as where torch has no TorchScript
+        monkeypatch.setattr(scan_first, "_reaching", scan_first._reach)
     if request.param == "scanned by two threads":
         monkeypatch.setattr(scan, "RUN", 1)
         torch.set_num_threads(2)
