@@ -55,6 +55,8 @@ class Scored:
 class Block:
     """At most BLOCK standing queries."""
 
+    number: int
+    built: int  # in which epoch: of two blocks with the same number and epoch either may stand for the other
     entries: tuple[Entry, ...]
     tenants: tuple[str, ...]
     tenant_of: Codes  # [n]: places in `tenants`
@@ -84,7 +86,7 @@ class Block:
         )
 
 
-def build(space: Space | None, old: Block | None, kept: Rows, fresh: Sequence[Draft]) -> Block:
+def build(number: int, built: int, space: Space | None, old: Block | None, kept: Rows, fresh: Sequence[Draft]) -> Block:
     """The rows `kept` of the old block (ascending), then the fresh ones, all of one space."""
     entries = tuple(old.entries[row] for row in kept.tolist()) if old is not None else ()
     entries += tuple(draft.entry for draft in fresh)
@@ -92,6 +94,8 @@ def build(space: Space | None, old: Block | None, kept: Rows, fresh: Sequence[Dr
     demands, conditions = _demands(old, kept, fresh)
     costs = np.asarray([draft.entry.cost for draft in fresh], np.int64)
     return Block(
+        number=number,
+        built=built,
         entries=entries,
         tenants=tenants,
         tenant_of=tenant_of,

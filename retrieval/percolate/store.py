@@ -195,7 +195,7 @@ class StandingQueries:
             kept = [row for row, e in enumerate(old.entries) if e.query.subscription_id not in ids] if old else []
             if kept or arriving:
                 space = arriving[0].entry.space if arriving else old.entries[kept[0]].space if old else None
-                blocks[target] = build(space, old, np.asarray(kept, np.int64), arriving)
+                blocks[target] = build(target, self.epoch + 1, space, old, np.asarray(kept, np.int64), arriving)
                 homes.update({draft.entry.query.subscription_id: target for draft in arriving})
         return homes, blocks
 

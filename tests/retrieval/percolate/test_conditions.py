@@ -116,7 +116,7 @@ def test_scores_are_the_correctly_rounded_ones(seed, width, spread, scale):
         draft_of(standing(f"s{i}", vector=query(row.astype(np.float32), terms[i])), known, 0)
         for i, row in enumerate(values(20))
     ]
-    scored = build(drafts[0].entry.space, None, np.zeros(0, np.int64), drafts).scored
+    scored = build(0, 1, drafts[0].entry.space, None, np.zeros(0, np.int64), drafts).scored
     (group,) = batch.groups
     rows, columns = (each.ravel() for each in np.indices((20, 9)))
     dense, lexical = Exact(group).scores(scored, rows, columns)

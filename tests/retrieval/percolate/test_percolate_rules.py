@@ -7,7 +7,9 @@ from store_inputs import query, upsert, vector
 
 from penstock.retrieval.percolate.entries import Trees
 from penstock.retrieval.percolate.matching import REASON_CHARS
+from penstock.retrieval.percolate.snapshot import STANDING
 from penstock.retrieval.percolate.store import StandingQueries
+from penstock.retrieval.store.snapshot import Covered, Snapshots
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import Op
 from penstock.schemas.filters import all_of, any_of, is_in, negate
@@ -149,3 +151,25 @@ def test_a_subscription_compiled_anew_stands_in_place_of_the_old():
     assert not found(store, posting).found[0].matches
     store.apply([standing("s", 2, vector=ASKED, threshold=0.4)], now_ms=6)
     assert [match.subscription_id for match in found(store, posting).found[0].matches] == ["s"]
+
+
+def test_a_snapshot_writes_only_the_blocks_that_changed(tmp_path):
+    store = StandingQueries(block=8, first_epoch=3)
+    store.apply([standing(f"s{i}", vector=ASKED, min_score=0.5) for i in range(40)], now_ms=0)
+    snapshots = Snapshots(tmp_path, STANDING)
+    snapshots.write(store.capture(), Covered({0: 40}, "log"))
+    first = {part: part.stat().st_mtime_ns for part in tmp_path.glob("part-*")}
+    assert len(first) == 5
+    store.apply([standing("s7", 2, vector=ASKED, threshold=0.1), ended("s8", 2)], now_ms=0)
+    snapshots.write(store.capture(), Covered({0: 42}, "log"))
+    after = {part: part.stat().st_mtime_ns for part in tmp_path.glob("part-*")}
+    assert len(set(after.items()) - set(first.items())) == 2  # of s7 and of s8
+    back = StandingQueries(block=8, first_epoch=1_000)
+    assert snapshots.restore(back).covered == Covered({0: 42}, "log")
+    posting = upsert("p", vector=ROW)
+    assert found(back, posting).found == found(store, posting).found
+    (damaged, *_) = sorted(set(after) - set(first))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"X")
+    restored = Snapshots(tmp_path, STANDING).restore(again := StandingQueries(first_epoch=1_000))
+    assert restored.covered == Covered({0: 40}, "log") and damaged.name in restored.problems[0]
+    assert again.standing(["s7", "s8"], tenant="default") == ((1, True), (1, True))
