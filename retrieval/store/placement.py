@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from penstock.retrieval.store.page import BLOCK
 
 WEEK_MS = 7 * 86_400_000
-SHARE = 1 / 12  # of the rows held
+SHARE = 1 / 16  # of the rows held
 FLOOR = 8 * BLOCK  # free rows that cost little whatever the store holds
 
 Partition = tuple[str, int]  # the country's code as a keyword, the week
