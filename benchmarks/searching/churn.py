@@ -12,6 +12,7 @@ must answer is known. Every answer is held against its epoch: which rows, which 
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from benchmarks.searching.updates import NOW_MS, Updates
 from penstock.infra.settings import RetrievalSettings
 from penstock.retrieval.feed import Polled, Record
 from penstock.retrieval.indexer import Indexer
+from penstock.retrieval.server import SWITCH_S
 from penstock.retrieval.shard import BATCH, CHORES_EVERY_S
 from penstock.retrieval.store.records import Applied, Ask, SearchResult
 from penstock.retrieval.store.store import Store
@@ -68,6 +70,7 @@ def churn(report: Report, rows: int, turns: int, seconds: float, data: Path, bui
     """Adds the three results; `turns` phases of `seconds` of either kind. Returns how many answers were mixed."""
     settings = RetrievalSettings()
     torch.set_num_threads(settings.threads)
+    sys.setswitchinterval(SWITCH_S)  # as the role does
     updates = Updates(data, build)
     store = Store(capacity=rows, hold_ms=settings.hold_epochs_ms)
     began = time.monotonic()

@@ -30,9 +30,11 @@ import torch
 from benchmarks.searching.report import Report
 from benchmarks.searching.updates import NOW_MS, Updates
 from penstock.infra.settings import RetrievalSettings
+from penstock.retrieval.server import SWITCH_S
 from penstock.retrieval.shard import BATCH
 from penstock.retrieval.store.records import Ask, SearchResult
-from penstock.retrieval.store.snapshot import POSTINGS, Covered, Snapshots
+from penstock.retrieval.store.slabs import POSTINGS
+from penstock.retrieval.store.snapshot import Covered, Snapshots
 from penstock.retrieval.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +78,7 @@ def _child(command: list[str]) -> dict[str, Any]:
 
 def _build(rows: int, data: Path, build: Path, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(RetrievalSettings().threads)
+    sys.setswitchinterval(SWITCH_S)  # as the role does
     updates = Updates(data, build)
     _fill(Store(), updates, 2_000)  # what a first batch brings into the process is not the rows'
     gc.collect()
@@ -91,7 +94,7 @@ def _build(rows: int, data: Path, build: Path, folder: Path) -> dict[str, Any]:
     print(f"  {rows} rows in {took:.0f} s, {resident / 1e9:.2f} GB, layout {layout / 1e9:.2f} GB", flush=True)
     timings: dict[str, list[float]] = {"idle": [], "snapshot": []}
     written = []
-    snapshots = Snapshots(folder, POSTINGS)
+    snapshots = Snapshots(folder, POSTINGS, RetrievalSettings().snapshot_bytes_per_s)
     for turn in range(TURNS):
         if turn:
             _change(store, updates, rows, turn + 1)
