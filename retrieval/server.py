@@ -123,7 +123,7 @@ class RetrievalService:
         self._name = name
         self._lexicon = lexicon or Lexicon()
         self._scans = threading.BoundedSemaphore(max(1, threads))
-        self.percolation = PercolationService(standing, name, self._scans)
+        self.percolation = PercolationService(standing, name, self._scans, max(1, threads))
         self._waiters = threading.BoundedSemaphore(WAITERS)
         self._clock = clock
         self._batcher: Batcher[tuple[Store, Ask], SearchResult] = Batcher(

@@ -27,6 +27,7 @@ from penstock.infra.settings import RetrievalSettings
 from penstock.infra.telemetry import DEGRADED
 from penstock.retrieval.feed import Feed, LogInfo, LogUnavailable, Polled, Record, Source
 from penstock.retrieval.follower import DeadLetter, Follower, Lag
+from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.snapshot import Covered, Format, Restored, Snapshots
 from penstock.schemas.errors import WireError
 from penstock.schemas.grpc_avro import NotReady
@@ -212,8 +213,9 @@ class Shard(Generic[R, S, C]):
         began = self._clock()
         try:
             restored = self._snapshots.restore(self.store)
-        except WireError as error:  # of another release, whose schemas or rules are not ours
-            restored = Restored(None, None, (f"a snapshot has records that this release refuses: {error}",))
+        except (WireError, OutOfRoom, OSError) as error:  # another release's records, a smaller bound, a bad disk
+            why = "has records that this release refuses" if isinstance(error, WireError) else "cannot be used here"
+            restored = Restored(None, None, (f"a snapshot {why}: {error}",))
             self.store = self._fresh()
             self._follower = self._kind.follow(self.store, self._dead_letters.send)
         for problem in restored.problems:

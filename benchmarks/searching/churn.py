@@ -141,7 +141,7 @@ def _search(
 def _records(updates: Updates, planes: Any, versions: Longs, rng: np.random.Generator, count: int) -> list[Record]:
     """The next version of `count` distinct rows, as they come from Kafka."""
     out = []
-    for row in rng.choice(len(versions), count, replace=False).tolist():
+    for row in rng.choice(len(versions), min(count, len(versions)), replace=False).tolist():
         versions[row] += 1
         at = other_row(row, len(versions)) if versions[row] % 2 == 0 else row
         update = updates.update(row, (planes[0][at], planes[1][at]), int(versions[row]))
@@ -167,7 +167,10 @@ def _write(
     arrives = [began + number / RATE for number in range(len(records))]
     published = chores = began
     taken = 0
-    while taken < len(records) and not stop.is_set():
+    while taken < len(records):
+        if stop.is_set():  # too slow: those that have arrived were not visible until now, at least
+            log.visible += [late for arrived in arrives[taken:] if (late := time.perf_counter() - arrived) > 0]
+            break
         due = max(published + settings.publish_interval_ms / 1e3, arrives[taken])
         time.sleep(max(0.0, due - time.perf_counter()))
         now = time.perf_counter()

@@ -6,6 +6,7 @@ import threading
 import time
 
 import grpc
+import torch
 
 from penstock.infra.telemetry import DEGRADED, STAGE_SECONDS
 from penstock.retrieval.percolate.store import StandingCounts, StandingQueries
@@ -27,10 +28,11 @@ BARE_QUERIES = "too many matches of one posting: their queries come without vect
 class PercolationService:
     """The calls. Called from gRPC's threads; `scans` are the places that it shares with searches."""
 
-    def __init__(self, shard: StandingShard, name: str, scans: threading.BoundedSemaphore) -> None:
+    def __init__(self, shard: StandingShard, name: str, scans: threading.BoundedSemaphore, threads: int) -> None:
         self._shard = shard
         self._name = name
         self._scans = scans
+        self._threads = threads
 
     def percolate(self, request: PercolateRequest, _context: grpc.ServicerContext) -> PercolateReply:
         if len(request.updates) > MAX_UPDATES:
@@ -38,6 +40,7 @@ class PercolationService:
         store, degraded = answering(self._shard, self._name)
         began = time.perf_counter()
         with self._scans:
+            torch.set_num_threads(self._threads)  # a thread begun beside a scan has that scan's: one
             result, epoch = store.percolate(request.updates, now_ms=time.time_ns() // 1_000_000)
         STAGE_SECONDS.labels("retrieval", "percolate").observe(time.perf_counter() - began)
         for count, what in (

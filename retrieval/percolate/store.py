@@ -137,12 +137,12 @@ class StandingQueries:
     def reclaim(self, *, now_ms: int) -> int:
         """Lets go of tombstones past their window; returns how many. What is percolated does not change."""
         with self._writing:
-            ended = []
+            ended: dict[str, None] = {}
             while self._graves and self._graves[0][0] <= now_ms - self._tombstone_window_ms:
                 since, subscription_id = self._graves.popleft()
                 entry = self._entries.get(subscription_id)
                 if entry is not None and not entry.in_force and entry.known_at == since:
-                    ended.append(subscription_id)
+                    ended[subscription_id] = None
             if ended:
                 self._publish((), ended)
             return len(ended)

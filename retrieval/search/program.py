@@ -337,7 +337,7 @@ def _any_of(values: Codes | Hashes, wanted: Codes | Hashes) -> Mask:
         return np.zeros(values.shape, np.bool_)
     if len(wanted) > _FEW:
         if wanted.dtype == np.int32:
-            return np.isin(values, wanted)
+            return np.isin(values.copy(), wanted)  # the writer may fill rows that nobody sees meanwhile
         return np.asarray(wanted[np.minimum(np.searchsorted(wanted, values), len(wanted) - 1)] == values)
     out: Mask = values == wanted[0]
     for one in wanted[1:]:

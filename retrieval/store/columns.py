@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from penstock.retrieval.store.overflow import Overflow
+from penstock.retrieval.store.overflow import FIRST, Overflow
 from penstock.retrieval.store.page import (
     ABSENT,
     BLOCK,
@@ -33,6 +33,9 @@ from penstock.schemas.events import IndexUpdate
 from penstock.schemas.filters import FIELDS, annual
 
 __all__ = ["Attributes", "Columns", "Stage", "clear", "compared", "extract", "keyword"]
+
+WORD_BYTES = 250  # of a word in a dictionary, as Python counts it, with room for a letter of four bytes or a growth
+OVERFLOW_BYTES = 60  # of a value past INLINE: its place, which may double the table, and its number in a list
 
 _NAN = float("nan")
 _NONE = [ABSENT] * INLINE
@@ -107,6 +110,14 @@ class Stage:
         self._symbols: list[list[int]] = []
         self._numbers: list[list[float]] = []
         self._places: list[list[float]] = []
+
+    def needs(self, attributes: Attributes) -> int:
+        """Bytes that the words nobody has used yet and the values past INLINE will take, about."""
+        fields = [(vocabulary, [word]) for vocabulary, word in zip(self._keywords, attributes.keywords, strict=True)]
+        fields += [(vocabulary, words) for (_, vocabulary), words in zip(self._many, attributes.many, strict=True)]
+        fresh = sum(WORD_BYTES + len(word) for vocabulary, words in fields for word in words if vocabulary.lacks(word))
+        past = sum(max(0, len(words) - INLINE) for words in attributes.many)
+        return fresh + (OVERFLOW_BYTES * (past + FIRST) if past else 0)
 
     def take(self, slot: int, attributes: Attributes) -> None:
         """The attributes of an empty row: its words have their codes from here on."""

@@ -91,5 +91,5 @@ class Overflow:
     def rows_with(self, field: str, codes: npt.ArrayLike) -> Longs:
         """int64: the slots one of whose codes here is in `codes`; a slot may come twice."""
         owner, code = self._tables[field].arrays
-        found = owner[np.isin(code, codes)]
+        found = owner[np.isin(code.copy(), codes)]  # a copy: the writer may fill free places meanwhile
         return found[found >= 0]

@@ -3,7 +3,7 @@
     put       admits an update's row, finds it a slot, and takes its attributes and vector
     flush     what was put goes into the pages, many rows at once, where no reader can see them
     reveal    the blocks' zones take the rows in, and they are counted: the store publishes them next
-    hide      rows that the store is about to end are no longer counted
+    count     in the step that publishes them: these rows are counted from now on, those no longer
     empty     nobody can see these rows any more: codes are given back, slots are free
 
 Only the store's one writer calls these. Readers use `table`, `words`, `tenants`, `overflow` and `ids`, each of which
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +35,14 @@ _KINDS = np.arange(8)  # what a row may hold: bits DENSE, SKETCH, REFUSED
 _TEXT = sys.getsizeof("")
 
 T = TypeVar("T", str, bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What some rows are counted as."""
+
+    kinds: Longs  # how many hold what
+    checksum: int
 
 
 class Rows:
@@ -122,8 +131,10 @@ class Rows:
         attributes = columns.compared(columns.extract(update))
         when = recency(update)
         posting_id = update.posting_id
-        texts = _TEXT + len(posting_id) + sys.getsizeof(body)
-        slot = self._place((attributes.keywords[COUNTRY], when // WEEK_MS), others + texts)
+        texts = sys.getsizeof(posting_id) + sys.getsizeof(body)
+        if self._memory_bytes is not None:
+            texts += self._stage.needs(attributes)
+        slot = self._place((attributes.keywords[COUNTRY], when // WEEK_MS), texts, others)
         if stored is not None:
             try:
                 self._make_planes(stored, others + texts)
@@ -196,12 +207,12 @@ class Rows:
             self._admit("planes for the first vector", self._pages.wider(space), others)
             self._pages.adopt(space)
 
-    def _place(self, partition: tuple[str, int], others: int) -> int:
-        self._admit("a posting", 0, others)
+    def _place(self, partition: tuple[str, int], texts: int, others: int) -> int:
+        self._admit("a posting", texts, others)
         slot = self._placement.take(partition)
         if slot is None:
             try:
-                self._admit_page(others)
+                self._admit_page(others + texts)
             except OutOfRoom:
                 slot = self._placement.take(partition, growing=False)
                 if slot is None:
@@ -224,24 +235,28 @@ class Rows:
 
     # --- living and dying ----------------------------------------------------------------------------------------
 
-    def reveal(self, slots: Longs, epoch: int, searchable_at: int) -> None:
-        """`epoch`: in which they are born next."""
+    def reveal(self, slots: Longs, epoch: int, searchable_at: int) -> Counted:
+        """`epoch`: in which they are born next. What they will be counted as."""
         table = self.table
         for number, _, rows in table.split(slots):
             table.pages[number].searchable[rows] = searchable_at
             table.zones[number].widen(rows)
             self.stamps[number] = epoch
-        self._count(slots, 1)
+        return self.counted(slots)
 
-    def hide(self, slots: Longs) -> None:
-        self._count(slots, -1)
-
-    def _count(self, slots: Longs, sign: int) -> None:
-        table = self.table
+    def counted(self, slots: Longs) -> Counted:
+        """What these rows are counted as."""
+        table, kinds, checksum = self.table, np.zeros(len(_KINDS), np.int64), 0
         for number, _, rows in table.split(slots):
             page = table.pages[number]
-            self._kinds += sign * np.bincount(page.held[rows], minlength=len(_KINDS))
-            self.checksum = (self.checksum + sign * content.total(content.row_hashes(page, rows))) % 2**64
+            kinds += np.bincount(page.held[rows], minlength=len(_KINDS))
+            checksum += content.total(content.row_hashes(page, rows))
+        return Counted(kinds, checksum)
+
+    def count(self, born: Counted, dead: Counted) -> None:
+        """In one step for readers of the numbers, which hold the store's lock."""
+        self._kinds += born.kinds - dead.kinds
+        self.checksum = (self.checksum + born.checksum - dead.checksum) % 2**64
 
     def expired(self, before_ms: int, epoch: int) -> list[str]:
         """The ids of the epoch's rows whose expiry is not after this moment."""
@@ -302,6 +317,9 @@ class Rows:
             self._admit_page(0)
             self.add_page()
         ids, bodies = texts
+        if not live.all():  # rows that died since their slab was written
+            ids = [text if lives else "" for text, lives in zip(ids, live.tolist(), strict=True)]
+            bodies = [body if lives else b"" for body, lives in zip(bodies, live.tolist(), strict=True)]
         self._text_bytes += sum(map(sys.getsizeof, ids)) - (len(slots) - int(live.sum())) * _TEXT
         self._text_bytes += sum(map(len, bodies)) + int(live.sum()) * sys.getsizeof(b"")
         self._admit("what a snapshot kept", 0, 0)
@@ -349,6 +367,8 @@ class Rows:
                     for block, code, week, bits in zip(blocks.tolist(), where, weeks, free, strict=True)
                 }
             )
+
+        self._planes.settle()
 
     def hashes_of(self, slots: Iterable[int]) -> list[int]:
         """The hash of each row's id."""

@@ -124,7 +124,7 @@ def restored(rows: Rows, kept: Contents, epoch: int) -> dict[str, int]:
     rows.checksum = kept.checksum
     page_rows = rows.table.page_rows
     for slab in kept.slabs:
-        if slab.rows == page_rows:  # the slab on the disk is as good as a new one
+        if slab.rows == page_rows and len(slab.slots):  # the slab on the disk is as good as a new one
             rows.stamps[slab.first // page_rows] = slab.stamp
     return known
 
@@ -142,19 +142,17 @@ class _Postings:
                 {"first": page.first, "rows": page.rows, "stamp": stamp},
                 _slab(capture, number),
             )
-            for number, (page, stamp) in enumerate(zip(capture.table.pages, capture.stamps, strict=True))
-            if stamp
+            for number, page, stamp in _held(capture)
         ]
 
     def sections(self, capture: Capture) -> tuple[Sections, dict[str, Any]]:
         space = capture.space
         graves = capture.tombstones
-        pages = [page for page, stamp in zip(capture.table.pages, capture.stamps, strict=True) if stamp]
         fixed = [
             (one.version, one.revision, _STATES.index(one.state), one.searchable_at, one.died_at) for one in graves
         ]
         sections: dict[str, Iterable[bytes]] = {
-            "live": (np.packbits(_live(capture, page)).tobytes() for page in pages),
+            "live": (np.packbits(_live(capture, page)).tobytes() for _, page, _ in _held(capture)),
             "words": [json.dumps(capture.words).encode()],
             "overflow": [
                 _overflow(capture, number, *entries).tobytes()
@@ -211,6 +209,13 @@ def layout() -> str:
     """Names what arrays hold: of another one, a slab means something else."""
     said = [(field, spec.type, [str(one) for one in spec.symbols or ()]) for field, spec in FIELDS.items()]
     return hashlib.sha256(repr((1, BLOCK, INLINE, _STATES, said)).encode()).hexdigest()[:16]
+
+
+def _held(capture: Capture) -> Iterator[tuple[int, Page, int]]:
+    """Number, page and stamp of those with live rows."""
+    for number, (page, stamp) in enumerate(zip(capture.table.pages, capture.stamps, strict=True)):
+        if _live(capture, page).any():
+            yield number, page, stamp
 
 
 def _live(capture: Capture, page: Page) -> Mask:

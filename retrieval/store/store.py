@@ -191,14 +191,14 @@ class Store:
                 slot = self._known[posting_id]
                 page, row = self._rows.table.at(slot)
                 graves.append(buried(self._body(slot), int(page.searchable[row]), now_ms))
-            ended = []
+            ended: dict[str, Tombstone] = {}
             while self._graves and self._graves[0][0] <= now_ms - self._tombstone_window_ms:
                 died_at, posting_id = self._graves.popleft()
                 grave = self._tombstones.get(posting_id)
                 if grave is not None and grave.died_at == died_at:
-                    ended.append(grave)
+                    ended[posting_id] = grave
             if graves or ended:
-                self._publish({}, graves, ended, now_ms, 0)
+                self._publish({}, graves, tuple(ended.values()), now_ms, 0)
             self._retire(now_ms)
             self._rows.sweep()
             return len(graves) + len(ended)
@@ -231,10 +231,12 @@ class Store:
         known = [self._known.get(posting_id, NO_SLOT) for posting_id in (*born, *(one.posting_id for one in graves))]
         dying = np.asarray([slot for slot in known if slot != NO_SLOT], np.int64)
         hashes = {posting_id: self._hash_id(posting_id) for posting_id in born if posting_id not in self._known}
-        self._rows.reveal(slots, self._epoch + 1, published_at)
-        self._rows.hide(dying)
+        ended_hashes = [self._hash_id(grave.posting_id) for grave in ended]
+        born_rows = self._rows.reveal(slots, self._epoch + 1, published_at)
+        dead_rows = self._rows.counted(dying)
         with self._published:
             epoch = self._epoch + 1
+            self._rows.count(born_rows, dead_rows)
             self._slots.kill(table, dying, epoch, now_ms)
             self._slots.bear(table, slots, epoch)
             for posting_id in born:
@@ -244,9 +246,8 @@ class Store:
             self._by_hash.update((digest, posting_id) for posting_id, digest in hashes.items())
             for grave in graves:
                 self._bury(grave)
-            for grave in ended:
-                del self._known[grave.posting_id], self._tombstones[grave.posting_id]
-                del self._by_hash[self._hash_id(grave.posting_id)]
+            for grave, digest in zip(ended, ended_hashes, strict=True):
+                del self._known[grave.posting_id], self._tombstones[grave.posting_id], self._by_hash[digest]
                 self._grave_bytes -= grave.nbytes
             self._epoch = epoch
             self._published.notify_all()
@@ -419,8 +420,9 @@ class Store:
     def capture(self) -> Capture:
         """Everything at the newest epoch, to be written while the store goes on. Call `release` when done."""
         with self._writing, self._lock:
-            pin = self._hold(None)
-            return captured(self._rows, pin.epoch, self._tombstones.values(), lambda: self._unpin(pin.epoch))
+            made = captured(self._rows, self._epoch, self._tombstones.values(), lambda: self._unpin(made.epoch))
+            self._hold(None)
+            return made
 
     def restore(self, kept: Contents) -> None:
         """Fills an empty store with what a snapshot kept, as one epoch. Raises OutOfRoom, and WireError where this

@@ -48,6 +48,10 @@ class Vocabulary:
         """The code of `word`, if any row uses it."""
         return self._codes.get(word)
 
+    def lacks(self, word: str) -> bool:
+        """Whether a word (not empty) is one that no row uses."""
+        return bool(word) and word not in self._codes
+
     def word(self, code: int) -> str:
         """The word of a code in use."""
         word = self._words[code]
@@ -117,7 +121,7 @@ class Dictionaries:
     def acquire_ids(self, posting_ids: Sequence[str]) -> None:
         """One more row has each of these."""
         together = "\n".join(posting_ids)
-        if together.casefold() == together and len(together.split()) == len(posting_ids):
+        if together.casefold() == together and together.split() == list(posting_ids):
             return  # each is its own lower case, without blanks
         for posting_id in posting_ids:
             if posting_id.strip().casefold() != posting_id:

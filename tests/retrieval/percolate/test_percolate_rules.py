@@ -173,3 +173,13 @@ def test_a_snapshot_writes_only_the_blocks_that_changed(tmp_path):
     restored = Snapshots(tmp_path, STANDING).restore(again := StandingQueries(first_epoch=1_000))
     assert restored.covered == Covered({0: 40}, "log") and damaged.name in restored.problems[0]
     assert again.standing(["s7", "s8"], tenant="default") == ((1, True), (1, True))
+
+
+def test_two_ends_of_one_moment_end_once():
+    store = StandingQueries(tombstone_window_ms=10)
+    store.apply([standing("s")], now_ms=0)
+    store.apply([ended("gone", 1)], now_ms=5)
+    store.apply([ended("gone", 2)], now_ms=5)
+    store.reclaim(now_ms=100)
+    assert store.standing(["gone", "s"], tenant="default") == ((-1, False), (1, True))
+    assert store.counts().tombstones == 0

@@ -143,6 +143,15 @@ def test_a_snapshot_of_a_larger_store_is_refused_with_the_numbers(tmp_path):
     assert fits.counts().nbytes == pytest.approx(big.counts().nbytes, rel=0.02)
 
 
+def test_words_and_values_past_the_eighth_are_admitted_too():
+    limit = room(1) + 3_000
+    store = Store(page_rows=128, memory_bytes=limit)
+    big = upsert("big", skills=tuple(f"a skill of its own {i}" for i in range(200)))
+    (refusal,) = store.apply([big], now_ms=0).refused
+    assert isinstance(refusal.error, OutOfRoom) and store.counts().nbytes <= limit
+    assert store.apply([upsert("small")], now_ms=0).accepted == (0,)
+
+
 def test_placement_keeps_countries_and_weeks_apart():
     from penstock.schemas.events import Location
 

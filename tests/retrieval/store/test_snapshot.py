@@ -285,3 +285,58 @@ def test_a_disk_that_refuses_costs_nothing_but_the_snapshot(tmp_path, monkeypatc
     store.reclaim(now_ms=200_000)
     store.reclaim(now_ms=300_000)
     assert store.counts().held_dead == 0  # released all the same
+
+
+def test_a_page_whose_rows_have_all_died_has_no_slab(tmp_path):
+    store, snapshots = Store(page_rows=128), Snapshots(tmp_path, POSTINGS)
+    store.apply([upsert(f"p{i}") for i in range(200)], now_ms=0)
+    store.apply([gone(f"p{i}", 2) for i in range(128, 200)], now_ms=1)
+    snapshots.write(store.capture(), COVERED)
+    back = Store(page_rows=128)
+    snapshots.restore(back)
+    assert back.counts().live == 128 and back.checksum() == store.checksum()
+    one = Store()
+    one.apply([upsert("only")], now_ms=0)
+    one.apply([gone("only", 2)], now_ms=0)
+    Snapshots(tmp_path / "one", POSTINGS).write(one.capture(), COVERED)
+    Snapshots(tmp_path / "one", POSTINGS).restore(back := Store())
+    assert (back.counts().live, back.counts().tombstones) == (0, 1)
+
+
+def test_texts_of_rows_that_died_since_their_slab_was_written_do_not_come_back(tmp_path):
+    store, snapshots = Store(page_rows=128), Snapshots(tmp_path, POSTINGS)
+    store.apply([upsert(f"p{i}", company="long " * 100) for i in range(128)], now_ms=0)
+    snapshots.write(store.capture(), COVERED)
+    store.apply([gone(f"p{i}", 2) for i in range(100)], now_ms=1)
+    snapshots.write(store.capture(), COVERED)
+    back = Store(page_rows=128, memory_bytes=store.counts().nbytes)  # which counts the dead until they retire
+    assert snapshots.restore(back).covered == COVERED
+    store.reclaim(now_ms=100_000)
+    assert back.counts().bytes_records == store.counts().bytes_records
+    back.apply([gone(f"p{i}", 2) for i in range(100, 128)], now_ms=1)
+    back.reclaim(now_ms=100_000)
+    assert back._rows._text_bytes == 0
+
+
+def test_ids_with_blanks_and_capitals_are_found_and_deleted_after_a_restart(tmp_path):
+    store, snapshots = Store(page_rows=128), Snapshots(tmp_path, POSTINGS)
+    store.apply([upsert(posting_id) for posting_id in (" a", "b", "C", "d e")], now_ms=0)
+    snapshots.write(store.capture(), COVERED)
+    snapshots.restore(back := Store(page_rows=128))
+    for wanted in ("a", "b", "c", "d e"):
+        (hit,) = back.search(None, is_in("posting_id", wanted), 5, now_ms=0).hits
+        assert hit.posting_id.strip().lower() == wanted
+    back.apply([gone(posting_id, 2) for posting_id in (" a", "b", "C", "d e")], now_ms=1)
+    back.reclaim(now_ms=100_000)
+    assert back.counts().held_dead == 0
+
+
+def test_a_space_that_no_live_row_has_is_not_kept(tmp_path):
+    store, snapshots = Store(page_rows=128), Snapshots(tmp_path, POSTINGS)
+    store.apply([upsert("a", vector=vector([1.0] * 6, space="old")), upsert("b")], now_ms=0)
+    store.apply([gone("a", 2)], now_ms=0)
+    snapshots.write(store.capture(), COVERED)  # the dead row still has its vector
+    snapshots.restore(back := Store(page_rows=128))
+    assert back.space_id == ""
+    back.apply([upsert("c", vector=vector([1.0] * 4, space="new"))], now_ms=0)
+    assert (back.space_id, back.counts().vectors_refused) == ("new", 0)

@@ -182,6 +182,44 @@ def test_k_has_a_range(k):
         Store().search(None, None, k, now_ms=0)
 
 
+def test_two_deletions_of_one_moment_end_once():
+    store = Store(page_rows=128, tombstone_window_ms=10, hold_ms=0)
+    store.apply([upsert(f"p{i}", expires_at=100 if i == 3 else None) for i in range(128)], now_ms=0)
+    store.apply([gone("d", 1)], now_ms=5)
+    store.apply([gone("d", 2)], now_ms=5)
+    for now_ms in (70_000, 70_001, 70_002):
+        store.reclaim(now_ms=now_ms)
+    rows = store.get(["d", "p3", "p127"], now_ms=50)
+    assert [row.state for row in rows] == ["ABSENT", "EXPIRED", "LIVE"]
+    assert store.counts().live == 127
+
+
+def test_values_past_the_eighth_are_found_while_others_are_written():
+    store = Store(page_rows=1_024, hold_ms=0)
+    many = tuple(f"s{i}" for i in range(40))
+    store.apply([upsert("p", skills=many)], now_ms=0)
+    done, wrong = threading.Event(), []
+
+    def read():
+        while not done.is_set():
+            for word in ("s39", "s9"):
+                found_ids = {hit.posting_id for hit in store.search(None, is_in("skills", word), 50, now_ms=0).hits}
+                if "p" not in found_ids:
+                    wrong.append(found_ids)
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            for version in range(1, 150):
+                words = tuple(f"t{version}-{i}" for i in range(30))
+                store.apply([upsert(f"q{i}", version, skills=words) for i in range(4)], now_ms=version)
+        finally:
+            done.set()
+        for reader in readers:
+            reader.result(30)
+    assert wrong == []
+
+
 def test_the_oldest_moment_there_is_comes_last():
     store = Store(page_rows=128)
     store.apply([upsert("a", posted_at=-(2**63)), upsert("b", posted_at=0), upsert("c", posted_at=5)], now_ms=0)
