@@ -47,6 +47,7 @@ from benchmarks.searching.turnover import turnover  # noqa: E402
 from benchmarks.searching.vectors import Corpus, encoded, uniform  # noqa: E402
 from benchmarks.streaming.source import DATA  # noqa: E402
 from penstock.retrieval.search.scan import Ask, Passing, best_many  # noqa: E402
+from penstock.retrieval.server import SWITCH_S  # noqa: E402
 
 CELLS = ("flat", "hybrid", "filter", "uniform", "isa", "churn", "million", "turnover", "percolate")
 ROWS = 200_000
@@ -175,6 +176,7 @@ def main() -> int:
     if unknown := set(chosen) - set(CELLS):
         parser.error(f"no cell {', '.join(sorted(unknown))}: there are {', '.join(CELLS)}")
     torch.set_num_threads(given.threads)
+    sys.setswitchinterval(SWITCH_S)  # as the role does
     about, report, wrong = machine(given.threads), Report(), 0
     if set(chosen) & {"flat", "hybrid", "filter"}:
         corpus = encoded(given.data, given.rows, ROOT / "build")

@@ -38,6 +38,7 @@ GATHERED, SCANNED = 40.0, 9.0
 STARTED = 40_000.0  # and what gathering costs before the first row
 DIRECT = 512  # up to so many rows are rescored at once, without a first pass
 SPARSE = 1 / 16  # share of rows that pass, below which the last is taken to be anywhere
+SHARED = 16_384  # rows from which on threads share what is done a few hundred rows at a time
 RUN = 8  # chunks that a thread takes at a time
 MOST = 64  # queries of one pass: more would push the block out of the cache
 
@@ -77,10 +78,13 @@ def best_many(pages: Sequence[Planes], asks: Sequence[Ask]) -> list[Best]:
         together = [place for group in scanned for place in group.places]
         for start in range(0, len(together), MOST):
             supersets |= _scan(pages, asks, together[start : start + MOST], threads)
-        for some in share(threads, lambda left: [_gather(pages, asks, group) for group in left], gathered):
+        # A few rows a step is mostly Python, which two threads only hand to and fro.
+        many = threads if gathered and gathered[-1].count >= SHARED else 1
+        for some in share(many, lambda left: [_gather(pages, asks, group) for group in left], gathered):
             for found in some:
                 supersets |= found
-        return _ordered(pages, asks, supersets, threads)
+        rows = sum(len(slots) for slots in supersets.values())
+        return _ordered(pages, asks, supersets, threads if rows >= SHARED else 1)
 
 
 def best(
