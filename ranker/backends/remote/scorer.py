@@ -43,7 +43,7 @@ from penstock.ranker.backends.remote.link import Link
 from penstock.ranker.backends.remote.options import RemoteOptions
 from penstock.ranker.backends.scorer import Scores, ScoringItem, ScoringQuery
 from penstock.ranker.backends.yes_no import item_text
-from penstock.ranker.errors import UnfitScorer
+from penstock.ranker.errors import CallerLeft, UnfitScorer
 
 log = structlog.get_logger(role="ranker")
 
@@ -102,13 +102,27 @@ class RemoteScorer:
         self.model_id = f"remote:{options.form}:{options.model or 'unnamed'}:{_digest(options, served)}"
         log.info("remote scorer ready", url=options.url, model=self.model_id, serves=list(served.models))
 
-    def score(self, query: ScoringQuery, items: Sequence[ScoringItem], *, timeout_s: float | None = None) -> Scores:
-        """Within `timeout_s` and what the options allow. Raises RemoteScorerError, of which NotAProbability is a
-        NonFiniteScore."""
+    def score(
+        self,
+        query: ScoringQuery,
+        items: Sequence[ScoringItem],
+        *,
+        deadline_s: float | None = None,
+        has_left: Callable[[], bool] | None = None,
+    ) -> Scores:
+        """One score an item, in order, by `deadline_s` of the clock and within what the options allow.
+
+        Raises RemoteScorerError, of which NotAProbability is a NonFiniteScore, and CallerLeft when `has_left` says so
+        before anything is asked.
+        """
         if not items:
             return Scores(np.zeros(0), np.zeros((0, 0)))
         asked, texts, notes = self._texts(query.text, items)
-        granted_s = min(self._options.timeout_s, self._options.timeout_s if timeout_s is None else timeout_s)
+        if has_left is not None and has_left():
+            raise CallerLeft("the caller left before its postings were sent")
+        granted_s = self._options.timeout_s
+        if deadline_s is not None:
+            granted_s = min(granted_s, deadline_s - self._clock())
         with self._lock:
             if self._closed:
                 raise RemoteAway(f"the remote scorer at {self._options.url} is closed")
