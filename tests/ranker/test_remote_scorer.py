@@ -22,7 +22,8 @@ from penstock.ranker.backends.remote.errors import (
 from penstock.ranker.backends.remote.forms import FORMS
 from penstock.ranker.backends.remote.guards import BreakerLimits, State
 from penstock.ranker.backends.remote.options import RemoteOptions
-from penstock.ranker.backends.remote.scorer import NO_TEXT, RemoteScorer
+from penstock.ranker.backends.remote.scorer import RemoteScorer
+from penstock.ranker.backends.remote.texts import NO_TEXT
 from penstock.ranker.backends.scorer import ScoringItem, ScoringQuery
 from penstock.ranker.backends.yes_no import TEMPLATE, Template
 from penstock.ranker.errors import CallerLeft, NonFiniteScore, UnfitScorer
@@ -264,7 +265,7 @@ def test_the_options_bound_a_later_deadline(server, connect):
 @pytest.mark.parametrize("left_s", [0.0, -1.0])
 def test_with_no_time_left_nothing_is_asked(server, connect, left_s):
     scorer = connect()
-    with pytest.raises(RemoteTimeout):
+    with pytest.raises(RemoteTimeout, match="was not asked"):
         scorer.score(QUERY, ITEMS, deadline_s=time.monotonic() + left_s)
     assert not server.requests
 

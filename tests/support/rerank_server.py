@@ -241,6 +241,10 @@ def _handler(server):
             with server.lock:
                 server.connections += 1
 
+        def handle(self):
+            with suppress(ConnectionError):  # a client may leave whenever it likes
+                super().handle()
+
         def do_GET(self):
             status, reply = server.served(self.path.removeprefix("/tei").removeprefix("/infinity"))
             self._send(status, json.dumps(reply).encode())
@@ -252,8 +256,7 @@ def _handler(server):
                 server.under_way += 1
                 server.most_under_way = max(server.most_under_way, server.under_way)
             try:
-                with suppress(ConnectionError):
-                    self._answer(body)
+                self._answer(body)
             finally:
                 with server.lock:
                     server.under_way -= 1

@@ -41,6 +41,7 @@ from penstock.ranker.backends.remote.forms import Served
 from penstock.ranker.backends.remote.guards import Breaker, Permit, RetryBudget, State
 from penstock.ranker.backends.remote.link import Link
 from penstock.ranker.backends.remote.options import RemoteOptions
+from penstock.ranker.backends.remote.texts import MARKS, NO_TEXT, prepared
 from penstock.ranker.backends.scorer import Scores, ScoringItem, ScoringQuery
 from penstock.ranker.backends.yes_no import item_text
 from penstock.ranker.errors import CallerLeft, UnfitScorer
@@ -51,7 +52,6 @@ CALLS = Counter("penstock_remote_scorer_calls_total", "Calls by how they ended",
 RETRIES = Counter("penstock_remote_scorer_retries_total", "Requests made a second time", ["form"])
 CIRCUIT = Gauge("penstock_remote_scorer_circuit_open", "1: not asked, 0: asked", ["form"])
 
-NO_TEXT = "(no text)"  # in place of a text that is blank, which some servers refuse with the whole batch
 RETRY_RESERVE = 3.0  # retries that may come at once
 RETRY_PAUSE_S = 0.05  # before a retry, at most
 START_PAUSE_S = 0.5  # between attempts to reach a backend at the start
@@ -117,16 +117,20 @@ class RemoteScorer:
         """
         if not items:
             return Scores(np.zeros(0), np.zeros((0, 0)))
-        asked, texts, notes = self._texts(query.text, items)
+        sent = prepared(query.text, [item_text(item.update) for item in items], self._options)
         if has_left is not None and has_left():
             raise CallerLeft("the caller left before its postings were sent")
         granted_s = self._options.timeout_s
         if deadline_s is not None:
             granted_s = min(granted_s, deadline_s - self._clock())
+        if granted_s <= 0:
+            raise RemoteTimeout(
+                f"{self._options.url} was not asked: the deadline passed {-granted_s * 1000:.0f} ms ago"
+            )
         with self._lock:
             if self._closed:
                 raise RemoteAway(f"the remote scorer at {self._options.url} is closed")
-            future = asyncio.run_coroutine_threadsafe(self._guarded(asked, texts, granted_s), self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._guarded(sent.query, sent.items, granted_s), self._loop)
         try:
             p = future.result()
         except CancelledError as error:
@@ -134,7 +138,7 @@ class RemoteScorer:
         except BaseException:
             future.cancel()
             raise
-        return Scores(p, np.zeros((len(items), 0)), notes)
+        return Scores(p, np.zeros((len(items), 0)), sent.notes)
 
     @property
     def circuit(self) -> State:
@@ -151,26 +155,6 @@ class RemoteScorer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-    def _texts(self, query: str, items: Sequence[ScoringItem]) -> tuple[str, list[str], tuple[str, ...]]:
-        """(query, postings) as sent, and what was done to them."""
-        options, wording = self._options, self._options.wording
-        given = [item_text(item.update) for item in items]
-        notes = []
-        if len(query) > options.max_query_chars:
-            notes.append(f"remote scorer: query cut to {options.max_query_chars} characters")
-        if not query.strip():
-            notes.append(f"remote scorer: a query without words, sent as {NO_TEXT!r}")
-        if cut := sum(len(text) > options.max_item_chars for text in given):
-            notes.append(f"remote scorer: {cut} postings cut to {options.max_item_chars} characters")
-        if blank := sum(not text.strip() for text in given):
-            notes.append(f"remote scorer: {blank} postings without text, sent as {NO_TEXT!r}")
-        asked = _filled(query[: options.max_query_chars])
-        texts = [_filled(text[: options.max_item_chars]) for text in given]
-        if wording is not None:
-            asked = wording.before + asked + wording.between
-            texts = [text + wording.after for text in texts]
-        return asked, texts, tuple(notes)
 
     async def _start(self) -> Served:
         give_up = self._clock() + self._options.start_s
@@ -200,13 +184,9 @@ class RemoteScorer:
 
     async def _probe(self) -> None:
         """Raises BadAnswer when the posting that fits does not score above the other."""
-        wording = self._options.wording
-        query, related, unrelated = PROBE_QUERY, PROBE_RELATED, PROBE_UNRELATED
-        if wording is not None:
-            query = wording.before + query + wording.between
-            related, unrelated = related + wording.after, unrelated + wording.after
-        first = await self._ask(query, [related, unrelated])
-        second = (await self._ask(query, [unrelated, related]))[::-1]
+        sent = prepared(PROBE_QUERY, [PROBE_RELATED, PROBE_UNRELATED], self._options)
+        first = await self._ask(sent.query, sent.items)
+        second = (await self._ask(sent.query, sent.items[::-1]))[::-1]
         if not (first[0] > first[1] and second[0] > second[1]):
             raise BadAnswer(
                 f"asked {PROBE_QUERY!r}, it gave {PROBE_RELATED!r} {first[0]:.6g} and {PROBE_UNRELATED!r} "
@@ -300,17 +280,13 @@ class RemoteScorer:
         await self._link.close()
 
 
-def _filled(text: str) -> str:
-    return text if text.strip() else NO_TEXT
-
-
 def _digest(options: RemoteOptions, served: Served) -> str:
     """12 hex digits of all that makes a score: where, how it is asked, what the server says that it serves."""
     wording = options.wording
     parts = [
         [options.url, options.form, options.model, options.scores, options.labels, sorted(options.extra.items())],
         astuple(wording) if wording is not None else None,
-        [options.max_query_chars, options.max_item_chars, NO_TEXT],
+        [options.max_query_chars, options.max_item_chars, NO_TEXT, MARKS.pattern],
         list(served.models),
     ]
     return hashlib.blake2b(json.dumps(parts, default=repr).encode(), digest_size=6).hexdigest()
