@@ -1,5 +1,6 @@
 """The engine as a scorer, on real tiny Qwen3 directories: against the plain yes/no scorer, and with bad input."""
 
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +29,11 @@ def item(text, name="p", **changes):
     return ScoringItem(0.0, 0.0, replace(update, **changes))
 
 
+_names = (f"posting {number}" for number in itertools.count())  # a posting's version never changes its text
+
+
 def items(*texts):
-    return [item(text, str(at)) for at, text in enumerate(texts)]
+    return [item(text, next(_names)) for text in texts]
 
 
 def random_items(number, seed=0):
