@@ -214,6 +214,13 @@ def test_an_answer_that_is_not_one_score_a_posting_is_an_error(server, connect, 
     assert len(server.requests) == 2  # a bad answer is not asked for again
 
 
+def test_an_answer_is_read_up_to_a_limit(server, connect):
+    scorer = connect()
+    server.faults = ["large"]
+    with pytest.raises(BadAnswer, match="more than 8388608 bytes"):
+        scorer.score(QUERY, ITEMS)
+
+
 @pytest.mark.parametrize("fault", [500, 503, "drop", "cut"])
 def test_a_passing_failure_is_asked_once_more(server, connect, fault):
     scorer = connect()
