@@ -3,27 +3,35 @@
 Key: the scorer's model id (weights, template and tokenizer hashes in it), everything of the query that a pair's score
 is computed from, tenant, posting id, version, revision. Not filters or pages: they do not change a pair's score.
 Value: p and its parts, little-endian doubles in the scorer's own order; anything else found there is a miss.
-Identical pairs in flight in this process are scored once. Without Redis scores are computed; the answer says so.
+Kept for `ttl_s` less a random part of up to JITTER, so that what was scored together does not expire together.
+Identical pairs in flight in this process are scored once. While Redis is away, or slow several times running, scores
+are computed without it; each answer says so and it is counted.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.infra.telemetry import DEGRADED
 from penstock.ranker.errors import RedisAway
-from penstock.ranker.redis_link import RedisLink
+from penstock.ranker.redis_link import RETRY_AFTER_S, RedisLink
 from penstock.ranker.single_flight import SingleFlight
 
 Row = tuple[float, ...]  # p, then the parts
+T = TypeVar("T")
+
+JITTER = 0.1  # of the time to live
+SLOW_S = 0.1  # an answer of Redis that takes longer gains little over scoring
+SLOW_RUN = 3  # slow answers running, until it is left alone for RETRY_AFTER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +75,48 @@ def pair_keys(prefix: str, model_id: str, query: bytes, pairs: Sequence[PairVers
     return keys
 
 
-class ScoreCache:
-    """Safe to share between threads. Owns the flights; Redis keeps the rest for `ttl_s` seconds."""
+class Patience:
+    """Whether slow answers are still waited for. Pure under a clock in seconds."""
 
-    def __init__(self, link: RedisLink, prefix: str, ttl_s: int, clock: Callable[[], float]) -> None:
+    def __init__(self) -> None:
+        self._run = 0
+        self._bypassed_until = float("-inf")
+        self.slowest_s = 0.0  # of the run
+
+    def waits(self, now_s: float) -> bool:
+        return now_s >= self._bypassed_until
+
+    def answered(self, now_s: float, took_s: float) -> None:
+        """After a pause one more slow answer is enough for the next."""
+        if took_s <= SLOW_S:
+            self._run, self.slowest_s = 0, 0.0
+            return
+        self._run += 1
+        self.slowest_s = max(self.slowest_s, took_s)
+        if self._run >= SLOW_RUN:
+            self._bypassed_until = now_s + RETRY_AFTER_S
+
+
+class ScoreCache:
+    """Safe to share between threads. Owns the flights; Redis keeps the rest for about `ttl_s` seconds.
+
+    `clock` gives monotonic seconds, `chance` numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        link: RedisLink,
+        prefix: str,
+        ttl_s: int,
+        clock: Callable[[], float],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self._link = link
         self._prefix = prefix
         self._ttl_s = ttl_s
+        self._clock = clock
+        self._chance = chance
+        self._patience = Patience()
         self._flights: SingleFlight[str, Row] = SingleFlight(clock)
         self._lock = threading.Lock()
         self._asked = 0
@@ -123,11 +166,8 @@ class ScoreCache:
             return self._hits / self._asked if self._asked else 0.0
 
     def _read(self, keys: list[str], width: int, degraded: list[str]) -> dict[str, Row]:
-        try:
-            values = self._link.run(lambda client: client.mget(keys))
-        except RedisAway as error:
-            degraded.append(f"score cache: {error}")
-            DEGRADED.labels("ranker", "score cache").inc()
+        values = self._ask(lambda client: client.mget(keys), degraded)
+        if values is None:
             return {}
         found: dict[str, Row] = {}
         form = struct.Struct(f"<{width}d")
@@ -142,18 +182,33 @@ class ScoreCache:
         return found
 
     def _write(self, rows: Mapping[str, Row], degraded: list[str]) -> None:
-        if not rows:
-            return
+        if rows:
+            lives_ms = [round(1000 * self._ttl_s * (1 - JITTER * self._chance())) for _ in rows]
+            self._ask(lambda client: _set_all(client, rows, lives_ms), degraded)
 
+    def _ask(self, command: Callable[[Any], T], degraded: list[str]) -> T | None:
+        """What Redis answers; None, counted and said, when it is away or slow."""
+        began = self._clock()
+        with self._lock:
+            waits, slowest_s = self._patience.waits(began), self._patience.slowest_s
+        if not waits:
+            degraded.append(f"score cache: bypassed, Redis took {slowest_s * 1000:.0f} ms to answer")
+            DEGRADED.labels("ranker", "score cache: slow").inc()
+            return None
         try:
-            self._link.run(lambda client: _set_all(client, rows, self._ttl_s))
+            answer = self._link.run(command)
         except RedisAway as error:
             degraded.append(f"score cache: {error}")
             DEGRADED.labels("ranker", "score cache").inc()
+            return None
+        now = self._clock()
+        with self._lock:
+            self._patience.answered(now, now - began)
+        return answer
 
 
-def _set_all(client: Any, rows: Mapping[str, Row], ttl_s: int) -> None:
+def _set_all(client: Any, rows: Mapping[str, Row], lives_ms: Sequence[int]) -> None:
     pipeline = client.pipeline(transaction=False)
-    for key, row in rows.items():
-        pipeline.setex(key, ttl_s, struct.pack(f"<{len(row)}d", *row))
+    for (key, row), life_ms in zip(rows.items(), lives_ms, strict=True):
+        pipeline.psetex(key, life_ms, struct.pack(f"<{len(row)}d", *row))
     pipeline.execute()

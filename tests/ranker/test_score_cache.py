@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from penstock.infra.settings import RedisSettings
-from penstock.ranker.cache import Computed, PairVersion, ScoreCache, pair_keys
+from penstock.infra.telemetry import DEGRADED
+from penstock.ranker.cache import SLOW_RUN, SLOW_S, Computed, PairVersion, Patience, ScoreCache, pair_keys
 from penstock.ranker.errors import RedisAway
 from penstock.ranker.redis_link import Gate, RedisLink, connect
 from penstock.ranker.single_flight import SingleFlight
@@ -60,10 +61,21 @@ def test_another_query_model_version_or_tenant_is_another_score():
     assert len({base, *others}) == 1 + len(others)
 
 
-def test_scores_expire(redis_url):
-    cache_on(redis_url).rows("m", 2, b"q", pairs("a"), Model(), 1)
+def test_scores_expire_and_those_of_one_request_apart(redis_url):
+    some = pairs(*(str(number) for number in range(50)))
+    cache_on(redis_url).rows("m", 2, b"q", some, Model(), 1)
+    client = redis.Redis.from_url(redis_url)
+    lives_ms = [client.pttl(key) for key in pair_keys("t", "m", b"q", some)]
+    assert min(lives_ms) > 780_000 and max(lives_ms) <= 900_000
+    assert max(lives_ms) - min(lives_ms) > 20_000  # of 90,000: fifty draws are closer once in many ages
+
+
+@pytest.mark.parametrize(("chance", "life_ms"), [(0.0, 900_000), (0.5, 855_000)])
+def test_the_time_to_live_is_shortened_by_chance_and_never_longer(redis_url, chance, life_ms):
+    link = RedisLink(connect(RedisSettings(url=redis_url)), time.monotonic)
+    ScoreCache(link, "t", 900, time.monotonic, lambda: chance).rows("m", 2, b"q", pairs("a"), Model(), 1)
     [key] = pair_keys("t", "m", b"q", pairs("a"))
-    assert 890 <= redis.Redis.from_url(redis_url).ttl(key) <= 900
+    assert life_ms - 60_000 < redis.Redis.from_url(redis_url).pttl(key) <= life_ms
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", struct.pack("<2d", float("nan"), 1), struct.pack("<2d", 1.5, 1)])
@@ -92,6 +104,70 @@ def test_without_redis_scores_are_computed_and_the_answer_says_so(redis_server, 
     redis_server.start()
     until(lambda: not cache.rows("m", 2, b"q", pairs("a", "b"), model, 1).degraded)
     assert cache.rows("m", 2, b"q", pairs("a", "b"), model, 1).hits == 2
+
+
+class SlowLink:
+    """A real link whose answers take as long as they are told, by a clock of its own."""
+
+    def __init__(self, url):
+        self._link = RedisLink(connect(RedisSettings(url=url)), self.clock)
+        self.now = 0.0
+        self.takes = 0.0
+        self.asked = 0
+
+    def clock(self):
+        return self.now
+
+    def run(self, command):
+        self.asked += 1
+        self.now += self.takes
+        return self._link.run(command)
+
+
+def bypasses():
+    return DEGRADED.labels("ranker", "score cache: slow")._value.get()
+
+
+def test_a_slow_redis_is_bypassed_counted_and_tried_again(redis_url):
+    link, model = SlowLink(redis_url), Model()
+    cache = ScoreCache(link, "t", 900, link.clock)
+    ask = lambda: cache.rows("m", 2, b"q", pairs("a", "b"), model, 1)  # noqa: E731
+    ask()
+    link.takes = 2 * SLOW_S
+    while link.asked < 2 + SLOW_RUN:  # one read and one write before
+        assert ask().hits == 2
+    before, asked = bypasses(), link.asked
+    cached = ask()
+    assert cached.rows.tolist() == [[0.5, 0], [0.51, 1]]
+    assert cached.hits == 0
+    assert cached.degraded == ("score cache: bypassed, Redis took 200 ms to answer",)
+    assert link.asked == asked
+    assert bypasses() == before + 2  # neither read nor written
+    link.takes = 0.0
+    link.now += 0.5
+    assert ask().hits == 2
+    assert ask().degraded == ()
+
+
+def test_a_slow_answer_now_and_then_is_waited_for():
+    patience = Patience()
+    for number in range(100):
+        slow = number % SLOW_RUN != 0
+        patience.answered(float(number), 2 * SLOW_S if slow else 0.0)
+        assert patience.waits(float(number))
+
+
+def test_a_redis_that_does_not_answer_holds_a_request_for_its_timeout_and_no_longer(redis_server):
+    link = RedisLink(connect(RedisSettings(url=redis_server.url)), time.monotonic)
+    cache, model = ScoreCache(link, "t", 900, time.monotonic), Model()
+    client = redis.Redis.from_url(redis_server.url)
+    cache.rows("m", 2, b"q", pairs("a"), model, 1)
+    away = DEGRADED.labels("ranker", "score cache")._value.get()
+    client.execute_command("CLIENT", "PAUSE", 20_000, "ALL")
+    cached = cache.rows("m", 2, b"q", pairs("a"), model, 1)
+    assert cached.rows.tolist() == [[0.5, 0]]
+    assert [reason.split(":")[0] for reason in cached.degraded] == ["score cache"]
+    assert DEGRADED.labels("ranker", "score cache")._value.get() == away + 2  # the read timed out, the write was spared
 
 
 def test_the_gate_asks_once_per_pause():

@@ -1,0 +1,45 @@
+"""What can go wrong between a scoring request and the engine's answer: each error says what to do."""
+
+from __future__ import annotations
+
+from penstock.ranker.errors import RankerError
+
+
+class UnreadableText(RankerError):
+    """The tokenizer failed on a text."""
+
+
+class EngineFull(RankerError):
+    """As many tokens as may wait for a forward do. The caller tries later or scores without the language model."""
+
+    def __init__(self, waiting: int, asked: int, limit: int) -> None:
+        self.waiting = waiting
+        super().__init__(
+            f"{waiting} tokens wait for a forward and {asked} more were asked, at most {limit} may wait; "
+            "try again later, ask for fewer items, or add a ranker"
+        )
+
+
+class EngineClosed(RankerError):
+    """The engine is stopping, or was never started, and takes no requests."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is not running; ask another replica or try again")
+
+
+class ItemTooLong(RankerError):
+    """One prompt alone is longer than a forward may be."""
+
+    def __init__(self, tokens: int, budget: int) -> None:
+        super().__init__(
+            f"a prompt of {tokens} tokens, a forward takes at most {budget}: cut the query or the item, "
+            "or raise the budget"
+        )
+
+
+class ForwardFailed(RankerError):
+    """The forward of a request failed, and again when it was tried alone on a restarted worker."""
+
+    def __init__(self, cause: BaseException, attempts: int) -> None:
+        self.cause = cause
+        super().__init__(f"the forward failed {attempts} times, last with {type(cause).__name__}: {cause}")
