@@ -230,7 +230,7 @@ def _equal(items: NDArray[np.int32]) -> Iterator[tuple[int, int, int]]:
 
 def _batched(rows: Tensor, count: int) -> Tensor:
     """[count * n, heads, size] as a view [count, heads, n, size]."""
-    return rows.unflatten(0, (count, -1)).transpose(1, 2)
+    return rows.view(count, len(rows) // count, *rows.shape[1:]).transpose(1, 2)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
