@@ -19,7 +19,6 @@ The exit status is 1 when our logits and a peer's differ by more than SAME.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -46,7 +45,7 @@ from benchmarks.ranking.models import (  # noqa: E402  # found by the line above
     real,
 )
 from benchmarks.ranking.peers import Transformers, cross_encoder, oracle  # noqa: E402
-from benchmarks.searching.report import Report, Result, machine, table  # noqa: E402
+from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
 from penstock.ranker.engine.forward import TorchBackend  # noqa: E402
@@ -64,21 +63,6 @@ DEFAULT_QUERY = "experienced registered nurse, night shift, near Columbus, Ohio"
 Contender = Callable[[], Any]
 
 
-class RankerReport(Report):
-    def add(
-        self,
-        name: str,
-        value: float,
-        unit: str,
-        target: float,
-        better: str = "lower",
-        peers: dict[str, float] | None = None,
-    ) -> None:
-        value = float(f"{value:.4g}")
-        self.results.append(Result(f"ranker/{name}", value, unit, target, better, peers or {}))
-        print(f"  ranker/{name} {value:g} {unit}", flush=True)
-
-
 @dataclass(slots=True)
 class Run:
     directory: Path
@@ -88,7 +72,7 @@ class Run:
     texts: Sequence[str]
     query: str
     repeats: int
-    report: RankerReport
+    report: Report
     folder: Path
     wrong: int = 0  # requests whose logits are not the peer's
 
@@ -316,7 +300,7 @@ def main() -> int:
     if unknown := set(chosen) - set(CELLS):
         parser.error(f"no cell {', '.join(sorted(unknown))}: there are {', '.join(CELLS)}")
     torch.set_num_threads(given.threads)
-    about, report = machine(given.threads), RankerReport()
+    about, report = machine(**computing(given.threads)), Report("ranker")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = load(given.data)
@@ -354,11 +338,7 @@ def main() -> int:
     if report.results:
         print("\n" + table(report.results))
     if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        results = [asdict(result) for result in report.results]
-        written = {"machine": about, "results": results, "cells": report.cells, "notes": report.notes}
-        given.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-        print(f"written: {given.json}")
+        report.write(given.json, about, cells=report.cells)
     return 1 if run.wrong else 0
 
 

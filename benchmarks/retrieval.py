@@ -37,11 +37,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.churn import churn  # noqa: E402
 from benchmarks.searching.million import million  # noqa: E402
 from benchmarks.searching.oracle import mismatches  # noqa: E402  # found by the line above, wherever this is called from
 from benchmarks.searching.peers import Peer, Peers  # noqa: E402
-from benchmarks.searching.report import Report, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.searching.turnover import turnover  # noqa: E402
 from benchmarks.searching.vectors import Corpus, encoded, uniform  # noqa: E402
@@ -177,7 +177,7 @@ def main() -> int:
         parser.error(f"no cell {', '.join(sorted(unknown))}: there are {', '.join(CELLS)}")
     torch.set_num_threads(given.threads)
     sys.setswitchinterval(SWITCH_S)  # as the role does
-    about, report, wrong = machine(given.threads), Report(), 0
+    about, report, wrong = machine(**computing(given.threads)), Report("retrieval"), 0
     if set(chosen) & {"flat", "hybrid", "filter"}:
         corpus = encoded(given.data, given.rows, ROOT / "build")
         run = Run(corpus, Peers(corpus, given.threads), given.repeats, report)
@@ -203,15 +203,7 @@ def main() -> int:
     report.add("exact_mismatches", wrong, "places", 0)
     print("\n" + table(report.results))
     if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        whole = {
-            "machine": about,
-            "results": [asdict(result) for result in report.results],
-            "cells": report.cells,
-            "notes": report.notes,
-        }
-        given.json.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-        print(f"written: {given.json}")
+        report.write(given.json, about, cells=report.cells)
     return 1 if wrong else 0
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
 import socket
@@ -36,7 +35,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.searching.report import machine  # noqa: E402  # found by the line above, wherever this is called from
+from benchmarks.report import computing, machine, written_as  # noqa: E402  # found by the line above, wherever this is called from
 from benchmarks.searching.vectors import QUERIES, Corpus, encoded  # noqa: E402
 from benchmarks.streaming.source import DATA  # noqa: E402
 from penstock.infra.settings import RetrievalSettings  # noqa: E402
@@ -231,7 +230,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    about = machine(1)
+    about = machine(**computing(1))
     judge = Judge(encoded(given.data, given.rows, ROOT / "build"))  # first: what is encoded is kept for the other
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
@@ -265,7 +264,6 @@ def main() -> int:
         )
     print(f"wrong: {wrong}")
     if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
         units = {"requests_per_s": "requests/s", "p50_ms": "ms", "p99_ms": "ms", "server_cpu_ms": "ms/request"}
         results = [
             {"name": f"serving/c{one['callers']}/{one['mode']}/{name}", "value": one[name], "unit": unit}
@@ -274,9 +272,7 @@ def main() -> int:
         ]
         results.append({"name": "serving/wrong", "value": wrong, "unit": "answers", "target": 0})
         notes = {"rows": rows, "k": K, "seconds": given.seconds, "rounds": given.rounds}
-        whole = {"machine": about, "results": results, "cells": told, "notes": notes}
-        given.json.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-        print(f"written: {given.json}")
+        written_as(given.json, {"machine": about, "results": results, "cells": told, "notes": notes})
     return 1 if wrong else 0
 
 

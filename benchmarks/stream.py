@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -31,12 +29,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.streaming import decode, usage  # noqa: E402  # found by the line above, wherever this is called from
+from benchmarks.report import Report, machine, table  # noqa: E402  # found by the line above, wherever this is called from
+from benchmarks.streaming import decode, usage  # noqa: E402
 from benchmarks.streaming.judge import Judge, rows  # noqa: E402
 from benchmarks.streaming.phases import (  # noqa: E402
     SAMPLED,
@@ -72,20 +69,6 @@ STANDING_PATIENCE_S = 600.0
 PERCOLATED = 300  # postings of which the matches are counted
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    name: str
-    value: float
-    unit: str
-    target: float
-    better: str  # lower or higher
-    peers: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def met(self) -> bool:
-        return self.value <= self.target if self.better == "lower" else self.value >= self.target
-
-
 @dataclass(slots=True)
 class Run:
     """What the phases share, and what they have found so far."""
@@ -98,15 +81,10 @@ class Run:
     judge: Judge
     seconds: float | None
     rate: float
-    results: list[Result] = field(default_factory=list)
+    report: Report = field(default_factory=lambda: Report("stream"))
     profiles: list[dict[str, Any]] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
     phases: int = 0
     doubled: int = 0  # alerts that told a person twice of the same
-
-    def add(self, name: str, value: float, unit: str, target: float, better: str = "lower") -> None:
-        self.results.append(Result(f"stream/{name}", round(value, 3), unit, target, better))
-        print(f"  stream/{name} {value:.4g} {unit}", flush=True)
 
     def phase(self, mix: Mix, rate: float, count: int) -> Phase:
         self.phases += 1
@@ -131,21 +109,23 @@ def idle(run: Run) -> None:
     before = usage.look(run.stack)
     time.sleep(10.0)
     after = usage.look(run.stack)
-    run.notes["idle_cpu_share"] = {part: round(each / 10.0, 4) for part, each in usage.spent(before, after).items()}
-    run.notes["idle_rss_mb"] = {part: round(each / 1e6) for part, each in sorted(after.rss_bytes.items())}
-    run.add("idle_rss_gb", after.rss_total / 1e9, "GB", 6.0)
+    run.report.notes["idle_cpu_share"] = {
+        part: round(each / 10.0, 4) for part, each in usage.spent(before, after).items()
+    }
+    run.report.notes["idle_rss_mb"] = {part: round(each / 1e6) for part, each in sorted(after.rss_bytes.items())}
+    run.report.add("idle_rss_gb", after.rss_total / 1e9, "GB", 6.0)
 
 
 def searchable(run: Run) -> None:
     samples = _at_rate(run, "searchable")
-    run.add("searchable_p50_ms", percentile(samples, 0.50) or 0.0, "ms", 300.0)
-    run.add("searchable_p99_ms", percentile(samples, 0.99) or 0.0, "ms", 1000.0)
+    run.report.add("searchable_p50_ms", percentile(samples, 0.50) or 0.0, "ms", 300.0)
+    run.report.add("searchable_p99_ms", percentile(samples, 0.99) or 0.0, "ms", 1000.0)
 
 
 def decoding(run: Run) -> None:
     found = decode.measure(run.stack, run.settings)
-    run.notes["decode"] = asdict(found)
-    run.add("decode_per_s_core", found.per_s_core, "postings/s of CPU", 15_000.0, "higher")
+    run.report.notes["decode"] = asdict(found)
+    run.report.add("decode_per_s_core", found.per_s_core, "postings/s of CPU", 15_000.0, "higher")
 
 
 def alerts(run: Run) -> None:
@@ -162,7 +142,7 @@ def alerts(run: Run) -> None:
     _at_rate(run, "alerts")
     _until_quiet(feed)
     feed.stop()
-    run.notes["alerts"] = {
+    run.report.notes["alerts"] = {
         "subscriptions_in_force": in_force,
         "matches_a_posting": _matches_a_posting(run),
         "alerts": len(feed.ids),
@@ -170,11 +150,11 @@ def alerts(run: Run) -> None:
         "repeated": feed.repeated,
         "doubled": feed.doubled,
     }
-    print(f"  {run.notes['alerts']}", flush=True)
+    print(f"  {run.report.notes['alerts']}", flush=True)
     run.doubled = feed.doubled
     if not feed.samples:
         raise SystemExit("no alert came: see `penstock logs alerts` of the stack")
-    run.add("alerted_p99_ms", percentile(feed.samples, 0.99) or 0.0, "ms", 2000.0)
+    run.report.add("alerted_p99_ms", percentile(feed.samples, 0.99) or 0.0, "ms", 2000.0)
 
 
 def sustained(run: Run) -> None:
@@ -187,7 +167,7 @@ def sustained(run: Run) -> None:
             held = reached
             break
         rate *= NEXT_SHARE
-    run.add("sustained_per_s", held, "postings/s", 400.0, "higher")
+    run.report.add("sustained_per_s", held, "postings/s", 400.0, "higher")
 
 
 # --- how ---------------------------------------------------------------------------------------------------------
@@ -214,7 +194,7 @@ def _at_rate(run: Run, name: str) -> list[float]:
         follow.stop()
     run.judge.published(events, by_key=False)
     _profiled(run, name, phase.count, seconds, usage.spent(before, after), producer.said)
-    run.notes[name] = {
+    run.report.notes[name] = {
         "samples": len(follow.samples),
         "refined_before_looked_at": follow.missed,
         "without_vector": follow.without_vector,
@@ -223,7 +203,7 @@ def _at_rate(run: Run, name: str) -> list[float]:
         "producer_late_s": producer.said.get("behind_s"),
         "percentiles_ms": {str(share): percentile(follow.samples, share / 100) for share in (50, 90, 95, 99, 100)},
     }
-    print(f"  {run.notes[name]}", flush=True)
+    print(f"  {run.report.notes[name]}", flush=True)
     return follow.samples
 
 
@@ -268,7 +248,7 @@ def _hold(run: Run, rate: float, attempt: int) -> tuple[bool, float]:
     count = run.judge.published(events, by_key=True)
     _profiled(run, f"sustained {rate:g}/s", count, seconds, usage.spent(before, after), producer.said)
     flat = sent is not None and _is_flat(backlog, rate)
-    run.notes.setdefault("sustained", []).append(
+    run.report.notes.setdefault("sustained", []).append(
         {"offered_per_s": rate, "seconds": round(seconds, 1), "flat": flat, "backlog": _thinned(backlog)}
     )
     print(f"  backlog {_thinned(backlog)}: {'flat' if flat else 'grows'}", flush=True)
@@ -339,41 +319,14 @@ def _until_quiet(feed: Alerts) -> None:
         time.sleep(0.1)
 
 
-def _machine(source: Source, rate: float) -> dict[str, Any]:
-    return {
-        "cpu": next(
-            (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-            platform.processor(),
-        ),
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "flink": importlib.metadata.version("apache-flink"),
-        "load_before": os.getloadavg(),
-        "postings": source.name,
-        "rate_of_latency_phases": rate,
-        "distinct_postings": len(source.postings),
-        "mean_characters": round(source.mean_characters),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-
-
-def _table(results: Sequence[Result]) -> str:
-    width = max(len(result.name) for result in results)
-    lines = []
-    for result in results:
-        sign = "<=" if result.better == "lower" else ">="
-        verdict = "met" if result.met else "NOT MET"
-        lines.append(f"{result.name:<{width}}  {result.value:>10g}  {sign} {result.target:g} {result.unit}  {verdict}")
-    return "\n".join(lines)
+def _about(source: Source, rate: float) -> dict[str, Any]:
+    return machine(
+        flink=importlib.metadata.version("apache-flink"),
+        postings=source.name,
+        rate_of_latency_phases=rate,
+        distinct_postings=len(source.postings),
+        mean_characters=round(source.mean_characters),
+    )
 
 
 def main() -> int:
@@ -389,7 +342,7 @@ def main() -> int:
     if unknown := set(chosen) - set(PHASES):
         parser.error(f"no phase {', '.join(sorted(unknown))}: there are {', '.join(PHASES)}")
     source = load(given.data)
-    machine = _machine(source, given.rate)
+    about = _about(source, given.rate)
     with ExitStack() as closes:
         if given.stack is None:
             folder = closes.enter_context(tempfile.TemporaryDirectory(prefix="penstock-stream-"))
@@ -409,22 +362,14 @@ def main() -> int:
             print(f"[{number + 1}/{len(chosen)}] {name}, load average {os.getloadavg()[0]:.1f}", flush=True)
             work[name](run)
         verdict = judge.verdict(PATIENCE_S)
-        run.add("lost", verdict.lost, "postings", 0)
-        run.add("wrong", verdict.wrong + run.doubled, "postings and alerts", 0)
-        run.notes["accounting"] = asdict(verdict)
-    print("\n" + _table(run.results))
+        run.report.add("lost", verdict.lost, "postings", 0)
+        run.report.add("wrong", verdict.wrong + run.doubled, "postings and alerts", 0)
+        run.report.notes["accounting"] = asdict(verdict)
+    print("\n" + table(run.report.results))
     for line in verdict.details:
         print(line)
     if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        report = {
-            "machine": machine,
-            "results": [asdict(result) for result in run.results],
-            "profile": run.profiles,
-            "notes": run.notes,
-        }
-        given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        print(f"written: {given.json}")
+        run.report.write(given.json, about, profile=run.profiles)
     return 0 if verdict.clean and not run.doubled else 1
 
 

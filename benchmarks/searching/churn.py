@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.searching.report import Report
+from benchmarks.report import Report
 from benchmarks.searching.updates import NOW_MS, Updates
 from penstock.infra.settings import RetrievalSettings
 from penstock.retrieval.feed import Polled, Record

@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.searching.report import Report
+from benchmarks.report import Report
 from benchmarks.searching.updates import NOW_MS, Updates
 from penstock.infra.settings import RetrievalSettings
 from penstock.retrieval.server import SWITCH_S

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.searching.report import Report
+from benchmarks.report import Report
 from benchmarks.searching.standing import NOW_MS, Supply, supply
 from benchmarks.searching.timing import interleaved
 from benchmarks.searching.vectors import DENSE, SKETCH
@@ -273,7 +273,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    return 1 if percolate(Report(), given.repeats, given.data, given.build) else 0
+    return 1 if percolate(Report("retrieval"), given.repeats, given.data, given.build) else 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.searching.report import Report
+from benchmarks.report import Report
 from benchmarks.searching.updates import NOW_MS, Updates
 from penstock.retrieval.shard import BATCH
 from penstock.retrieval.store.store import Store

@@ -1,18 +1,18 @@
-"""Results with their targets, what they are written into, and the machine."""
+"""Results with their targets, what they are printed and written as, and the machine."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,11 @@ class Result:
 
 @dataclass(slots=True)
 class Report:
+    """`subject`: what the names of its results begin with."""
+
+    subject: str
     results: list[Result] = field(default_factory=list)
-    cells: list[dict[str, Any]] = field(default_factory=list)  # everything that was timed
+    cells: list[dict[str, Any]] = field(default_factory=list)  # everything that was timed, where that is kept
     notes: dict[str, Any] = field(default_factory=dict)
 
     def add(
@@ -44,25 +47,47 @@ class Report:
         better: str = "lower",
         peers: dict[str, float] | None = None,
     ) -> None:
-        self.results.append(Result(f"retrieval/{name}", round(value, 4), unit, target, better, peers or {}))
-        print(f"  retrieval/{name} {value:.4g} {unit}", flush=True)
+        value = round(value, 4) if abs(value) >= 0.01 else float(f"{value:.4g}")
+        self.results.append(Result(f"{self.subject}/{name}", value, unit, target, better, peers or {}))
+        print(f"  {self.subject}/{name} {value:.4g} {unit}", flush=True)
+
+    def write(self, path: Path, about: Mapping[str, Any], **more: object) -> None:
+        """As JSON: the machine, the results, what else is given, and the notes."""
+        results = [asdict(result) for result in self.results]
+        written_as(path, {"machine": about, "results": results, **more, "notes": self.notes})
 
 
-def machine(threads: int) -> dict[str, Any]:
+def written_as(path: Path, whole: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+
+
+def machine(**more: object) -> dict[str, Any]:
+    """What every benchmark says of where it ran, and what else this one does."""
     model = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
         "cpu": model[0].split(":", 1)[1].strip() if model else platform.processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
         "cores": os.cpu_count(),
-        "threads": threads,
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{name: version for name in ("numpy", "faiss-cpu", "usearch") if (version := _version(name))},
+        **more,
         "load_before": os.getloadavg(),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def computing(threads: int) -> dict[str, Any]:
+    """What matters of the machine to torch and its peers."""
+    import torch  # which a benchmark of the whole stack does not need
+
+    return {
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+        "threads": threads,
+        "torch": torch.__version__,
+        **{name: version for name in ("numpy", "faiss-cpu", "usearch") if (version := _version(name))},
     }
 
 
