@@ -22,6 +22,7 @@ from penstock.retrieval.percolate.batch import Group
 from penstock.retrieval.percolate.blocks import Scored, gathered
 from penstock.retrieval.percolate.conditions import Bits, pack, unpack
 from penstock.retrieval.percolate.exact import Exact, parts
+from penstock.retrieval.search.scan_first import off_by
 from penstock.retrieval.store.planes import Space
 
 TILE = 2_048  # queries scored at once: 3 MB of 384 values
@@ -135,15 +136,9 @@ def _least(scored: Scored, group: Group, by_dense: bool, by_term: bool) -> tuple
     """The lowest score that each query may show and be kept, float32 [n]; whether no product can leave float32."""
     sizes = scored.norms * np.asarray(group.norms)
     terms = scored.space.dense * by_dense + scored.longest * by_term
-    slack = _bound(terms) * (sizes[:, 0] * by_dense + sizes[:, 1] * by_term)
+    slack = float(off_by(np.asarray(terms))) * (sizes[:, 0] * by_dense + sizes[:, 1] * by_term)
     # What the norms' own rounding and underflow in float32 can add.
     slack = slack * (1 + 1e-9) + terms * 1e-37
     with np.errstate(over="ignore"):  # a threshold beyond float32 becomes infinite, and nextafter brings it back
         least = np.nextafter((scored.thresholds - slack).astype(np.float32), np.float32(-np.inf))
     return least, bool(sizes.max() < _SAFE)
-
-
-def _bound(length: int) -> float:
-    """g(n) with room for the float64 roundings behind it."""
-    unit = (length + 5) * 2.0**-24
-    return unit / (1 - unit)

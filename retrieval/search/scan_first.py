@@ -41,6 +41,15 @@ R = TypeVar("R")
 _rooms = threading.local()
 
 
+def off_by(terms: npt.NDArray[np.int64]) -> Doubles:
+    """How far off a float32 dot product of so many terms, added in any order, can be, over the norms' product."""
+    unit = (terms + 5) * 2.0**-24  # one for the sum of two parts; room for the float64 roundings behind it
+    bound: Doubles = unit / (1 - unit)
+    if torch.get_float32_matmul_precision() != "highest":
+        bound += 2.0**-6  # somebody lets float32 products be rounded
+    return bound
+
+
 class Batch:
     """Queries that one pass answers together. Immutable: threads share it."""
 
@@ -61,11 +70,7 @@ class Batch:
         sizes = [(_norm(query.dense), _norm(query.weights)) for query in queries]
         self.sizes = np.asarray(sizes).reshape(self.count, 2)  # |q| of either part
         added = self.width + np.asarray([len(query.terms) for query in queries])
-        unit = (added + 5) * 2.0**-24  # one for the sum of the parts; room for the float64 roundings behind it
-        bound = unit / (1 - unit)
-        self.factors = self.sizes * bound[:, None] * (1 + 1e-9)  # of either norm of a row
-        if torch.get_float32_matmul_precision() != "highest":
-            self.factors += self.sizes * 2.0**-6  # somebody lets float32 products be rounded
+        self.factors = self.sizes * off_by(added)[:, None] * (1 + 1e-9)  # of either norm of a row
         if self.native:
             self.factors *= 4  # products summed in pairs, by instructions that truncate
             self.factors[:, 0] += self.sizes[:, 0] * 2.0**-7
@@ -103,7 +108,6 @@ class Scorer:
         self._buffer = _room("buffer", most * batch.padded, torch.float32).view(most, batch.padded)
         self._buffer[:, batch.columns :] = 0
         self._scores = _room("scores", most * batch.count, torch.float32)
-        self._full = self._views(most)
 
     def run(
         self, page: Planes, rows: slice, least: torch.Tensor, passing: npt.NDArray[np.bool_], finite: list[bool]
@@ -150,23 +154,9 @@ class Scorer:
                 dense[where] = 0
             if len(batch.terms):
                 lexical[where] = page.sketch.numpy()[rows[:, None], batch.terms] if page.sketch.shape[1] else 0
-        return self._product(dense, count)
-
-    def _product(self, dense: torch.Tensor, count: int) -> torch.Tensor:
-        batch = self.batch
-        wide, rows, out = self._full if count == self._most else self._views(count)
-        if batch.native and batch.width:
-            found = torch.mm(batch.rounded, dense.T)
-            if not len(batch.terms):
-                return out.copy_(found)
-            return torch.mm(batch.both[:, batch.width :], rows[batch.width :], out=out).add_(found)
-        wide.copy_(dense)
-        return torch.mm(batch.both, rows, out=out)
-
-    def _views(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of `count` rows: where their dense values go, the buffer's transpose, and where their scores go."""
-        batch, buffer = self.batch, self._buffer[:count]
-        return buffer[:, : batch.width], buffer.T, self._scores[: batch.count * count].view(batch.count, count)
+        out = self._scores[: batch.count * count].view(batch.count, count)
+        _product(dense, batch.both, batch.rounded, batch.native, self._buffer[:count], out)
+        return out
 
 
 class Survivors:
@@ -286,6 +276,26 @@ class Kept:
         return Kept(self.slots[keep], self.lower[keep], self.upper[keep])
 
 
+def _product(
+    dense: torch.Tensor,
+    both: torch.Tensor,
+    rounded: torch.Tensor,
+    native: bool,
+    wide: torch.Tensor,
+    scores: torch.Tensor,
+) -> None:
+    """Scores float32 [queries, n] of dense bfloat16 [n, D] and of the lexical values that stand in `wide` behind
+    column D: float32 [n, padded], whose first D columns it may overwrite."""
+    width = dense.size(1)
+    if native and width > 0:
+        scores.copy_(torch.mm(rounded, dense.t()))
+        if both.size(1) > width:
+            scores.add_(torch.mm(both[:, width:], wide[:, width:].t()))
+    else:
+        wide[:, :width].copy_(dense)
+        torch.mm(both, wide.t(), out=scores)
+
+
 def _reach(
     dense: torch.Tensor,
     lexical: torch.Tensor,
@@ -314,13 +324,7 @@ def _reach(
             scores = room[: queries * count].view(queries, count)
             if terms > 0:
                 wide[:, width : width + terms].copy_(lexical[start:end])
-            if native and width > 0:
-                scores.copy_(torch.mm(rounded, dense[start:end].t()))
-                if terms > 0:
-                    scores.add_(torch.mm(both[:, width:], wide[:, width:].t()))
-            else:
-                wide[:, :width].copy_(dense[start:end])
-                torch.mm(both, wide.t(), out=scores)
+            _product(dense[start:end], both, rounded, native, wide, scores)
             if not finite[number]:
                 scores.masked_fill_(torch.isfinite(scores).logical_not(), float("inf"))  # says nothing: rescored
             mask = torch.ge(scores, least[number]).logical_and_(counted)

@@ -230,7 +230,7 @@ class Store:
         slots = np.fromiter(born.values(), np.int64, len(born))
         known = [self._known.get(posting_id, NO_SLOT) for posting_id in (*born, *(one.posting_id for one in graves))]
         dying = np.asarray([slot for slot in known if slot != NO_SLOT], np.int64)
-        hashes = {posting_id: self._hash_id(posting_id) for posting_id in born if posting_id not in self._known}
+        hashes = self._rows.hashes_of(born.values())
         ended_hashes = [self._hash_id(grave.posting_id) for grave in ended]
         born_rows = self._rows.reveal(slots, self._epoch + 1, published_at)
         dead_rows = self._rows.counted(dying)
@@ -243,7 +243,7 @@ class Store:
                 if (before := self._tombstones.pop(posting_id, None)) is not None:
                     self._grave_bytes -= before.nbytes
             self._known.update(born)
-            self._by_hash.update((digest, posting_id) for posting_id, digest in hashes.items())
+            self._by_hash.update(zip(hashes, born, strict=True))
             for grave in graves:
                 self._bury(grave)
             for grave, digest in zip(ended, ended_hashes, strict=True):
