@@ -11,7 +11,7 @@
     invariance the largest change of a score over orders, packings, budgets and company
     true       a request of 70 + 150 at the shape of Qwen3-0.6B
 
-The shape is that of benchmarks/ranking/models.py: 6 layers, hidden 384, vocabulary 30,000, weights random. Peers may
+The shape is that of ranker/engine/untrained.py: 6 layers, hidden 384, vocabulary 30,000, weights random. Peers may
 choose their batch; what they chose stands in the cell. Tokens are made beforehand, for everybody but CrossEncoder.
 The exit status is 1 when our logits and a peer's differ by more than SAME.
 """
@@ -36,11 +36,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.ranking.models import (  # noqa: E402  # found by the line above, wherever this is called from
     QWEN_0_6B,
-    SMALL,
-    ModelShape,
     fixed,
     item_texts,
-    make_directory,
     queries,
     real,
 )
@@ -48,8 +45,10 @@ from benchmarks.ranking.peers import Transformers, cross_encoder, oracle  # noqa
 from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
+from penstock.ranker.engine import untrained  # noqa: E402
 from penstock.ranker.engine.forward import TorchBackend  # noqa: E402
 from penstock.ranker.engine.plan import Request, Text, Vectors, plan, unpack  # noqa: E402
+from penstock.ranker.engine.untrained import SMALL  # noqa: E402
 from penstock.ranker.engine.weights import Weights  # noqa: E402
 
 CELLS = ("errors", "packed", "prefix", "small", "embedding", "invariance", "true")
@@ -246,8 +245,8 @@ def invariance(run: Run) -> None:
 
 def true_shape(run: Run) -> None:
     """One row at the true shape; its own directory, and few repeats: a forward takes many seconds on a CPU."""
-    shape: ModelShape = QWEN_0_6B
-    directory = make_directory(run.folder / "true", shape, run.texts)
+    shape = QWEN_0_6B
+    directory = untrained.write(run.folder / "true", run.texts, shape)
     backend = TorchBackend(Weights.load(directory, torch.float32, run.answers), torch.get_num_threads())
     peer = Transformers(directory, run.answers)
     request = fixed(TRUE_ITEMS, QUERY_TOKENS, ITEM_TOKENS)
@@ -305,7 +304,7 @@ def main() -> int:
         folder = Path(name)
         source = load(given.data)
         texts = item_texts(source, 4_000)
-        directory = make_directory(folder / "small", SMALL, texts)
+        directory = untrained.write(folder / "small", texts)
         weights = Weights.load(directory)
         answers = tokens_of_answers(directory)
         asked = queries(given.data) or [DEFAULT_QUERY]

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from benchmarks.ranker import score, tokens_of_answers, whole
-from benchmarks.ranking.models import ModelShape, item_texts, make_directory, queries, real
+from benchmarks.ranking.models import item_texts, queries, real
 from benchmarks.ranking.peers import Transformers, oracle
 from benchmarks.streaming.source import load
 from penstock.ranker.backends.yes_no import TEMPLATE
 from penstock.ranker.engine.forward import TorchBackend
+from penstock.ranker.engine.untrained import ModelShape, write
 from penstock.ranker.engine.weights import Weights
 
 TINY = ModelShape(2_000, 32, 64, 2, 4, 2, 8)
@@ -24,7 +25,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory, texts):
-    return make_directory(tmp_path_factory.mktemp("tiny"), TINY, texts)
+    return write(tmp_path_factory.mktemp("tiny"), texts, TINY)
 
 
 @pytest.fixture(scope="module")
