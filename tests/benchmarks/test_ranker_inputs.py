@@ -10,7 +10,7 @@ from benchmarks.ranker import score, tokens_of_answers, whole
 from benchmarks.ranking.models import ModelShape, item_texts, make_directory, queries, real
 from benchmarks.ranking.peers import Transformers, oracle
 from benchmarks.streaming.source import load
-from penstock.ranker.backends.yes_no import TEMPLATE
+from penstock.ranker.backends.prompt import TEMPLATE
 from penstock.ranker.engine.forward import TorchBackend
 from penstock.ranker.engine.weights import Weights
 
