@@ -45,7 +45,8 @@ from benchmarks.ranking.peers import Transformers, cross_encoder, oracle  # noqa
 from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
-from penstock.ranker.engine import untrained  # noqa: E402
+from penstock.ranker.backends.scorer import probability  # noqa: E402
+from penstock.ranker.engine import tokens, untrained  # noqa: E402
 from penstock.ranker.engine.forward import TorchBackend  # noqa: E402
 from penstock.ranker.engine.plan import Request, Text, Vectors, plan, unpack  # noqa: E402
 from penstock.ranker.engine.untrained import SMALL  # noqa: E402
@@ -225,7 +226,7 @@ def invariance(run: Run) -> None:
     worst: dict[str, float] = {}
 
     def saw(name: str, logits: npt.NDArray[np.float64]) -> None:
-        worst[name] = max(worst.get(name, 0.0), float(np.abs(sigmoid(logits) - sigmoid(right)).max()))
+        worst[name] = max(worst.get(name, 0.0), float(np.abs(probability(logits) - probability(right)).max()))
         worst["logits"] = max(worst.get("logits", 0.0), float(np.abs(logits - right).max()))
 
     saw("alone", np.concatenate([run.ours([replace(mine, items=(item,))]) for item in mine.items]))
@@ -278,11 +279,6 @@ def difference(run: Run, request: Request) -> float:
     return found
 
 
-def sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    p: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-logits))
-    return p
-
-
 def milliseconds(found: Mapping[str, Timed]) -> dict[str, float]:
     return {name: round(each.wall_ms, 2) for name, each in found.items()}
 
@@ -306,7 +302,7 @@ def main() -> int:
         texts = item_texts(source, 4_000)
         directory = untrained.write(folder / "small", texts)
         weights = Weights.load(directory)
-        answers = tokens_of_answers(directory)
+        answers = tokens.answers(directory)
         asked = queries(given.data) or [DEFAULT_QUERY]
         typical = sorted(asked, key=len)[len(asked) // 2]
         run = Run(
@@ -339,14 +335,6 @@ def main() -> int:
     if given.json is not None:
         report.write(given.json, about, cells=report.cells)
     return 1 if run.wrong else 0
-
-
-def tokens_of_answers(directory: Path) -> tuple[int, int]:
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no"))
-    return yes, no
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-
 # Where Kafka's clients go may take more than an address (TLS, credentials): all of its section counts.
 _KAFKA = "PENSTOCK_KAFKA__"
 _ADDRESSES = {

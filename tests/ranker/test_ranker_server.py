@@ -162,12 +162,12 @@ def test_without_redis_the_role_answers_and_says_so(redis_server, free_port, unt
 
 
 class Fickle:
-    model_id, part_names = "fickle", ()
+    model_id, part_names, tolerance = "fickle", (), 1e-6
 
     def __init__(self):
         self.p, self.asked = 0.5, 0
 
-    def score(self, query, items):
+    def score(self, query, items, caller=None):
         from penstock.ranker.backends.scorer import Scores
 
         self.asked += 1
@@ -180,7 +180,7 @@ def test_a_scorer_is_only_asked_when_idle_and_a_changed_answer_is_seen():
     now[0] = 5 * CHECK_EVERY_MS
     scorer.p = 0.6
     assert known.verdict(idle_ms=0).ok and scorer.asked == 1
-    assert "a known pair scores [0.6], at the start it scored [0.5]" in known.verdict(CHECK_EVERY_MS).reason
+    assert "a known pair scores 0.6 by fickle, at the start it scored 0.5" in known.verdict(CHECK_EVERY_MS).reason
     assert not known.verdict(CHECK_EVERY_MS).ok and scorer.asked == 2
     now[0] += CHECK_EVERY_MS
     scorer.p = float("nan")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from qwen3_directory import SPECIALS, make_directory
 from tokenizers import Tokenizer as Reference
 
-from penstock.ranker.backends.yes_no import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS, TEMPLATE, TEMPLATE_FILE, Template
+from penstock.ranker.backends.prompt import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS, TEMPLATE, TEMPLATE_FILE, Template
 from penstock.ranker.engine.tokens import SLICE, Tokenizer
 from penstock.ranker.engine.untrained import ModelShape, write
 from penstock.ranker.errors import UnfitScorer
