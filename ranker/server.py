@@ -102,14 +102,14 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         Ranker.RANK: _rank_handler(service, pipeline.check),
         Ranker.STATUS: _status_handler(report),
     }
+    # What is there now stays: the garbage collector need not walk it again.
+    gc.collect()
+    gc.freeze()
     listener = grpc_avro.serve(ranker.listen, handlers, workers=ranker.max_queue + ranker.workers + SPARE_THREADS)
     threads = [
         threading.Thread(target=run, args=(stop,), name=name, daemon=True)
         for name, run in (("rank-requests", requests.run), ("features", features.run))
     ]
-    # What is there now stays: the garbage collector need not walk it again.
-    gc.collect()
-    gc.freeze()
     service.start()
     for thread in threads:
         thread.start()
