@@ -50,6 +50,12 @@ def test_the_fused_one_alone_is_the_default(load):
     assert scorers.model_id == scorers.fused.model_id
 
 
+def test_requests_that_share_forwards_are_ranked_side_by_side(directory):
+    assert RankerSettings().workers_in_force == 2
+    assert RankerSettings(scorer="engine", model=directory).workers_in_force == 8
+    assert RankerSettings(scorer="engine", model=directory, workers=3).workers_in_force == 3
+
+
 def test_engine_and_transformers_read_the_same_directory_alike(load, directory):
     engine = load(scorer="engine", model=directory, lm_depths=(1, 2), lm_budget_ms=50)
     assert (engine.depths, engine.budget_s) == ((1, 2), 0.05)
