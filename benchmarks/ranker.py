@@ -11,7 +11,7 @@
     invariance the largest change of a score over orders, packings, budgets and company
     true       a request of 70 + 150 at the shape of Qwen3-0.6B
 
-The shape is that of benchmarks/ranking/models.py: 6 layers, hidden 384, vocabulary 30,000, weights random. Peers may
+The shape is that of ranker/engine/untrained.py: 6 layers, hidden 384, vocabulary 30,000, weights random. Peers may
 choose their batch; what they chose stands in the cell. Tokens are made beforehand, for everybody but CrossEncoder.
 The exit status is 1 when our logits and a peer's differ by more than SAME.
 """
@@ -36,11 +36,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.ranking.models import (  # noqa: E402  # found by the line above, wherever this is called from
     QWEN_0_6B,
-    SMALL,
-    ModelShape,
     fixed,
     item_texts,
-    make_directory,
     queries,
     real,
 )
@@ -49,9 +46,11 @@ from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
 from penstock.ranker.backends.scorer import probability  # noqa: E402
-from penstock.ranker.engine import tokens  # noqa: E402
+from penstock.ranker.engine import untrained  # noqa: E402
 from penstock.ranker.engine.forward import TorchBackend  # noqa: E402
 from penstock.ranker.engine.plan import Request, Text, Vectors, plan, unpack  # noqa: E402
+from penstock.ranker.engine.tokens import Tokenizer  # noqa: E402
+from penstock.ranker.engine.untrained import SMALL  # noqa: E402
 from penstock.ranker.engine.weights import Weights  # noqa: E402
 
 CELLS = ("errors", "packed", "prefix", "small", "embedding", "invariance", "true")
@@ -71,6 +70,7 @@ class Run:
     backend: TorchBackend
     peer: Transformers
     answers: tuple[int, int]
+    tokenizer: Tokenizer
     texts: Sequence[str]
     query: str
     repeats: int
@@ -96,7 +96,7 @@ def score(backend: TorchBackend, requests: Sequence[Request], budget: int = BUDG
 
 
 def errors(run: Run) -> None:
-    request = real(run.directory, run.query, run.texts[:12])
+    request = real(run.tokenizer, run.query, run.texts[:12])
     for name, dtype, target in (("fp32", torch.float32, 1e-5), ("bf16", torch.bfloat16, 2e-2)):
         backend = run.backend
         if dtype != torch.float32:
@@ -133,7 +133,7 @@ def packed(run: Run) -> None:
     ratio = found["transformers, sorted"].wall_ms / found["ours"].wall_ms
     run.report.add("packed/fixed/ratio", ratio, "ratio", 1.35, "higher", milliseconds(found))
 
-    request = real(run.directory, run.query, run.texts[:REAL_ITEMS])
+    request = real(run.tokenizer, run.query, run.texts[:REAL_ITEMS])
     batches = {way: run.peer.best_batch([request], ordered=way == "sorted") for way in ("sorted", "unsorted")}
     contenders: dict[str, Contender] = {
         "ours": lambda: run.ours([request]),
@@ -220,7 +220,7 @@ def embedding(run: Run) -> None:
 
 def invariance(run: Run) -> None:
     """Probabilities of the same pairs: alone, whole, with others, in other orders, in forwards of other sizes."""
-    mine = real(run.directory, run.query, run.texts[:16])
+    mine = real(run.tokenizer, run.query, run.texts[:16])
     others = [fixed(4, 30 + 7 * seed, 20 * seed + 1, seed) for seed in range(4)]
     rng = np.random.default_rng(11)
     right = run.ours([mine])
@@ -248,8 +248,8 @@ def invariance(run: Run) -> None:
 
 def true_shape(run: Run) -> None:
     """One row at the true shape; its own directory, and few repeats: a forward takes many seconds on a CPU."""
-    shape: ModelShape = QWEN_0_6B
-    directory = make_directory(run.folder / "true", shape, run.texts)
+    shape = QWEN_0_6B
+    directory = untrained.write(run.folder / "true", run.texts, shape)
     backend = TorchBackend(Weights.load(directory, torch.float32, run.answers), torch.get_num_threads())
     peer = Transformers(directory, run.answers)
     request = fixed(TRUE_ITEMS, QUERY_TOKENS, ITEM_TOKENS)
@@ -302,9 +302,10 @@ def main() -> int:
         folder = Path(name)
         source = load(given.data)
         texts = item_texts(source, 4_000)
-        directory = make_directory(folder / "small", SMALL, texts)
+        directory = untrained.write(folder / "small", texts)
         weights = Weights.load(directory)
-        answers = tokens.answers(directory)
+        tokenizer = Tokenizer(directory, threads=given.threads)
+        answers = tokenizer.yes, tokenizer.no
         asked = queries(given.data) or [DEFAULT_QUERY]
         typical = sorted(asked, key=len)[len(asked) // 2]
         run = Run(
@@ -312,6 +313,7 @@ def main() -> int:
             backend=TorchBackend(weights, given.threads),
             peer=Transformers(directory, answers),
             answers=answers,
+            tokenizer=tokenizer,
             texts=np.random.default_rng(3).permutation(texts).tolist(),
             query=typical,
             repeats=given.repeats,
