@@ -46,9 +46,10 @@ from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
 from penstock.ranker.backends.scorer import probability  # noqa: E402
-from penstock.ranker.engine import tokens, untrained  # noqa: E402
+from penstock.ranker.engine import untrained  # noqa: E402
 from penstock.ranker.engine.forward import TorchBackend  # noqa: E402
 from penstock.ranker.engine.plan import Request, Text, Vectors, plan, unpack  # noqa: E402
+from penstock.ranker.engine.tokens import Tokenizer  # noqa: E402
 from penstock.ranker.engine.untrained import SMALL  # noqa: E402
 from penstock.ranker.engine.weights import Weights  # noqa: E402
 
@@ -69,6 +70,7 @@ class Run:
     backend: TorchBackend
     peer: Transformers
     answers: tuple[int, int]
+    tokenizer: Tokenizer
     texts: Sequence[str]
     query: str
     repeats: int
@@ -94,7 +96,7 @@ def score(backend: TorchBackend, requests: Sequence[Request], budget: int = BUDG
 
 
 def errors(run: Run) -> None:
-    request = real(run.directory, run.query, run.texts[:12])
+    request = real(run.tokenizer, run.query, run.texts[:12])
     for name, dtype, target in (("fp32", torch.float32, 1e-5), ("bf16", torch.bfloat16, 2e-2)):
         backend = run.backend
         if dtype != torch.float32:
@@ -131,7 +133,7 @@ def packed(run: Run) -> None:
     ratio = found["transformers, sorted"].wall_ms / found["ours"].wall_ms
     run.report.add("packed/fixed/ratio", ratio, "ratio", 1.35, "higher", milliseconds(found))
 
-    request = real(run.directory, run.query, run.texts[:REAL_ITEMS])
+    request = real(run.tokenizer, run.query, run.texts[:REAL_ITEMS])
     batches = {way: run.peer.best_batch([request], ordered=way == "sorted") for way in ("sorted", "unsorted")}
     contenders: dict[str, Contender] = {
         "ours": lambda: run.ours([request]),
@@ -218,7 +220,7 @@ def embedding(run: Run) -> None:
 
 def invariance(run: Run) -> None:
     """Probabilities of the same pairs: alone, whole, with others, in other orders, in forwards of other sizes."""
-    mine = real(run.directory, run.query, run.texts[:16])
+    mine = real(run.tokenizer, run.query, run.texts[:16])
     others = [fixed(4, 30 + 7 * seed, 20 * seed + 1, seed) for seed in range(4)]
     rng = np.random.default_rng(11)
     right = run.ours([mine])
@@ -302,7 +304,8 @@ def main() -> int:
         texts = item_texts(source, 4_000)
         directory = untrained.write(folder / "small", texts)
         weights = Weights.load(directory)
-        answers = tokens.answers(directory)
+        tokenizer = Tokenizer(directory, threads=given.threads)
+        answers = tokenizer.yes, tokenizer.no
         asked = queries(given.data) or [DEFAULT_QUERY]
         typical = sorted(asked, key=len)[len(asked) // 2]
         run = Run(
@@ -310,6 +313,7 @@ def main() -> int:
             backend=TorchBackend(weights, given.threads),
             peer=Transformers(directory, answers),
             answers=answers,
+            tokenizer=tokenizer,
             texts=np.random.default_rng(3).permutation(texts).tolist(),
             query=typical,
             repeats=given.repeats,

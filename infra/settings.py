@@ -287,7 +287,9 @@ class RankerSettings(_Role):
     listen: HostPort = "127.0.0.1:7301"
     group: str = "ranker"
     threads: PositiveInt = 1
-    workers: PositiveInt = 2
+    workers: PositiveInt | None = Field(
+        None, description="requests ranked at once; unset: 2, or 8 with a language model, whose forwards they share"
+    )
     depth: PositiveInt = 250
     max_depth: PositiveInt = 2_000
     max_queue: PositiveInt = 1_024
@@ -307,6 +309,10 @@ class RankerSettings(_Role):
     waiting_tokens: PositiveInt = Field(131_072, description="tokens that may wait for the engine; past it: degraded")
     arena_bytes: PositiveInt = Field(64 << 20, description="what the tokens of postings may take")
     remote: RemoteScorerSettings = RemoteScorerSettings()
+
+    @property
+    def workers_in_force(self) -> int:
+        return self.workers or (2 if self.scorer == "fused" else 8)
 
     @field_validator("scorer", mode="before")
     @classmethod

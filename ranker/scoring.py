@@ -40,6 +40,7 @@ PATIENCE = 4.0  # budgets that an interactive request waits for the language mod
 SHARE = 0.8  # of the time that is left, at most; the rest is for the reply
 
 _CLIP = 1e-9  # keeps log-odds finite
+_TINY = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +161,14 @@ def combine(fused: NDArray[np.float64], yes_no: NDArray[np.float64]) -> NDArray[
 
 
 def below(rest: NDArray[np.float64], top: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`rest` scaled by one factor so that none is above the smallest of `top`; as it is when it already is not."""
-    if not rest.size or not top.size or rest.max() <= top.min():
+    """`rest` scaled by one factor so that all are below the smallest of `top`; as it is when they already are.
+
+    Equal to it only where that is 0.
+    """
+    if not rest.size or not top.size or rest.max() < top.min():
         return rest
-    scaled: NDArray[np.float64] = np.minimum(rest * (top.min() / rest.max()), top.min())
+    least = top.min()
+    scaled: NDArray[np.float64] = np.minimum(rest * (least / max(rest.max(), _TINY)), np.nextafter(least, 0.0))
     return scaled
 
 

@@ -54,6 +54,7 @@ def now_ms() -> int:
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Blocks until `stop` is set, then answers what it has taken in. Raises UnfitScorer, PortInUse."""
     ranker = settings.ranker
+    workers = ranker.workers_in_force
     scorers = load_scorers(ranker)
     model = scorers.language_model
     known_answer = KnownAnswer(scorers, now_ms)
@@ -76,7 +77,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         now_ms=now_ms,
         clock=time.monotonic,
     )
-    service = RankService(DeadlineQueue(ranker.max_queue), pipeline.rank, ranker.workers, now_ms)
+    service = RankService(DeadlineQueue(ranker.max_queue), pipeline.rank, workers, now_ms)
     features = FeatureFeed(
         FeatureStore(background_link, prefix, window_ms),
         lambda rebalance: KafkaSource(settings.kafka, topics.INDEX.name, f"{ranker.group}-features", rebalance),
@@ -103,18 +104,18 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         Ranker.RANK: _rank_handler(service, pipeline.check),
         Ranker.STATUS: _status_handler(report),
     }
-    listener = grpc_avro.serve(ranker.listen, handlers, workers=ranker.max_queue + ranker.workers + SPARE_THREADS)
+    # What is there now stays: the garbage collector need not walk it again.
+    gc.collect()
+    gc.freeze()
+    listener = grpc_avro.serve(ranker.listen, handlers, workers=ranker.max_queue + workers + SPARE_THREADS)
     threads = [
         threading.Thread(target=run, args=(stop,), name=name, daemon=True)
         for name, run in (("rank-requests", requests.run), ("features", features.run))
     ]
-    # What is there now stays: the garbage collector need not walk it again.
-    gc.collect()
-    gc.freeze()
     service.start()
     for thread in threads:
         thread.start()
-    log.info("ranker ready", listen=ranker.listen, model=scorers.model_id, workers=ranker.workers, depth=ranker.depth)
+    log.info("ranker ready", listen=ranker.listen, model=scorers.model_id, workers=workers, depth=ranker.depth)
     try:
         stop.wait()
     finally:

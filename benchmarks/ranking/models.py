@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.streaming.source import Source
 from penstock.ranker.engine.plan import Request, Text, Tokens
+from penstock.ranker.engine.tokens import Tokenizer
 from penstock.ranker.engine.untrained import SMALL, ModelShape
 from penstock.ranker.summarizer.extractive import ExtractiveSummarizer
 from penstock.schemas.events import PostingText
@@ -54,20 +54,10 @@ def fixed(items: int, prefix: int, item: int, seed: int = 0) -> Request:
     return Request(_random(rng, prefix), tuple(Text(_random(rng, item)) for _ in range(items)))
 
 
-def real(directory: Path, query: str, texts: Sequence[str]) -> Request:
-    """As the yes/no scorer's template frames them, query and item tokenised apart."""
-    from transformers import AutoTokenizer
-
-    from penstock.ranker.backends.prompt import MAX_ITEM_TOKENS, TEMPLATE
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-
-    def tokens(*parts: str) -> Tokens:
-        pieces = [tokenizer.encode(part, add_special_tokens=False)[:MAX_ITEM_TOKENS] for part in parts]
-        return np.array([token for piece in pieces for token in piece], np.int32)
-
-    prefix = tokens(TEMPLATE.before, query, TEMPLATE.between)
-    return Request(prefix, tuple(Text(tokens(text, TEMPLATE.after)) for text in texts))
+def real(tokenizer: Tokenizer, query: str, texts: Sequence[str]) -> Request:
+    """As the engine reads them."""
+    items = tokenizer.items(texts)
+    return Request(tokenizer.prefix(query).tokens, tuple(Text(item.tokens) for item in items))
 
 
 def _random(rng: np.random.Generator, count: int) -> Tokens:

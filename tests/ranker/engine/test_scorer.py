@@ -93,7 +93,8 @@ def test_what_index_updates_brought_is_not_tokenised_again_and_scores_the_same(d
     expected = scorer.score(QUERY, some).p
     fresh = EngineScorer.load(directory, now_ms=lambda: 0)
     try:
-        assert fresh.filler.fill([one.update for one in some]) == 30
+        fresh.ingest([one.update for one in some])
+        assert fresh.health().numbers["arena_items"] == 30
         missed = LOOKED_UP.labels("no")._value.get()
         assert np.abs(fresh.score(QUERY, some).p - expected).max() < TOLERANCE
         assert LOOKED_UP.labels("no")._value.get() == missed

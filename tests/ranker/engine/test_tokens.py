@@ -178,7 +178,7 @@ def test_a_tokenizer_that_fails_on_what_it_does_not_know(tmp_path):
 
 
 def test_no_directory_and_a_damaged_one(tmp_path):
-    with pytest.raises(UnfitScorer, match="no tokenizer that can be used"):
+    with pytest.raises(UnfitScorer, match=r"has no config\.json; expected the directory"):
         Tokenizer(tmp_path / "missing")
     directory = make_directory(tmp_path / "damaged")
     (directory / "tokenizer.json").write_text("{")
