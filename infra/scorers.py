@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from penstock.infra import doctor
 from penstock.infra.settings import RankerSettings, SettingsError
+from penstock.ranker.client import RankerClient
+from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import RoleStatus
 
+STATUS_S = 5.0  # seconds that a ranker has to say what it runs
 WITH_MODEL = ("engine", "transformers")
 UNTRAINED = "the model is untrained (random weights): it shows the engine at work and how fast, not better results"
 _REMOTE = (
@@ -96,6 +100,15 @@ def directory_of(ranker: RankerSettings, root: Path) -> Path | None:
     if ranker.model is None:
         return None
     return (Path.cwd() if "PENSTOCK_RANKER__MODEL" in os.environ else root) / ranker.model
+
+
+def running_at(address: str) -> Running | None:
+    """What the ranker at this address says that it runs; None while none answers."""
+    with closing(RankerClient(address)) as ranker:
+        try:
+            return Running.of(ranker.status(STATUS_S))
+        except CallError:
+            return None
 
 
 def untrained_model(models: Path) -> Path:
