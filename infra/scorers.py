@@ -62,7 +62,7 @@ class Running:
         if not self.model:
             return self.scorer or self.model_id
         name = self.model if self.scorer == "remote" else Path(self.model).name
-        return f"{self.scorer}, model {name}{' (untrained)' if self.untrained and name != 'untrained' else ''}"
+        return f"{self.scorer}, model {name}{': random weights' if self.untrained else ''}"
 
 
 def asked(scorer: str | None, model: Path | None) -> Choice | None:

@@ -243,7 +243,10 @@ def _rows_of_queries(report: Report) -> Iterator[tuple[str, str]]:
     )
     read = queries["lm_scored"]
     if read["max"] or (scorer is not None and scorer.model):
-        yield "read by the language model", f"median {read['median'] or 0}, most {read['max'] or 0} postings a query"
+        yield (
+            "read by the language model",
+            f"median {read['median'] or 0:.0f}, most {read['max'] or 0} postings a query",
+        )
     reasons = list(queries["degraded_reasons"].items())
     for reason, count in reasons[:REASONS_SHOWN]:
         yield "degraded", f"{count} × {reason}"

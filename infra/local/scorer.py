@@ -10,7 +10,7 @@ from penstock.infra import doctor
 from penstock.infra.local import provision
 from penstock.infra.local.errors import StackError
 from penstock.infra.local.layout import Layout
-from penstock.infra.scorers import Choice, Running, directory_of
+from penstock.infra.scorers import WITH_MODEL, Choice, Running, directory_of
 from penstock.infra.settings import Settings
 
 
@@ -49,9 +49,10 @@ def require_in_force(layout: Layout, settings: Settings, choice: Choice) -> None
     model = directory_of(settings.ranker, layout.root)
     if settings.ranker.scorer == choice.scorer and choice.model in (None, model):
         return
+    other = settings.ranker.scorer
     raise StackError(
         f"--scorer {choice.scorer} was asked for, but PENSTOCK_RANKER__ variables, or the file that PENSTOCK_CONFIG "
-        f"names, say {settings.ranker.scorer}{f' with {model}' if model else ''} and come first: unset them, or leave "
+        f"names, say {other}{f' with {model}' if other in WITH_MODEL else ''} and come first: unset them, or leave "
         "--scorer out"
     )
 
