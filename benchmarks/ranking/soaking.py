@@ -1,0 +1,133 @@
+"""`--soak`: whether an hour of everything at once leaves the ranker's process as it was, and what collections cost it.
+
+    rss_growth       resident memory: the median of the last tenth of the time after the warm-up over that of its first
+    max_gc_pause_ms  the longest collection after the warm-up (pauses.py)
+
+The process is one of its own (soak_process.py); its memory is read from here, once a second. A score that is not what
+the same pair first scored is counted as wrong, a request that ended as none may is counted as failed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.ranking import soak_process
+from benchmarks.ranking.models import ModelShape, make_directory
+from benchmarks.ranking.redis_process import shipped_redis
+from benchmarks.ranking.soak_process import Soak
+from benchmarks.report import Report
+from penstock.infra.local.config import ROLE_ENVIRONMENT
+
+WARM_UP_S = 300.0  # or a quarter of a shorter soak
+POSTINGS = 6_000
+QUERIES = 200
+WAIT_S = 300.0  # until the process is ready, and at its end
+Samples = Sequence[tuple[float, int]]  # seconds since the beginning, bytes
+
+
+def soak(
+    report: Report,
+    folder: Path,
+    shape: ModelShape,
+    texts: Sequence[str],
+    queries: Sequence[str],
+    seconds: float,
+    threads: int,
+) -> int:
+    """Adds the rows and notes to `report`; how many requests were wrong or failed."""
+    warm_up_s = min(WARM_UP_S, seconds / 4)
+    os.environ.update({**ROLE_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)})  # for the process that is started below
+    with shipped_redis(folder / "stack") as url:
+        plan = Soak(
+            directory=make_directory(folder / "soak", shape, texts),
+            redis_url=url,
+            texts=tuple(texts[:POSTINGS]),
+            queries=tuple(queries[:QUERIES]),
+            seconds=seconds,
+            warm_up_s=warm_up_s,
+            threads=threads,
+        )
+        counted, samples = _watch(plan)
+    first, last = windows(samples, warm_up_s, seconds)
+    report.notes["soak"] = {
+        "seconds": seconds,
+        "warm_up_s": warm_up_s,
+        "shape": asdict(shape),
+        "threads": threads,
+        "postings": len(plan.texts),
+        "queries": len(plan.queries),
+        **soak_process.about(),
+        "rss_mb": {"first": first / 1e6, "last": last / 1e6, "by_minute": by_minute(samples)},
+        **counted,
+    }
+    report.add("soak/rss_growth", last / first, "ratio", 1.02)
+    report.add("soak/max_gc_pause_ms", counted["gc"]["max_ms"], "ms", 50.0)
+    requests, wrong = counted["requests"], counted["wrong"] + counted["known_answers_wrong"]
+    print(f"  {sum(requests.values())} requests: {requests}, wrong {wrong}, failures {counted['failures']}")
+    return int(wrong + requests["failed"])
+
+
+def windows(samples: Samples, warm_up_s: float, seconds: float) -> tuple[float, float]:
+    """Medians of the first and of the last tenth of what comes after the warm-up. Raises ValueError where none fell."""
+    tenth = (seconds - warm_up_s) / 10
+    spans = ((warm_up_s, warm_up_s + tenth), (seconds - tenth, seconds))
+    found = [[nbytes for at, nbytes in samples if begin <= at <= end] for begin, end in spans]
+    if not all(found):
+        raise ValueError(f"no sample of memory in one of {spans}, of {len(samples)}: let the soak last longer")
+    return statistics.median(found[0]), statistics.median(found[1])
+
+
+def by_minute(samples: Samples) -> list[float]:
+    """Megabytes, the median of each minute."""
+    minutes: dict[int, list[int]] = {}
+    for at, nbytes in samples:
+        minutes.setdefault(int(at // 60), []).append(nbytes)
+    return [round(statistics.median(minutes[minute]) / 1e6, 2) for minute in sorted(minutes)]
+
+
+def _watch(plan: Soak) -> tuple[dict[str, Any], Samples]:
+    """What the process counted at last, and its memory meanwhile."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=soak_process.run, args=(plan, there), daemon=True)
+    process.start()
+    there.close()
+    try:
+        if not here.poll(WAIT_S):
+            raise TimeoutError(f"the soaked process was not ready within {WAIT_S:.0f} s")
+        here.recv()
+        began, usage = time.monotonic(), psutil.Process(process.pid)
+        samples: list[tuple[float, int]] = []
+        told: dict[str, Any] = {}
+        while (elapsed := time.monotonic() - began) < plan.seconds:
+            samples.append((elapsed, usage.memory_info().rss))
+            if here.poll(1.0):
+                told = here.recv()
+                print(line(told, samples[-1][1]), flush=True)
+        while told.get("elapsed_s", 0.0) < plan.seconds:
+            if not here.poll(WAIT_S):
+                raise TimeoutError(f"the soaked process did not end within {WAIT_S:.0f} s of its time")
+            told = here.recv()
+        return told, samples
+    finally:
+        process.join(10)
+        process.kill()
+
+
+def line(told: dict[str, Any], rss: int) -> str:
+    """What is printed every minute."""
+    requests = ", ".join(f"{name} {count}" for name, count in told["requests"].items())
+    pauses, trouble = told["gc"], told["trouble"] and f", trouble: {told['trouble']}"
+    return (
+        f"  {told['elapsed_s'] / 60:.0f} min: {rss / 1e6:.1f} MB; {requests}; wrong {told['wrong']}; "
+        f"scored {told['scored']}, cached {told['cached']}; collections {pauses['collections']}, "
+        f"longest {pauses['max_ms']:.1f} ms{trouble}"
+    )
