@@ -50,6 +50,8 @@ from benchmarks.ranking.soaking import POSTINGS, soak  # noqa: E402
 from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
+from penstock.ranker.backends.scorer import probability  # noqa: E402
+from penstock.ranker.engine import tokens  # noqa: E402
 from penstock.ranker.engine.forward import TorchBackend  # noqa: E402
 from penstock.ranker.engine.plan import Request, Text, Vectors, plan, unpack  # noqa: E402
 from penstock.ranker.engine.weights import Weights  # noqa: E402
@@ -228,7 +230,7 @@ def invariance(run: Run) -> None:
     worst: dict[str, float] = {}
 
     def saw(name: str, logits: npt.NDArray[np.float64]) -> None:
-        worst[name] = max(worst.get(name, 0.0), float(np.abs(sigmoid(logits) - sigmoid(right)).max()))
+        worst[name] = max(worst.get(name, 0.0), float(np.abs(probability(logits) - probability(right)).max()))
         worst["logits"] = max(worst.get("logits", 0.0), float(np.abs(logits - right).max()))
 
     saw("alone", np.concatenate([run.ours([replace(mine, items=(item,))]) for item in mine.items]))
@@ -281,11 +283,6 @@ def difference(run: Run, request: Request) -> float:
     return found
 
 
-def sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    p: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-logits))
-    return p
-
-
 def milliseconds(found: Mapping[str, Timed]) -> dict[str, float]:
     return {name: round(each.wall_ms, 2) for name, each in found.items()}
 
@@ -317,7 +314,7 @@ def main() -> int:
             return told(report, about, given.json, wrong)
         directory = make_directory(folder / "small", SMALL, texts)
         weights = Weights.load(directory)
-        answers = tokens_of_answers(directory)
+        answers = tokens.answers(directory)
         typical = sorted(asked, key=len)[len(asked) // 2]
         run = Run(
             directory=directory,
@@ -354,14 +351,6 @@ def told(report: Report, about: Mapping[str, Any], path: Path | None, wrong: int
     if path is not None:
         report.write(path, about, cells=report.cells)
     return 1 if wrong else 0
-
-
-def tokens_of_answers(directory: Path) -> tuple[int, int]:
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no"))
-    return yes, no
 
 
 if __name__ == "__main__":

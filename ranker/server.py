@@ -11,16 +11,16 @@ admission queue is the only queue, and a full one refuses at once.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
 import structlog
 
 from penstock.infra.settings import Settings
-from penstock.ranker.backends.fused import FusedScorer
+from penstock.ranker.backends.load import load_scorers
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.errors import CallerLeft, QueueClosed, QueueFull, RankFailed
 from penstock.ranker.feature_feed import FeatureFeed
@@ -30,7 +30,6 @@ from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.policy import DepthLimits
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.request_feed import RequestFeed
-from penstock.ranker.scoring import Scorers
 from penstock.ranker.service import Job, RankService
 from penstock.ranker.shaping.queue import DeadlineQueue
 from penstock.ranker.status import StatusReport
@@ -52,22 +51,12 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def load_scorers(settings: Settings) -> Scorers:
-    """The scorers that `ranker.scorer` names. Raises UnfitScorer."""
-    ranker = settings.ranker
-    fused = FusedScorer.shipped()
-    if ranker.scorer == "fused":
-        return Scorers(fused)
-    from penstock.ranker.backends.yes_no import YesNoScorer  # torch and transformers only where they are asked for
-
-    model = YesNoScorer(Path(ranker.scorer), threads=ranker.threads, device=ranker.device)
-    return Scorers(fused, model, ranker.lm_items)
-
-
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Blocks until `stop` is set, then answers what it has taken in. Raises UnfitScorer, PortInUse."""
     ranker = settings.ranker
-    scorers = load_scorers(settings)
+    workers = ranker.workers_in_force
+    scorers = load_scorers(ranker)
+    model = scorers.language_model
     known_answer = KnownAnswer(scorers, now_ms)
     link = RedisLink(connect(settings.redis), time.monotonic)
     background_link = RedisLink(connect(settings.redis), time.monotonic)
@@ -88,13 +77,14 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         now_ms=now_ms,
         clock=time.monotonic,
     )
-    service = RankService(DeadlineQueue(ranker.max_queue), pipeline.rank, ranker.workers, now_ms)
+    service = RankService(DeadlineQueue(ranker.max_queue), pipeline.rank, workers, now_ms)
     features = FeatureFeed(
         FeatureStore(background_link, prefix, window_ms),
         lambda rebalance: KafkaSource(settings.kafka, topics.INDEX.name, f"{ranker.group}-features", rebalance),
         topic_codec(topics.INDEX, settings.kafka.schema_registry),
         now_ms,
         time.monotonic,
+        model.ingest if model is not None else None,
     )
     sink = KafkaSink(settings.kafka)
     requests = RequestFeed(
@@ -107,13 +97,16 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         topic_codec(topics.RANK_RESULTS, settings.kafka.schema_registry),
         now_ms,
     )
-    report = StatusReport(service, cache, link, features, known_answer, scorers.model_id, models, retrieval, now_ms)
+    report = StatusReport(service, cache, link, features, known_answer, scorers, models, retrieval, now_ms)
     report.export()
     handlers: dict[Method, Handler] = {
         Ranker.RANK: _rank_handler(service, pipeline.check),
         Ranker.STATUS: _status_handler(report),
     }
-    listener = grpc_avro.serve(ranker.listen, handlers, workers=ranker.max_queue + ranker.workers + SPARE_THREADS)
+    # What is there now stays: the garbage collector need not walk it again.
+    gc.collect()
+    gc.freeze()
+    listener = grpc_avro.serve(ranker.listen, handlers, workers=ranker.max_queue + workers + SPARE_THREADS)
     threads = [
         threading.Thread(target=run, args=(stop,), name=name, daemon=True)
         for name, run in (("rank-requests", requests.run), ("features", features.run))
@@ -121,16 +114,19 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     service.start()
     for thread in threads:
         thread.start()
-    log.info("ranker ready", listen=ranker.listen, model=scorers.model_id, workers=ranker.workers, depth=ranker.depth)
+    log.info("ranker ready", listen=ranker.listen, model=scorers.model_id, workers=workers, depth=ranker.depth)
     try:
         stop.wait()
     finally:
+        gc.unfreeze()
         stop.set()
         stopped = listener.stop(STOP_S)
         for thread in threads:
             thread.join(STOP_S)
         service.close(STOP_S)
         stopped.wait(STOP_S)
+        if model is not None:
+            model.close(STOP_S)
         for closable in (models, retrieval, link, background_link):
             closable.close()
         log.info("ranker stopped", **service.counts())

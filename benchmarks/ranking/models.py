@@ -98,7 +98,7 @@ def real(directory: Path, query: str, texts: Sequence[str]) -> Request:
     """As the yes/no scorer's template frames them, query and item tokenised apart."""
     from transformers import AutoTokenizer
 
-    from penstock.ranker.backends.yes_no import MAX_ITEM_TOKENS, TEMPLATE
+    from penstock.ranker.backends.prompt import MAX_ITEM_TOKENS, TEMPLATE
 
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
 

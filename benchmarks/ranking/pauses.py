@@ -38,7 +38,7 @@ class Durations:
         for bucket, count in enumerate(self._counts):
             seen += count
             if count and seen >= wanted:
-                return min(_LEAST_MS * _STEP**bucket, self.max_ms)
+                return self.max_ms if bucket == _BUCKETS - 1 else min(_LEAST_MS * _STEP**bucket, self.max_ms)
         return 0.0
 
 

@@ -10,6 +10,7 @@ keeps for counting is as large at the start as at the end.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -23,28 +24,27 @@ from typing import Any
 import numpy as np
 from prometheus_client import REGISTRY
 
+from benchmarks.processes import leave
 from benchmarks.ranking.pauses import Pauses
 from benchmarks.ranking.soak_load import BULK, CYCLE_S, QUIET, SAME, Drawing, FirstScores, Postings, Wanted, phase
-from penstock.infra.settings import RedisSettings
-from penstock.ranker.backends.fused import FusedScorer
-from penstock.ranker.backends.scorer import Scores, ScoringItem, ScoringQuery
+from penstock.infra.settings import RankerSettings, RedisSettings
+from penstock.ranker.backends.load import load_scorers
+from penstock.ranker.backends.scorer import Caller, ScoringItem, ScoringQuery
 from penstock.ranker.cache import Computed, PairVersion, ScoreCache
-from penstock.ranker.engine.engine import Limits
 from penstock.ranker.engine.errors import EngineFull
-from penstock.ranker.engine.scorer import EngineScorer
 from penstock.ranker.errors import CallerLeft
 from penstock.ranker.known_answer import KnownAnswer
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.scoring import Scorers
-from penstock.schemas.events import IndexUpdate
 
 OUTCOMES = ("served", "expired", "left", "refused", "failed")
 CALLERS = 8
 ARENA_BYTES = 1 << 20  # of what the postings need, about half
-WAITING_TOKENS = 32_768  # a burst asks for more
+WAITING_TOKENS = 24_576  # a burst asks for more
 TTL_S = 20
 FEED_EVERY_S, FED = 0.25, 8  # postings a step
 BULK_EVERY = 3  # cycles
+AGAIN_S = 0.25  # after it was refused
 TELL_EVERY_S = 60.0
 
 
@@ -62,32 +62,40 @@ class Soak:
 
 
 def run(soak: Soak, answer: Connection) -> None:
-    """Sends "began", then what was counted every TELL_EVERY_S and at the end; each as a dict."""
-    postings = Postings(soak.texts, _now_ms())
-    scorer = EngineScorer.load(
-        soak.directory, threads=soak.threads, limits=Limits(waiting=WAITING_TOKENS), arena_bytes=ARENA_BYTES
+    """Says when it begins, then what it has counted, every TELL_EVERY_S and when it has ended."""
+    settings = RankerSettings(
+        scorer="engine",
+        model=soak.directory,
+        threads=soak.threads,
+        waiting_tokens=WAITING_TOKENS,
+        arena_bytes=ARENA_BYTES,
     )
     with Pauses() as pauses:
-        role = _Role(soak, scorer, postings, pauses)
+        role = _Role(soak, load_scorers(settings), pauses)
+        gc.collect()
+        gc.freeze()  # as the role does
         answer.send({"began": True})
         role.run(answer)
-    answer.send(role.told())
-    answer.close()
-    scorer.close(10.0)
+        told = role.told()
+        pauses.clear()
+        gc.collect()
+    answer.send(told | {"ended": True, "full_collection_ms": pauses.pauses.max_ms})
+    leave(answer)
 
 
 class _Role:
     """Owns the threads. `_lock` guards the counts and the first scores."""
 
-    def __init__(self, soak: Soak, scorer: EngineScorer, postings: Postings, pauses: Pauses) -> None:
+    def __init__(self, soak: Soak, scorers: Scorers, pauses: Pauses) -> None:
+        assert scorers.language_model is not None
         self._soak = soak
-        self._scorer = scorer
-        self._postings = postings
+        self._scorer = scorers.language_model
+        self._postings = Postings(soak.texts, _now_ms())
         self._pauses = pauses
         link = RedisLink(connect(RedisSettings(url=soak.redis_url)), time.monotonic)
         self._cache = ScoreCache(link, "soak", TTL_S, time.monotonic)
-        self._known = KnownAnswer(Scorers(FusedScorer.shipped(), scorer, 1), _now_ms)
-        self._first = FirstScores(len(soak.queries), len(postings))
+        self._known = KnownAnswer(scorers, _now_ms)
+        self._first = FirstScores(len(soak.queries), len(self._postings))
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()  # of what failed; by type, so there are few
@@ -95,6 +103,7 @@ class _Role:
         self._began_s = time.monotonic()
 
     def run(self, answer: Connection) -> None:
+        self._began_s = time.monotonic()
         threads = [threading.Thread(target=self._call, args=(one,), name=f"caller-{one}") for one in range(CALLERS)]
         threads += [threading.Thread(target=self._bulk, name="bulk"), threading.Thread(target=self._feed, name="feed")]
         for thread in threads:
@@ -115,18 +124,18 @@ class _Role:
                 thread.join()
 
     def told(self) -> dict[str, Any]:
-        status = self._scorer.status()
+        health = self._scorer.health()
         with self._lock:
             counts, reasons = dict(self._counts), dict(self._reasons)
         return {
+            "ended": False,
             "elapsed_s": self._elapsed_s,
             "requests": {outcome: counts.get(outcome, 0) for outcome in OUTCOMES},
             **{name: counts.get(name, 0) for name in ("items", "scored", "cached", "without_cache", "bulk_served")},
             **{name: counts.get(name, 0) for name in ("wrong", "known_answers", "known_answers_wrong", "updates")},
             "failures": reasons,
-            "forwards": status.forwards,
-            "restarts": status.restarts,
-            "trouble": status.reason,
+            "health": {**health.numbers},
+            "trouble": health.reason,
             "arena_drops": {why: _sample("penstock_arena_dropped_total", why=why) for why in ("room", "expired")},
             "arena_found": {found: _sample("penstock_arena_items_total", found=found) for found in ("yes", "no")},
             "gc": self._pauses.told(),
@@ -140,8 +149,8 @@ class _Role:
         while not self._stop.is_set():
             if (now := phase(self._elapsed_s)) == QUIET:
                 self._stop.wait(0.2)
-            else:
-                self._ask(drawing.next(now))
+            elif self._ask(drawing.next(now)) == "refused":
+                self._stop.wait(AGAIN_S)
 
     def _bulk(self) -> None:
         drawing = Drawing((1, CALLERS), len(self._soak.queries), len(self._postings))
@@ -166,7 +175,7 @@ class _Role:
             updates += [
                 self._postings.renewed(number, now, soon if at % 3 else None) for at, number in enumerate(chosen[1:])
             ]
-            self._scorer.filler.fill(updates)
+            self._scorer.ingest(updates)
             self._count("updates", len(updates))
             cycle, within = divmod(self._elapsed_s, CYCLE_S)
             if cycle != checked_cycle and within > CYCLE_S - 2.0:  # the end of the quiet: nothing waits
@@ -182,10 +191,12 @@ class _Role:
         query = ScoringQuery(self._soak.queries[wanted.query], None)
         pairs = [PairVersion(one.tenant, one.posting_id, one.version, one.revision) for one in updates]
         now = time.monotonic()
-        deadline_s, leaves_s = now + wanted.deadline_s, now + wanted.leaves_s
+        leaves_s = now + wanted.leaves_s
+        caller = Caller(wanted.interactive, now + wanted.deadline_s, lambda: time.monotonic() >= leaves_s)
 
         def compute(missing: list[int]) -> Computed:
-            scores = self._scored(query, [updates[at] for at in missing], wanted.interactive, deadline_s, leaves_s)
+            items = [ScoringItem(0.5, 0.0, updates[at]) for at in missing]
+            scores = self._scorer.score(query, items, caller)
             return Computed(np.column_stack([scores.p, scores.parts]), np.ones(len(missing), np.bool_))
 
         try:
@@ -207,18 +218,6 @@ class _Role:
             self._counts["without_cache"] += bool(found.degraded)
             self._counts["wrong"] += self._first.differing(wanted.query, texts, found.rows[:, 0])
         return "served"
-
-    def _scored(
-        self, query: ScoringQuery, updates: Sequence[IndexUpdate], interactive: bool, deadline_s: float, leaves_s: float
-    ) -> Scores:
-        items = [ScoringItem(0.5, 0.0, update) for update in updates]
-        return self._scorer.score(
-            query,
-            items,
-            interactive=interactive,
-            deadline_s=deadline_s,
-            has_left=lambda: time.monotonic() >= leaves_s,
-        )
 
     def _count(self, name: str, number: int) -> None:
         with self._lock:

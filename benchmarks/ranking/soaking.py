@@ -3,23 +3,20 @@
     rss_growth       resident memory: the median of the last tenth of the time after the warm-up over that of its first
     max_gc_pause_ms  the longest collection after the warm-up (pauses.py)
 
-The process is one of its own (soak_process.py); its memory is read from here, once a second. A score that is not what
-the same pair first scored is counted as wrong, a request that ended as none may is counted as failed.
+The process is one of its own (soak_process.py); its memory is read from here. A score that is not what the same pair
+first scored is counted as wrong, a request that ended as none may is counted as failed.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks.processes import beside
 from benchmarks.ranking import soak_process
 from benchmarks.ranking.models import ModelShape, make_directory
 from benchmarks.ranking.redis_process import shipped_redis
@@ -30,8 +27,17 @@ from penstock.infra.local.config import ROLE_ENVIRONMENT
 WARM_UP_S = 300.0  # or a quarter of a shorter soak
 POSTINGS = 6_000
 QUERIES = 200
+EVERY_S = 0.25  # memory is looked at
 WAIT_S = 300.0  # until the process is ready, and at its end
-Samples = Sequence[tuple[float, int]]  # seconds since the beginning, bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of the process, in bytes."""
+
+    at_s: float  # since the beginning
+    resident: int
+    own: int  # of it, what no file is behind
 
 
 def soak(
@@ -45,7 +51,6 @@ def soak(
 ) -> int:
     """Adds the rows and notes to `report`; how many requests were wrong or failed."""
     warm_up_s = min(WARM_UP_S, seconds / 4)
-    os.environ.update({**ROLE_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)})  # for the process that is started below
     with shipped_redis(folder / "stack") as url:
         plan = Soak(
             directory=make_directory(folder / "soak", shape, texts),
@@ -57,7 +62,9 @@ def soak(
             threads=threads,
         )
         counted, samples = _watch(plan)
-    first, last = windows(samples, warm_up_s, seconds)
+    resident, own = ([(one.at_s, getattr(one, kind)) for one in samples] for kind in ("resident", "own"))
+    first, last = windows(resident, warm_up_s, seconds)
+    own_first, own_last = windows(own, warm_up_s, seconds)
     report.notes["soak"] = {
         "seconds": seconds,
         "warm_up_s": warm_up_s,
@@ -66,7 +73,8 @@ def soak(
         "postings": len(plan.texts),
         "queries": len(plan.queries),
         **soak_process.about(),
-        "rss_mb": {"first": first / 1e6, "last": last / 1e6, "by_minute": by_minute(samples)},
+        "rss_mb": {"first": first / 1e6, "last": last / 1e6, "by_minute": by_minute(resident)},
+        "own_mb": {"first": own_first / 1e6, "last": own_last / 1e6, "growth": own_last / own_first},
         **counted,
     }
     report.add("soak/rss_growth", last / first, "ratio", 1.02)
@@ -76,8 +84,11 @@ def soak(
     return int(wrong + requests["failed"])
 
 
-def windows(samples: Samples, warm_up_s: float, seconds: float) -> tuple[float, float]:
-    """Medians of the first and of the last tenth of what comes after the warm-up. Raises ValueError where none fell."""
+def windows(samples: Sequence[tuple[float, int]], warm_up_s: float, seconds: float) -> tuple[float, float]:
+    """Medians of the first and of the last tenth of what comes after the warm-up; `samples`: (seconds, bytes).
+
+    Raises ValueError where none fell.
+    """
     tenth = (seconds - warm_up_s) / 10
     spans = ((warm_up_s, warm_up_s + tenth), (seconds - tenth, seconds))
     found = [[nbytes for at, nbytes in samples if begin <= at <= end] for begin, end in spans]
@@ -86,7 +97,7 @@ def windows(samples: Samples, warm_up_s: float, seconds: float) -> tuple[float, 
     return statistics.median(found[0]), statistics.median(found[1])
 
 
-def by_minute(samples: Samples) -> list[float]:
+def by_minute(samples: Sequence[tuple[float, int]]) -> list[float]:
     """Megabytes, the median of each minute."""
     minutes: dict[int, list[int]] = {}
     for at, nbytes in samples:
@@ -94,32 +105,24 @@ def by_minute(samples: Samples) -> list[float]:
     return [round(statistics.median(minutes[minute]) / 1e6, 2) for minute in sorted(minutes)]
 
 
-def _watch(plan: Soak) -> tuple[dict[str, Any], Samples]:
+def _watch(plan: Soak) -> tuple[dict[str, Any], list[Memory]]:
     """What the process counted at last, and its memory meanwhile."""
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=soak_process.run, args=(plan, there), daemon=True)
-    process.start()
-    there.close()
-    try:
-        if not here.poll(WAIT_S):
+    environment = {**ROLE_ENVIRONMENT, "OMP_NUM_THREADS": str(plan.threads)}
+    with beside(soak_process.run, plan, environment=environment) as (pipe, process):
+        if not pipe.poll(WAIT_S):
             raise TimeoutError(f"the soaked process was not ready within {WAIT_S:.0f} s")
-        here.recv()
-        began, usage = time.monotonic(), psutil.Process(process.pid)
-        samples: list[tuple[float, int]] = []
-        told: dict[str, Any] = {}
-        while (elapsed := time.monotonic() - began) < plan.seconds:
-            samples.append((elapsed, usage.memory_info().rss))
-            if here.poll(1.0):
-                told = here.recv()
-                print(line(told, samples[-1][1]), flush=True)
-        while told.get("elapsed_s", 0.0) < plan.seconds:
-            if not here.poll(WAIT_S):
-                raise TimeoutError(f"the soaked process did not end within {WAIT_S:.0f} s of its time")
-            told = here.recv()
-        return told, samples
-    finally:
-        process.join(10)
-        process.kill()
+        pipe.recv()
+        began = time.monotonic()
+        samples: list[Memory] = []
+        while (elapsed := time.monotonic() - began) < plan.seconds + WAIT_S:
+            memory = process.memory_info()
+            samples.append(Memory(elapsed, memory.rss, memory.rss - memory.shared))
+            if pipe.poll(EVERY_S):
+                told = pipe.recv()
+                print(line(told, memory.rss), flush=True)
+                if told["ended"]:
+                    return told, samples
+        raise TimeoutError(f"the soaked process did not end within {WAIT_S:.0f} s of its time")
 
 
 def line(told: dict[str, Any], rss: int) -> str:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.ranker import score, tokens_of_answers, whole
+from benchmarks.ranker import score, whole
 from benchmarks.ranking.models import ModelShape, item_texts, make_directory, queries, real
 from benchmarks.ranking.peers import Transformers, oracle
 from benchmarks.streaming.source import load
-from penstock.ranker.backends.yes_no import TEMPLATE
+from penstock.ranker.backends.prompt import TEMPLATE
+from penstock.ranker.engine import tokens
 from penstock.ranker.engine.forward import TorchBackend
 from penstock.ranker.engine.weights import Weights
 
@@ -42,7 +43,7 @@ def test_prompts_are_the_template_around_query_and_posting(directory, request_, 
 
 
 def test_contenders_agree(directory, request_):
-    answers = tokens_of_answers(directory)
+    answers = tokens.answers(directory)
     peer = Transformers(directory, answers)
     backend = TorchBackend(Weights.load(directory, torch.float32, answers), 1)
     right = oracle(directory, answers, torch.float32)(request_)

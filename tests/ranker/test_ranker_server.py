@@ -3,12 +3,14 @@
 Kafka is away throughout: the loops that need it wait for it, and nobody who calls over gRPC notices.
 """
 
+import gc
 import threading
 import time
 
 import grpc
 import numpy as np
 import pytest
+from qwen3_directory import make_directory
 from shelf_in_memory import Shelf
 
 from penstock.infra.settings import KafkaSettings, ModelsSettings, RankerSettings, RedisSettings, RetrievalSettings
@@ -147,6 +149,26 @@ def test_bad_full_late_and_gone_callers_each_get_their_own_answer(redis_url, fre
         channel.close()
 
 
+def test_with_the_engine_the_best_are_read_by_the_model_and_what_goes_where_is_told(
+    redis_url, free_port, until, tmp_path
+):
+    model = make_directory(tmp_path)
+    with Stack(redis_url, free_port, scorer="engine", model=model, lm_depths=(2,)) as stack:
+        until(lambda: status(stack))
+        assert gc.get_freeze_count() > 0
+        result = stack.client.rank(ask(), 10)
+        assert result.lm_scored == 2
+        assert "+engine-fp32:" in result.model_id
+        assert {"lm", "lm_tokenise", "lm_queue", "lm_pack", "lm_forward", "lm_reply"} <= result.timings.keys()
+        assert [("yes_no" in item.parts) for item in result.items] == [True, True, False]
+        again = stack.client.rank(ask(), 10)
+        assert again.cache_hits == 5
+        assert [item.posting_id for item in again.items] == [item.posting_id for item in result.items]
+        told = status(stack)
+        assert told.ready and told.texts["language_model"] == "well"
+        assert told.numbers["engine_forwards_total"] >= 1 and told.numbers["arena_items"] >= 2
+
+
 def test_without_redis_the_role_answers_and_says_so(redis_server, free_port, until):
     redis_server.stop()
     with Stack(redis_server.url, free_port) as stack:
@@ -162,12 +184,12 @@ def test_without_redis_the_role_answers_and_says_so(redis_server, free_port, unt
 
 
 class Fickle:
-    model_id, part_names = "fickle", ()
+    model_id, part_names, tolerance = "fickle", (), 1e-6
 
     def __init__(self):
         self.p, self.asked = 0.5, 0
 
-    def score(self, query, items):
+    def score(self, query, items, caller=None):
         from penstock.ranker.backends.scorer import Scores
 
         self.asked += 1
@@ -180,7 +202,7 @@ def test_a_scorer_is_only_asked_when_idle_and_a_changed_answer_is_seen():
     now[0] = 5 * CHECK_EVERY_MS
     scorer.p = 0.6
     assert known.verdict(idle_ms=0).ok and scorer.asked == 1
-    assert "a known pair scores [0.6], at the start it scored [0.5]" in known.verdict(CHECK_EVERY_MS).reason
+    assert "a known pair scores 0.6 by fickle, at the start it scored 0.5" in known.verdict(CHECK_EVERY_MS).reason
     assert not known.verdict(CHECK_EVERY_MS).ok and scorer.asked == 2
     now[0] += CHECK_EVERY_MS
     scorer.p = float("nan")

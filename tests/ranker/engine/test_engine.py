@@ -1,6 +1,5 @@
 """The engine under threads, deadlines and faults, on a small backend whose score of each item is known."""
 
-import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +74,7 @@ def engines():
         engine = Engine(backend if callable(backend) else lambda: backend or PositionSum(), KNOWN, limits, **options)
         made.append(engine)
         if start:
-            engine.start(freeze=False)
+            engine.start()
         return engine
 
     yield make
@@ -131,7 +130,7 @@ _requests = st.builds(
 def test_every_request_is_served_whole_whatever_it_shares_forwards_with(requests, budget, interactive):
     backend = PositionSum()
     engine = Engine(lambda: backend, KNOWN, Limits(budget, interactive))
-    engine.start(freeze=False)
+    engine.start()
     backend.forwards.clear()
     try:
         pending = [engine.submit(one, soon()) for one in requests]
@@ -506,7 +505,7 @@ def test_a_backend_that_starts_without_a_number_does_not_start(engines):
 
     engine = engines(Rotten, start=False)
     with pytest.raises(NonFiniteScore, match="the weights are damaged"):
-        engine.start(freeze=False)
+        engine.start()
     assert not engine.status().ready
 
 
@@ -516,16 +515,6 @@ def test_it_is_warm_at_every_size_before_the_first_request(engines):
     sizes = [len(forward) for forward in backend.forwards]
     assert min(sizes) == 5
     assert {59, 200} <= set(sizes)
-
-
-def test_after_the_start_the_garbage_collector_leaves_what_there_is_alone(engines):
-    engine = engines(start=False)
-    before = gc.get_freeze_count()
-    try:
-        engine.start(freeze=True)
-        assert gc.get_freeze_count() > before
-    finally:
-        gc.unfreeze()
 
 
 # --- whose turn it is: pure ----------------------------------------------------------------------------------------
