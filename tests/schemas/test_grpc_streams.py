@@ -8,6 +8,7 @@ import time
 
 import grpc
 import pytest
+from open_feed import Feed
 from structlog.contextvars import bound_contextvars, get_contextvars
 
 from penstock.schemas import grpc_avro
@@ -65,19 +66,6 @@ def names(replies):
     return [one.request_id for one in replies]
 
 
-class Feed:
-    """A source of requests that waits for the next, as a caller's queue would."""
-
-    def __init__(self):
-        self._next = queue.SimpleQueue()
-
-    def put(self, one):
-        self._next.put(one)
-
-    def __iter__(self):
-        return iter(self._next.get, None)
-
-
 def test_records_travel_both_ways_and_a_reply_does_not_wait_for_the_last_request(dial):
     client, feed = dial(echo), Feed()
     assert names(client.stream(STREAM, map(request, range(300)), 20)) == [str(at) for at in range(300)]
@@ -114,8 +102,7 @@ def test_errors_keep_their_kind_and_come_after_the_replies_before_them(dial, err
         yield result(next(requests).request_id)
         raise error
 
-    client, feed = dial(breaks), Feed()
-    feed.put(request("a"))
+    client, feed = dial(breaks), Feed(request("a"))
     replies = client.stream(STREAM, feed, 20)
     assert next(replies).request_id == "a"
     with pytest.raises(CallError, match=r"Ranker\.RankStream at ") as caught:
@@ -175,9 +162,8 @@ def test_whoever_closes_a_stream_gets_no_more_of_it_and_the_server_hears_of_it(d
         yield result(next(requests).request_id)
         left.wait()
 
-    client, feed = dial(hold), Feed()
+    client, feed = dial(hold), Feed(request("a"))
     with client.stream(STREAM, feed, None) as replies:
-        feed.put(request("a"))
         assert next(replies).request_id == "a"
     assert left.wait(20)
     assert names(replies) == []
@@ -224,24 +210,35 @@ class SourceBroke(Exception):
 
 
 def broken_source():
-    yield request("a")
     raise SourceBroke
+    yield
 
 
-@pytest.mark.parametrize(
-    ("source", "error"),
-    [(broken_source, SourceBroke), (lambda: iter([request("a"), request("b", depth="many")]), InvalidRecord)],
-    ids=["it raises", "no record"],
-)
+def not_a_record():
+    yield request("b", depth="many")
+
+
+BROKEN = pytest.mark.parametrize(("source", "error"), [(broken_source, SourceBroke), (not_a_record, InvalidRecord)])
+
+
+@BROKEN
 def test_what_the_source_of_requests_raises_comes_out_of_the_replies(dial, source, error):
-    left = threading.Event()
+    answered, left = threading.Event(), threading.Event()
 
     def note(requests, context):
         context.add_callback(left.set)
         yield from echo(requests, context)
 
+    def requests():
+        yield request("a")
+        assert answered.wait(20)
+        yield from source()
+
+    replies = dial(note).stream(STREAM, requests(), 20)
+    assert next(replies).request_id == "a"
+    answered.set()
     with pytest.raises(error):
-        names(dial(note).stream(STREAM, source(), 20))
+        next(replies)
     assert left.wait(20)
 
 
@@ -357,11 +354,11 @@ def test_on_a_loop_a_closed_stream_a_cancelled_reader_and_a_deadline_reach_the_s
     on_a_loop(serving(hold), work)
 
 
-def test_on_a_loop_what_the_source_of_requests_raises_comes_out_of_the_replies(serving):
+@BROKEN
+def test_on_a_loop_what_the_source_of_requests_raises_comes_out_of_the_replies(serving, source, error):
     async def work(client):
-        for source, error in ((broken_source(), SourceBroke), ([request("b", depth="many")], InvalidRecord)):
-            with pytest.raises(error):
-                async for _ in client.stream(STREAM, each(source), 20):
-                    pass
+        with pytest.raises(error):
+            async for _ in client.stream(STREAM, each(source()), 20):
+                pass
 
     on_a_loop(serving(echo), work)
