@@ -2,6 +2,7 @@
 
     python benchmarks/ranker.py --json build/ranker.json                 # about a quarter of an hour
     python benchmarks/ranker.py --cells errors,packed --repeats 2        # a trial
+    python benchmarks/ranker.py --soak --json build/ranker-soak.json     # an hour on one thread, and nothing else
 
     errors     logits against float64 throughout, prompt by prompt
     packed     one request of 50 items, 70 + 150 tokens; then one of real postings' lengths
@@ -42,6 +43,7 @@ from benchmarks.ranking.models import (  # noqa: E402  # found by the line above
     real,
 )
 from benchmarks.ranking.peers import Transformers, cross_encoder, oracle  # noqa: E402
+from benchmarks.ranking.soaking import POSTINGS, soak  # noqa: E402
 from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
@@ -291,26 +293,33 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder that holds usajobs_postings")
     parser.add_argument("--cells", default=",".join(CELLS), help=f"some of {','.join(CELLS)}")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, help="all there are by default, of a soak one")
+    parser.add_argument(
+        "--soak", type=float, nargs="?", const=3_600.0, metavar="SECONDS", help="this alone; see ranking/soaking.py"
+    )
     given = parser.parse_args()
+    threads = given.threads or (1 if given.soak else os.cpu_count() or 1)
     chosen = given.cells.split(",")
     if unknown := set(chosen) - set(CELLS):
         parser.error(f"no cell {', '.join(sorted(unknown))}: there are {', '.join(CELLS)}")
-    torch.set_num_threads(given.threads)
-    about, report = machine(**computing(given.threads)), Report("ranker")
+    torch.set_num_threads(threads)
+    about, report = machine(**computing(threads)), Report("ranker")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = load(given.data)
-        texts = item_texts(source, 4_000)
+        texts = item_texts(source, POSTINGS if given.soak else 4_000)
+        asked = queries(given.data) or [DEFAULT_QUERY]
+        if given.soak:
+            wrong = soak(report, folder, texts, asked, given.soak, threads)
+            return told(report, about, given.json, wrong)
         directory = untrained.write(folder / "small", texts)
         weights = Weights.load(directory)
-        tokenizer = Tokenizer(directory, threads=given.threads)
+        tokenizer = Tokenizer(directory, threads=threads)
         answers = tokenizer.yes, tokenizer.no
-        asked = queries(given.data) or [DEFAULT_QUERY]
         typical = sorted(asked, key=len)[len(asked) // 2]
         run = Run(
             directory=directory,
-            backend=TorchBackend(weights, given.threads),
+            backend=TorchBackend(weights, threads),
             peer=Transformers(directory, answers),
             answers=answers,
             tokenizer=tokenizer,
@@ -334,11 +343,16 @@ def main() -> int:
             if each in chosen:
                 print(f"{each}, load average {os.getloadavg()[0]:.1f}", flush=True)
                 cells[each](run)
+    return told(report, about, given.json, run.wrong)
+
+
+def told(report: Report, about: Mapping[str, Any], path: Path | None, wrong: int) -> int:
+    """Prints and writes what was found; the exit status."""
     if report.results:
         print("\n" + table(report.results))
-    if given.json is not None:
-        report.write(given.json, about, cells=report.cells)
-    return 1 if run.wrong else 0
+    if path is not None:
+        report.write(path, about, cells=report.cells)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
