@@ -1,21 +1,24 @@
 """Does the scorer still score? While work flows, the work says so; when it does not, one known pair is scored anew.
 
 The answer is taken once at the start, from the very scorers that serve; a later one must be the same within what
-the scorer says of itself.
+the scorer says of itself. Whoever asks how the ranker is does not wait for long: a scorer that is too busy to answer is
+at work, and judged by that.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from penstock.ranker.backends.scorer import Scorer, ScoringItem, ScoringQuery
-from penstock.ranker.errors import NoScores
+from penstock.ranker.backends.scorer import ANYONE, Caller, Scorer, ScoringItem, ScoringQuery
+from penstock.ranker.errors import DeadlinePassed, NoScores
 from penstock.ranker.scoring import Scorers
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
 
 CHECK_EVERY_MS = 10_000
+CHECK_S = 1.0  # that a scorer has for it
 
 _QUERY = ScoringQuery("registered nurse in Ohio, night shift", None)
 _ITEM = ScoringItem(
@@ -63,8 +66,8 @@ class KnownAnswer:
         now = self._now_ms()
         for model, expected in zip(self._models, self._expected, strict=True):
             try:
-                p = self._score(model)
-            except NoScores:  # away or full: answers say so, and this is the language model's own health to tell
+                p = self._score(model, Caller(deadline_s=time.monotonic() + CHECK_S))
+            except (NoScores, DeadlinePassed):  # away, full or busy: its own health tells, and the answers do
                 continue
             except Exception as error:  # whatever it is, the scorer does not score: that is the answer
                 return Verdict(False, f"scoring a known pair failed: {type(error).__name__}: {error}", now)
@@ -74,5 +77,5 @@ class KnownAnswer:
         return Verdict(True, "", now)
 
     @staticmethod
-    def _score(model: Scorer) -> float:
-        return float(model.score(_QUERY, [_ITEM]).p[0])
+    def _score(model: Scorer, caller: Caller = ANYONE) -> float:
+        return float(model.score(_QUERY, [_ITEM], caller).p[0])

@@ -48,13 +48,16 @@ class Scorers:
     """The cheap one for the whole depth, and the dear one for the top where there is one.
 
     `depths` ascend: how many the language model may score; `budget_s` is what it may take of an interactive request.
+    Paces are apart, for those nobody watches come one posting at a time and last: what they waited says nothing of what
+    a search would take.
     """
 
     fused: Scorer
     language_model: LanguageModel | None = None
     depths: tuple[int, ...] = (16, 32, 64)
     budget_s: float = 0.2
-    pace: Pace = field(default_factory=Pace)  # the language model's
+    pace: Pace = field(default_factory=Pace)  # the language model's, with those that somebody waits for
+    patient_pace: Pace = field(default_factory=Pace)  # and with the others
 
     @property
     def model_id(self) -> str:
@@ -121,15 +124,16 @@ def _best(
     stages = ask.stages
     left_s = SHARE * stages.remaining_s
     budget_s = min(scorers.budget_s, left_s) if interactive else left_s
-    pace = scorers.pace.seconds_an_item(stages.clock())
-    depth = decide_lm_depth(scorers.depths, len(ranked), budget_s, pace)
+    pace = scorers.pace if interactive else scorers.patient_pace
+    an_item_s = pace.seconds_an_item(stages.clock())
+    depth = decide_lm_depth(scorers.depths, len(ranked), budget_s, an_item_s)
     LM_DEPTHS.labels(depth.reason.value).inc()
     top = ranked[: depth.items]
     if ranked and not top:
         DEGRADED.labels("ranker", "language model: too slow").inc()
         stages.degrade(
-            f"language model: not asked, an item takes {1000 * (pace or 0):.0f} ms of the {1000 * budget_s:.0f} ms "
-            "there are; fused scores alone"
+            f"language model: not asked, an item takes {1000 * (an_item_s or 0):.0f} ms of the "
+            f"{1000 * budget_s:.0f} ms there are; fused scores alone"
         )
     within_s = min(left_s, PATIENCE * scorers.budget_s) if interactive else left_s
     began = stages.clock()
@@ -142,12 +146,12 @@ def _best(
             raise
         now = stages.clock()
         if now - began >= within_s:  # it may be as slow as this, or slower
-            scorers.pace.measured(now, len(top), now - began)
+            pace.measured(now, len(top), now - began)
         DEGRADED.labels("ranker", "language model").inc()
         stages.degrade(f"language model: {error}; fused scores alone")
         return [], None
     computed = len(top) - rows.hits
-    scorers.pace.measured(stages.clock(), computed, stages.clock() - began)
+    pace.measured(stages.clock(), computed, stages.clock() - began)
     LM_ITEMS.observe(len(top))
     return top, rows
 

@@ -504,8 +504,22 @@ def test_a_slow_model_scores_as_many_as_its_budget_allows_and_an_alert_waits_for
     slow = [world.rank(text=next(texts)) for _ in range(10)]
     assert slow[-1].lm_scored == 0
     assert "language model: not asked, an item takes" in slow[-1].degraded[0]
-    assert world.rank(text=next(texts), class_=RankClass.ALERT, deadline=NOW + 60_000).lm_scored > 2
+    model.seconds = 1.0
+    patient = {"class_": RankClass.ALERT, "deadline": NOW + 60_000}
+    assert [world.rank(text=next(texts), **patient).lm_scored for _ in range(2)] == [2, 8]
     world.clock_s += 3_600.0  # long ago: it is tried again
+    assert world.rank(text=next(texts)).lm_scored == 8
+
+
+def test_what_nobody_watches_and_waits_for_long_takes_nothing_from_a_search(redis_url):
+    world = with_model(redis_url, model := Model(seconds=0.001), depths=(2, 4, 8))
+    texts = iter(str(number) for number in range(100))
+    for _ in range(2):
+        found = world.rank(text=next(texts)).lm_scored
+    assert found == 8
+    model.seconds = 9.0
+    for _ in range(20):
+        world.rank(text=next(texts), class_=RankClass.ALERT, deadline=NOW + 60_000)
     assert world.rank(text=next(texts)).lm_scored == 8
 
 
