@@ -5,11 +5,12 @@ import time
 
 import numpy as np
 
-from penstock.ranker.engine.plan import Request, Text
+from penstock.ranker.engine.plan import MalformedRequest, Request, Text
 
 POISON = 666  # a token that breaks the forward it is in
 ROT = 667  # a token that makes its item's score not finite
 KILL = 668  # a token that ends the thread it is computed on
+FOREIGN = 669  # a token that the backend does not know
 
 
 def request(prefix, *items, interactive=True):
@@ -37,11 +38,18 @@ class PositionSum:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
+        self.fails = set()  # which of `forwards` raise
+        self.refuses = {FOREIGN}  # tokens
 
     def logits(self, forward):
         self.forwards.append(forward)
+        number = len(self.forwards) - 1
         self.entered.release()
         assert self.gate.wait(20)
+        if number in self.fails:
+            raise OSError("failed")
+        if not self.refuses.isdisjoint(forward.tokens.tolist()):
+            raise MalformedRequest("foreign tokens")
         if POISON in forward.tokens:
             raise RuntimeError("poisoned")
         if KILL in forward.tokens:

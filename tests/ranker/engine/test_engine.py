@@ -1,6 +1,7 @@
 """The engine under threads and deadlines, on a small backend whose score of each item is known."""
 
 import gc
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_scores import KNOWN, Held, PositionSum, expected, request, soon, tokens, wait
 
-from penstock.ranker.engine.engine import STALLED_S, Engine, Limits
+from penstock.ranker.engine.engine import LONGEST_WAIT_S, STALLED_S, Engine, Limits
 from penstock.ranker.engine.errors import EngineClosed, EngineFull, ItemTooLong
 from penstock.ranker.engine.plan import MalformedRequest, Request, Vectors, plan
 from penstock.ranker.engine.turns import Pending, choose, given_back, taken
@@ -101,6 +102,21 @@ def test_interactive_forwards_are_small_and_apart(engines):
         assert not (3 in forward.tokens and 4 in forward.tokens)
 
 
+@pytest.mark.parametrize("deadline_s", [None, math.inf, 1e300])
+def test_a_request_without_a_deadline_in_sight(engines, deadline_s):
+    engine = engines()
+    assert engine.ask(request([1], [2]), deadline_s).logits == pytest.approx(expected(request([1], [2])))
+    assert engine.submit(request([1], [2]), deadline_s).deadline_s < soon() + LONGEST_WAIT_S or deadline_s == 1e300
+
+
+def test_the_known_answer_may_be_left_unasked(engines):
+    engine = engines(check_every_s=math.inf)
+    begun = engine.status().forwards
+    for number in range(3):
+        assert len(engine.ask(request([1], [number]), soon()).logits) == 1
+    assert engine.status().forwards == begun + 3
+
+
 def test_a_request_without_items(engines):
     assert engines().ask(request([1])).logits.shape == (0,)
 
@@ -161,6 +177,23 @@ def test_more_tokens_than_may_wait_are_refused_and_room_comes_back(engines):
     assert len(held.engine.ask(request([1], [2] * 8), soon()).logits) == 1
 
 
+def test_work_that_nobody_waits_for_holds_no_room_and_costs_no_forward(engines):
+    ahead = [0.0]
+    held = Held(engines, Limits(100, 100, waiting=50), clock=lambda: time.monotonic() + ahead[0])
+    late = held.engine.submit(request([1] * 10, [50] * 15), time.monotonic() + 10)
+    left = held.engine.submit(request([1] * 10, [51] * 10), ahead[0] + soon())
+    ahead[0] = 11.0
+    left.leave()
+    taken_in = held.engine.submit(request([1] * 10, [52] * 30), ahead[0] + soon())
+    with pytest.raises(DeadlinePassed):
+        wait(late)
+    with pytest.raises(CallerLeft):
+        wait(left)
+    held.release()
+    assert wait(taken_in).logits == pytest.approx(expected(taken_in.request))
+    assert len(held.backend.forwards) == 1
+
+
 def test_a_prompt_longer_than_a_forward_is_refused(engines):
     engine = engines(limits=Limits(30, 20))
     with pytest.raises(ItemTooLong, match="a prompt of 21 tokens, a forward takes at most 20"):
@@ -168,19 +201,28 @@ def test_a_prompt_longer_than_a_forward_is_refused(engines):
     engine.ask(request([1], [2] * 20, interactive=False), soon())
 
 
-def test_a_malformed_request_fails_alone(engines):
+def test_a_malformed_request_is_not_taken_in(engines):
     held = Held(engines)
     good = held.engine.submit(request([1], [2]), soon())
-    empty = held.engine.submit(request([1], []), soon())
+    with pytest.raises(MalformedRequest, match="item 1 has no token"):
+        held.engine.submit(request([1], [2], []), soon())
     endless = Vectors(np.full((2, 4), np.inf, dtype=np.float32), tokens([3]))
-    vectors = held.engine.submit(Request(tokens([1]), (endless,)), soon())
+    with pytest.raises(MalformedRequest, match="expected finite float32"):
+        held.engine.submit(Request(tokens([1]), (endless,)), soon())
     held.release()
     assert wait(good).logits == pytest.approx(expected(request([1], [2])))
-    for one in (empty, vectors):
-        with pytest.raises(MalformedRequest):
-            wait(one)
-    assert held.engine.status().restarts == 0
+    assert len(held.backend.forwards) == 1
     assert held.engine.status().ready
+
+
+def test_vectors_of_two_sizes_do_not_share_a_forward(engines):
+    held = Held(engines)
+    some = [Request(tokens([1]), (Vectors(np.zeros((1, size), np.float32), tokens([3])),)) for size in (4, 5)]
+    asked = [held.engine.submit(one, soon()) for one in some]
+    held.release()
+    for one in asked:
+        assert len(wait(one).logits) == 1
+    assert len(held.backend.forwards) == 2
 
 
 def test_an_engine_that_is_not_running_takes_nothing(engines):
@@ -287,16 +329,16 @@ _waiting = st.lists(st.tuples(_requests, st.integers(0, 5), st.booleans()), max_
 @given(_waiting, st.integers(16, 80), st.integers(16, 80))
 def test_turns_serve_every_item_once_within_the_budget_in_one_forward_each(described, budget, interactive):
     waiting = [
-        Pending(one, float(deadline), 0.0, number, failures=int(failed))
-        for number, (one, deadline, failed) in enumerate(described)
+        Pending(one, float(deadline), 0.0, number, alone=alone)
+        for number, (one, deadline, alone) in enumerate(described)
     ]
     served = [[] for _ in waiting]
     while parts := choose(waiting, budget, interactive):
         kind = parts[0].of.request.interactive
         assert all(part.of.request.interactive is kind for part in parts)
-        assert len(parts) == 1 or not any(part.of.failures for part in parts)
-        remaining = [one for one in waiting if one.remaining and not one.failures]
-        if not parts[0].of.failures and remaining:
+        assert len(parts) == 1 or not any(part.of.alone for part in parts)
+        remaining = [one for one in waiting if one.remaining and not one.alone]
+        if not parts[0].of.alone and remaining:
             assert parts[0].of.deadline_s == min(one.deadline_s for one in remaining)
         [forward] = plan([part.request for part in parts], budget, interactive)
         assert len(forward) <= (interactive if kind else budget)

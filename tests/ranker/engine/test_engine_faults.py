@@ -1,15 +1,19 @@
 """The engine when forwards fail: nothing is lost, and nobody pays for another's request."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from known_scores import KILL, KNOWN, POISON, ROT, Held, PositionSum, expected, request, soon, wait
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from known_scores import FOREIGN, KILL, KNOWN, POISON, ROT, Held, PositionSum, expected, request, soon, wait
 
-from penstock.ranker.engine.engine import Limits
-from penstock.ranker.engine.errors import EngineClosed, ForwardFailed
-from penstock.ranker.errors import DeadlinePassed, NonFiniteScore
+from penstock.ranker.engine.engine import STALLED_S, Engine, Limits
+from penstock.ranker.engine.errors import EngineClosed, EngineStalled, ForwardFailed
+from penstock.ranker.engine.plan import MalformedRequest
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore
 
 
 class Factory:
@@ -149,7 +153,7 @@ class Flaky(PositionSum):
 
 def test_under_failures_again_and_again_everything_ends_with_its_scores_or_the_cause(engines):
     rng = np.random.default_rng(0)
-    engine = engines(lambda: Flaky(rng), Limits(64, 64))
+    engine = engines(lambda: Flaky(rng), Limits(64, 64), back_off_s=(0.001,))
     asked = [request([number % 3], [number], [2, number]) for number in range(200)]
 
     def ask(one):
@@ -165,3 +169,167 @@ def test_under_failures_again_and_again_everything_ends_with_its_scores_or_the_c
         assert end in failed or end == pytest.approx(expected(one))
     assert 0 < len(failed) < 100
     assert engine.status().waiting == 0
+
+
+def test_what_shared_a_failed_forward_is_tried_again_alone_one_request_a_forward(engines):
+    held = Held(engines, Limits(200, 200))
+    some = [request([1], *[[number] * 6] * 3) for number in range(10, 16)]
+    asked = [held.engine.submit(one, soon()) for one in some]
+    held.backend.fails = {0}
+    held.release()
+    for one, pending in zip(some, asked, strict=True):
+        assert wait(pending).logits == pytest.approx(expected(one))
+    shared, known, *alone = held.backend.forwards
+    assert len(shared.items) == 18
+    assert known.tokens.tolist() == [5, 6, 7, 8, 9]
+    assert [sorted(set(forward.tokens.tolist()) - {1}) for forward in alone] == [[number] for number in range(10, 16)]
+
+
+def test_a_malformed_request_found_by_the_backend_costs_no_other_request_an_attempt(engines):
+    """One failed forward after it is still forgiven."""
+    held = Held(engines)
+    good = request([1], [2])
+    asked = held.engine.submit(good, soon())
+    bad = held.engine.submit(request([1], [FOREIGN]), soon())
+    held.backend.fails = {1}
+    held.release()
+    with pytest.raises(MalformedRequest, match="foreign"):
+        wait(bad)
+    assert wait(asked).logits == pytest.approx(expected(good))
+
+
+def test_asking_whether_a_caller_left_may_fail_and_ends_that_request_alone(engines):
+    held = Held(engines)
+
+    def broken():
+        raise OSError("the connection is gone")
+
+    odd = held.engine.submit(request([1], [50]), soon(), broken)
+    good = held.engine.submit(request([1], [3]), soon())
+    held.release()
+    with pytest.raises(CallerLeft, match="OSError: the connection is gone"):
+        wait(odd)
+    assert wait(good).logits == pytest.approx(expected(request([1], [3])))
+    assert not any(50 in forward.tokens for forward in held.backend.forwards)
+    assert held.engine.ask(KNOWN, soon()).logits == pytest.approx(expected(KNOWN))
+
+
+def test_a_known_request_that_a_backend_calls_malformed_has_it_made_anew(engines, until):
+    made = []
+
+    def make():
+        made.append(PositionSum())
+        return made[-1]
+
+    engine = engines(make, check_every_s=0.01)
+    made[0].refuses = set(KNOWN.prefix.tolist())
+    until(lambda: engine.status().restarts == 1 and engine.status().ready)
+    assert engine.ask(KNOWN, soon()).logits == pytest.approx(expected(KNOWN))
+
+
+# --- forwards that hang --------------------------------------------------------------------------------------------
+
+
+def test_while_a_forward_hangs_nothing_is_taken_in_and_the_late_are_told(engines):
+    ahead = [0.0]
+    held = Held(engines, clock=lambda: time.monotonic() + ahead[0])
+    waits = held.engine.submit(request([1], [50]), time.monotonic() + 20)
+    patient = held.engine.submit(request([1], [51]), time.monotonic() + 20 + 2 * STALLED_S)
+    ahead[0] = STALLED_S + 1
+    with pytest.raises(EngineStalled, match="has not come back for 31 s"):
+        held.engine.submit(request([1], [52]))
+    with pytest.raises(DeadlinePassed):
+        wait(waits)
+    assert not held.engine.status().ready
+    assert not patient.future.done()
+    held.release()
+    assert wait(patient).logits == pytest.approx(expected(request([1], [51])))
+    assert len(held.engine.ask(request([1], [52]), ahead[0] + soon()).logits) == 1
+    assert held.engine.status().waiting_tokens == 0
+
+
+# --- dying again and again -----------------------------------------------------------------------------------------
+
+SCORES = "scores"
+_deeds = st.sampled_from([SCORES, SCORES, SCORES, "raises", "exits", "no memory", "too few", "not finite"])
+_makings = st.sampled_from(["made", "made", "no memory", "exits"])
+
+
+class Doomed(PositionSum):
+    """Does with each forward what its script says, then scores."""
+
+    def __init__(self, deeds):
+        super().__init__()
+        self.deeds = deeds
+
+    def logits(self, forward):
+        deed = next(self.deeds, SCORES)
+        if deed == "raises":
+            raise RuntimeError("the device is lost")
+        if deed == "exits":
+            raise SystemExit(1)
+        if deed == "no memory":
+            raise MemoryError
+        found = super().logits(forward)
+        return {"too few": found[:-1], "not finite": found * np.nan}.get(deed, found)
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(_deeds, max_size=30),
+    st.lists(_makings, max_size=4),
+    st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    st.booleans(),
+)
+def test_many_threads_while_backends_die_again_and_again(deeds, makings, callers, close_early):
+    """Every request taken in ends once: with its own scores, or with an error that says why. No room is lost."""
+    script, birth = iter(()), iter(())
+
+    def make():
+        nonlocal backend
+        what = next(birth, "made")
+        if what == "no memory":
+            raise MemoryError
+        if what == "exits":
+            raise SystemExit(1)
+        backend = Doomed(script)
+        return backend
+
+    backend = None
+    engine = Engine(make, KNOWN, Limits(40, 40, 400), back_off_s=(0.001,))
+    engine.start(freeze=False)
+    backend.deeds, birth = iter(deeds), iter(makings)
+    script = backend.deeds
+    ends, refused = [], []
+    lock = threading.Lock()
+
+    def call(number, requests):
+        for at in range(requests):
+            one = request([number], [at, 3], *[[at] * 7] * (3 * at))
+            left = threading.Event()
+            if at == 2:
+                left.set()
+            try:
+                pending = engine.submit(one, time.monotonic() + (20 if at != 3 else 0.002), left.is_set)
+            except EngineClosed:
+                with lock:
+                    refused.append(one)
+                continue
+            pending.future.add_done_callback(ends.append)
+            error = pending.future.exception(20)
+            if error is None:
+                assert pending.future.result().logits == pytest.approx(expected(one)), "another's scores"
+            else:
+                assert isinstance(error, ForwardFailed | NonFiniteScore | CallerLeft | DeadlinePassed | EngineClosed)
+
+    with ThreadPoolExecutor(len(callers)) as pool:
+        calls = [pool.submit(call, number, requests) for number, requests in enumerate(callers)]
+        if close_early:
+            engine.close(20)
+        for one in calls:
+            one.result(60)
+    engine.close(20)
+    status = engine.status()
+    assert (status.waiting, status.waiting_tokens) == (0, 0)
+    assert len(ends) + len(refused) == sum(callers)
+    assert not engine._thread.is_alive()
