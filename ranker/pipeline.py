@@ -6,7 +6,8 @@ analyze    the text's vector and what it says, where the request does not bring 
 retrieve   the block of candidates that the page lies in, exactly filtered
 cache      scores already known of these posting versions
 features   the postings behind the others
-score      the others
+score      the others, by the fused score
+lm         the best of them, by the language model where there is one; what it spent where, as lm_tokenise, lm_queue, …
 reply      order, page, cursor
 
 Where it stands: life-of-a-query.md, step 5.
@@ -32,7 +33,7 @@ from penstock.ranker.records import Records
 from penstock.ranker.scoring import Scored, Scorers
 from penstock.ranker.service import Job
 from penstock.ranker.stages import Stages
-from penstock.schemas.events import Filter, QueryVector, RankedItem, RankRequest, RankResult, Understood
+from penstock.schemas.events import Filter, QueryVector, RankClass, RankedItem, RankRequest, RankResult, Understood
 from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import HoldsRequest
 
@@ -151,7 +152,10 @@ class Pipeline:
     def _score(self, request: RankRequest, vector: QueryVector | None, found: Found, stages: Stages) -> Scored:
         records = Records(self._store, self._retrieval, found.hits, lambda: stages.remaining_s)
         query = ScoringQuery(request.query.text, vector)
-        return scoring.score(self._scorers, self._cache, query, request.tenant, found.hits, records, stages)
+        interactive = request.class_ is RankClass.INTERACTIVE
+        return scoring.score(
+            self._scorers, self._cache, query, request.tenant, found.hits, records, stages, interactive=interactive
+        )
 
     def _reply(
         self, request: RankRequest, window: Window, query: _Query, found: Found, scored: Scored, model_id: str

@@ -1,50 +1,49 @@
 """`penstock serve ranker`: one desk, fed by Kafka and gRPC, and the loop that fills the feature store.
 
     gRPC Rank ─────────┐
-                       ├─> admission queue -> workers -> pipeline -> answer (gRPC reply, or rank.result.v1)
+    gRPC RankStream ───┼─> admission queue -> workers -> pipeline -> answer (gRPC reply, or rank.result.v1)
     rank.request.v1 ───┘
     index.update.v1 ────> feature store in Redis
 
-Every waiting gRPC caller holds a thread of the listener, which has more of them than the queue has places: so the
-admission queue is the only queue, and a full one refuses at once.
+Every waiting gRPC caller and every stream holds a thread of the listener, which has more of them than the queue has
+places and than there may be streams: so the admission queue is the only queue, and a full one refuses at once.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
 import structlog
 
 from penstock.infra.settings import Settings
-from penstock.ranker.backends.fused import FusedScorer
+from penstock.ranker.backends.load import load_scorers
 from penstock.ranker.cache import ScoreCache
-from penstock.ranker.errors import CallerLeft, QueueClosed, QueueFull, RankFailed
+from penstock.ranker.calls import rank_handler
 from penstock.ranker.feature_feed import FeatureFeed
 from penstock.ranker.feature_store import FeatureStore
 from penstock.ranker.known_answer import KnownAnswer
 from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.policy import DepthLimits
+from penstock.ranker.rank_streams import MAX_STREAMS, RankStreams
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.request_feed import RequestFeed
-from penstock.ranker.scoring import Scorers
-from penstock.ranker.service import Job, RankService
+from penstock.ranker.service import RankService
 from penstock.ranker.shaping.queue import DeadlineQueue
 from penstock.ranker.status import StatusReport
 from penstock.retrieval.client import ModelsClient, RetrievalClient, shard_addresses
 from penstock.schemas import grpc_avro, topics
-from penstock.schemas.events import RankRequest, RankResult
 from penstock.schemas.framing import topic_codec
-from penstock.schemas.grpc_avro import CallError, Handler, NotReady, Refused
+from penstock.schemas.grpc_avro import Handler
 from penstock.schemas.kafka import KafkaSink, KafkaSource
 from penstock.schemas.rpc import Method, Ranker, RoleStatus, StatusRequest
 
 log = structlog.get_logger(role="ranker")
 
-SPARE_THREADS = 8  # of the listener, beyond one for every place in the queue and every worker: status, refusals
+SPARE_THREADS = 8  # of the listener, beyond one for every place in the queue, worker and stream: status, refusals
 STOP_S = 10.0
 
 
@@ -52,22 +51,12 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def load_scorers(settings: Settings) -> Scorers:
-    """The scorers that `ranker.scorer` names. Raises UnfitScorer."""
-    ranker = settings.ranker
-    fused = FusedScorer.shipped()
-    if ranker.scorer == "fused":
-        return Scorers(fused)
-    from penstock.ranker.backends.yes_no import YesNoScorer  # torch and transformers only where they are asked for
-
-    model = YesNoScorer(Path(ranker.scorer), threads=ranker.threads, device=ranker.device)
-    return Scorers(fused, model, ranker.lm_items)
-
-
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Blocks until `stop` is set, then answers what it has taken in. Raises UnfitScorer, PortInUse."""
     ranker = settings.ranker
-    scorers = load_scorers(settings)
+    workers = ranker.workers_in_force
+    scorers = load_scorers(ranker)
+    model = scorers.language_model
     known_answer = KnownAnswer(scorers, now_ms)
     link = RedisLink(connect(settings.redis), time.monotonic)
     background_link = RedisLink(connect(settings.redis), time.monotonic)
@@ -88,13 +77,14 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         now_ms=now_ms,
         clock=time.monotonic,
     )
-    service = RankService(DeadlineQueue(ranker.max_queue), pipeline.rank, ranker.workers, now_ms)
+    service = RankService(DeadlineQueue(ranker.max_queue), pipeline.rank, workers, now_ms)
     features = FeatureFeed(
         FeatureStore(background_link, prefix, window_ms),
         lambda rebalance: KafkaSource(settings.kafka, topics.INDEX.name, f"{ranker.group}-features", rebalance),
         topic_codec(topics.INDEX, settings.kafka.schema_registry),
         now_ms,
         time.monotonic,
+        model.ingest if model is not None else None,
     )
     sink = KafkaSink(settings.kafka)
     requests = RequestFeed(
@@ -107,13 +97,19 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         topic_codec(topics.RANK_RESULTS, settings.kafka.schema_registry),
         now_ms,
     )
-    report = StatusReport(service, cache, link, features, known_answer, scorers.model_id, models, retrieval, now_ms)
+    report = StatusReport(service, cache, link, features, known_answer, scorers, models, retrieval, now_ms)
     report.export()
+    streams = RankStreams(service, pipeline.check, ranker.max_queue, now_ms)
     handlers: dict[Method, Handler] = {
-        Ranker.RANK: _rank_handler(service, pipeline.check),
+        Ranker.RANK: rank_handler(service, pipeline.check, now_ms),
+        Ranker.RANK_STREAM: streams.rank,
         Ranker.STATUS: _status_handler(report),
     }
-    listener = grpc_avro.serve(ranker.listen, handlers, workers=ranker.max_queue + ranker.workers + SPARE_THREADS)
+    # What is there now stays: the garbage collector need not walk it again.
+    gc.collect()
+    gc.freeze()
+    listener_threads = ranker.max_queue + workers + MAX_STREAMS + SPARE_THREADS
+    listener = grpc_avro.serve(ranker.listen, handlers, workers=listener_threads)
     threads = [
         threading.Thread(target=run, args=(stop,), name=name, daemon=True)
         for name, run in (("rank-requests", requests.run), ("features", features.run))
@@ -121,55 +117,23 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     service.start()
     for thread in threads:
         thread.start()
-    log.info("ranker ready", listen=ranker.listen, model=scorers.model_id, workers=ranker.workers, depth=ranker.depth)
+    log.info("ranker ready", listen=ranker.listen, model=scorers.model_id, workers=workers, depth=ranker.depth)
     try:
         stop.wait()
     finally:
+        gc.unfreeze()
         stop.set()
         stopped = listener.stop(STOP_S)
+        streams.close()
         for thread in threads:
             thread.join(STOP_S)
         service.close(STOP_S)
         stopped.wait(STOP_S)
+        if model is not None:
+            model.close(STOP_S)
         for closable in (models, retrieval, link, background_link):
             closable.close()
         log.info("ranker stopped", **service.counts())
-
-
-def _rank_handler(
-    service: RankService, check: Callable[[RankRequest], None]
-) -> Callable[[RankRequest, grpc.ServicerContext], RankResult]:
-    def rank(request: RankRequest, context: grpc.ServicerContext) -> RankResult:
-        check(request)
-        deadline_ms = request.deadline
-        remaining_s = context.time_remaining()
-        if remaining_s is not None:
-            deadline_ms = min(deadline_ms, now_ms() + int(remaining_s * 1000))
-        job = Job(request, deadline_ms)
-        try:
-            service.submit(job)
-        except QueueFull as error:
-            raise Refused(str(error)) from error
-        except QueueClosed as error:
-            raise NotReady(str(error)) from error
-        if not context.add_callback(lambda: service.leave(job)):
-            service.leave(job)
-        try:
-            return job.future.result()
-        except CallerLeft as error:
-            context.abort(grpc.StatusCode.CANCELLED, str(error))
-        except RankFailed as error:
-            context.abort(_code(error), str(error))
-        raise AssertionError("abort returned")  # it never does
-
-    return rank
-
-
-def _code(error: RankFailed) -> grpc.StatusCode:
-    """What a role behind the ranker said, or that the ranker itself broke."""
-    if isinstance(error.cause, CallError):
-        return grpc.StatusCode.UNAVAILABLE if error.cause.retryable else error.cause.code
-    return grpc.StatusCode.INTERNAL
 
 
 def _status_handler(report: StatusReport) -> Callable[[StatusRequest, grpc.ServicerContext], RoleStatus]:

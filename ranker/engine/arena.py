@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
 
-from penstock.ranker.backends.yes_no import item_text
+from penstock.ranker.backends.prompt import item_text
 from penstock.ranker.engine.tokens import Encoded, Tokenizer
 from penstock.schemas.events import IndexOp, IndexUpdate
 

@@ -15,7 +15,6 @@ a forward hangs, which nothing can end, the engine is unready and takes nothing 
 
 from __future__ import annotations
 
-import gc
 import math
 import threading
 import time
@@ -29,9 +28,10 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge, Histogram
 
 from penstock.infra.telemetry import DEGRADED, STAGE_SECONDS
+from penstock.ranker.backends.scorer import nobody_left, probability
 from penstock.ranker.engine.errors import EngineClosed, EngineFull, EngineStalled, ForwardFailed, ItemTooLong
 from penstock.ranker.engine.plan import Forward, MalformedRequest, Request, check, plan
-from penstock.ranker.engine.turns import Answer, Part, Pending, choose, given_back, nobody_left, taken
+from penstock.ranker.engine.turns import Answer, Part, Pending, choose, given_back, taken
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore
 
 if TYPE_CHECKING:  # it brings torch, which this file does not need
@@ -115,11 +115,10 @@ class Engine:
 
     # --- what callers do ---------------------------------------------------------------------------------------
 
-    def start(self, *, freeze: bool = True) -> None:
+    def start(self) -> None:
         """Make the backend, warm it up, take the known answer, begin.
 
-        `freeze`: put all objects of the process there are then out of the garbage collector's sight, so that it does
-        not walk them again. Raises what making the backend raises, NonFiniteScore, ItemTooLong.
+        Raises what making the backend raises, NonFiniteScore, ItemTooLong.
         """
         self._check_length(self._known)
         self._backend = self._make_backend()
@@ -127,28 +126,25 @@ class Engine:
             self._logits_of(self._backend, request)
         self._expected = probability(self._logits_of(self._backend, self._known))
         self._checked_s = self._worked_s = self._clock()
-        if freeze:
-            gc.collect()
-            gc.freeze()
         self._running, self._trouble = True, ""
         self._thread.start()
 
     def submit(
         self,
         request: Request,
-        deadline_s: float | None = None,
+        deadline_s: float = math.inf,
         has_left: Callable[[], bool] = nobody_left,
     ) -> Pending:
         """Take a request in; its `future` ends with an Answer or an error: DeadlinePassed, CallerLeft, NonFiniteScore,
         ForwardFailed, EngineClosed, and MalformedRequest for what only the backend can know.
 
-        `deadline_s` is of the engine's clock; none or infinity is LONGEST_WAIT_S from now. Raises MalformedRequest,
+        `deadline_s` is of the engine's clock; what is not finite is LONGEST_WAIT_S from now. Raises MalformedRequest,
         ItemTooLong, EngineFull, EngineStalled, EngineClosed: then nothing was taken in.
         """
         check(request)
         self._check_length(request)
         now = self._clock()
-        deadline = now + LONGEST_WAIT_S if deadline_s is None or deadline_s == math.inf else deadline_s
+        deadline = deadline_s if math.isfinite(deadline_s) else now + LONGEST_WAIT_S
         pending = Pending(request, deadline, now, 0, has_left)
         pending.future.set_running_or_notify_cancel()  # whoever leaves says so by `leave`
         if not request.items:
@@ -177,7 +173,7 @@ class Engine:
     def ask(
         self,
         request: Request,
-        deadline_s: float | None = None,
+        deadline_s: float = math.inf,
         has_left: Callable[[], bool] = nobody_left,
     ) -> Answer:
         """`submit`, and wait no longer than the deadline. Raises what either raises."""
@@ -463,13 +459,6 @@ class Engine:
     def _spent(self, one: Pending, stage: str, seconds: float) -> None:
         one.spend(stage, seconds)
         STAGE_SECONDS.labels("engine", stage).observe(seconds)
-
-
-def probability(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of yes; [n] each."""
-    with np.errstate(over="ignore"):
-        p: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-logits))
-    return p
 
 
 def _too_late(one: Pending, now: float) -> DeadlinePassed:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.ranker.backends.scorer import nobody_left
 from penstock.ranker.engine.plan import Request
 
 
@@ -27,10 +28,6 @@ class Answer:
     logits: NDArray[np.float64]  # [items], yes - no
     timings: dict[str, float]  # milliseconds in queue, pack, forward, reply
     forwards: int  # that held a part of it
-
-
-def nobody_left() -> bool:
-    return False
 
 
 @dataclass(slots=True, eq=False)

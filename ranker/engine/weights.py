@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from penstock.ranker.engine import tokens
 from penstock.ranker.errors import UnfitScorer
 
 # Their frequencies depend on the longest prompt of a batch, so a score would depend on its company.
@@ -85,7 +86,7 @@ class Weights:
         """
         config = _config(directory)
         shape = _shape(directory, config)
-        yes, no = answers or _answers(directory)
+        yes, no = answers or tokens.answers(directory)
         if not all(0 <= token < shape.vocabulary for token in (yes, no)):
             raise UnfitScorer(
                 f"{directory}: yes and no are tokens {yes} and {no}, the model has {shape.vocabulary}: "
@@ -246,22 +247,3 @@ def _rope(directory: Path, config: Any) -> tuple[Tensor, float]:
         )
     rotary: Any = Qwen3RotaryEmbedding(config)
     return rotary.inv_freq.float(), float(rotary.attention_scaling)
-
-
-def _answers(directory: Path) -> tuple[int, int]:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # as above
-        raise UnfitScorer(f"{directory}: its tokenizer cannot be read ({type(error).__name__}: {error})") from error
-    found = []
-    for word in ("yes", "no"):
-        ids = tokenizer.encode(word, add_special_tokens=False)
-        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-            raise UnfitScorer(
-                f"{directory}: its tokenizer has no single token for {word!r} (got {ids}); "
-                "a yes/no scorer needs one for each"
-            )
-        found.append(int(ids[0]))
-    return found[0], found[1]

@@ -3,96 +3,20 @@
 Kafka is away throughout: the loops that need it wait for it, and nobody who calls over gRPC notices.
 """
 
-import threading
-import time
+import gc
 
 import grpc
 import numpy as np
 import pytest
-from shelf_in_memory import Shelf
+from qwen3_directory import make_directory
+from ranker_stack import Stack, ask, status
 
-from penstock.infra.settings import KafkaSettings, ModelsSettings, RankerSettings, RedisSettings, RetrievalSettings
-from penstock.infra.settings import Settings as AllSettings
-from penstock.ranker import server
-from penstock.ranker.client import RankerClient
 from penstock.ranker.known_answer import CHECK_EVERY_MS, KnownAnswer
 from penstock.ranker.scoring import Scorers
 from penstock.schemas import grpc_avro
-from penstock.schemas.events import Attributes, IndexOp, IndexUpdate, Page, QueryVector, RankQuery, RankRequest
+from penstock.schemas.events import Page
 from penstock.schemas.grpc_avro import CallError
-from penstock.schemas.rpc import AnalyzeQueriesReply, Models, QueryAnalysis, Ranker, Retrieval, RoleStatus
-
-VECTOR = QueryVector(space_id="s", encoder_id="e", dense=np.array([1, 0], "<f4").tobytes())
-
-
-def posting(name, title):
-    return IndexUpdate(posting_id=name, version=1, op=IndexOp.UPSERT, attributes=Attributes(title=title), produced_at=1)
-
-
-def ready(role):
-    return lambda request, context: RoleStatus(role=role, ready=True, numbers={}, texts={})
-
-
-class Stack:
-    """The role on a thread, with what it needs around it."""
-
-    def __init__(self, redis_url, free_port, **ranker):
-        self.shelf, self.hold = Shelf(), threading.Event()
-        self.hold.set()
-        self.entered = threading.Semaphore(0)
-        for number, title in enumerate(["Registered Nurse", "Nurse Manager", "Welder"]):
-            self.shelf.put(posting(f"p{number}", title), np.array([0.6 - number / 5, 0.0]))
-        addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
-        self.models = grpc_avro.serve(addresses[0], {Models.ANALYZE: self._analyze, Models.STATUS: ready("models")})
-        self.retrieval = grpc_avro.serve(
-            addresses[1],
-            {
-                Retrieval.SEARCH: lambda request, context: self.shelf.search(request, 1),
-                Retrieval.GET: lambda request, context: self.shelf.get(request, 1),
-                Retrieval.HOLDS: lambda request, context: self.shelf.holds(request, 1),
-                Retrieval.STATUS: ready("retrieval"),
-            },
-        )
-        self.settings = AllSettings(
-            kafka=KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}"),
-            redis=RedisSettings(url=redis_url),
-            models=ModelsSettings(listen=addresses[0]),
-            retrieval=RetrievalSettings(listen=addresses[1]),
-            ranker=RankerSettings(listen=addresses[2], **ranker),
-        )
-        self.client = RankerClient(addresses[2])
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=server.serve, args=(self.settings, self.stop))
-
-    def _analyze(self, request, context):
-        self.entered.release()
-        assert self.hold.wait(30)
-        return AnalyzeQueriesReply(analyses=tuple(QueryAnalysis(vector=VECTOR) for _ in request.texts))
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.hold.set()
-        self.stop.set()
-        self.thread.join(30)
-        self.client.close()
-        for listener in (self.models, self.retrieval):
-            listener.stop(0).wait(10)
-        assert not self.thread.is_alive()
-
-
-def ask(name="r", text="registered nurse", **changes):
-    changes = {"deadline": time.time_ns() // 1_000_000 + 20_000, **changes}
-    return RankRequest(request_id=name, query=RankQuery(text=text), **changes)
-
-
-def status(stack):
-    try:
-        return stack.client.status(5)
-    except CallError:
-        return None
+from penstock.schemas.rpc import Ranker
 
 
 def test_a_search_over_grpc_and_what_the_role_says_of_itself(redis_url, free_port, until):
@@ -147,6 +71,26 @@ def test_bad_full_late_and_gone_callers_each_get_their_own_answer(redis_url, fre
         channel.close()
 
 
+def test_with_the_engine_the_best_are_read_by_the_model_and_what_goes_where_is_told(
+    redis_url, free_port, until, tmp_path
+):
+    model = make_directory(tmp_path)
+    with Stack(redis_url, free_port, scorer="engine", model=model, lm_depths=(2,)) as stack:
+        until(lambda: status(stack))
+        assert gc.get_freeze_count() > 0
+        result = stack.client.rank(ask(), 10)
+        assert result.lm_scored == 2
+        assert "+engine-fp32:" in result.model_id
+        assert {"lm", "lm_tokenise", "lm_queue", "lm_pack", "lm_forward", "lm_reply"} <= result.timings.keys()
+        assert [("yes_no" in item.parts) for item in result.items] == [True, True, False]
+        again = stack.client.rank(ask(), 10)
+        assert again.cache_hits == 5
+        assert [item.posting_id for item in again.items] == [item.posting_id for item in result.items]
+        told = status(stack)
+        assert told.ready and told.texts["language_model"] == "well"
+        assert told.numbers["engine_forwards_total"] >= 1 and told.numbers["arena_items"] >= 2
+
+
 def test_without_redis_the_role_answers_and_says_so(redis_server, free_port, until):
     redis_server.stop()
     with Stack(redis_server.url, free_port) as stack:
@@ -162,12 +106,12 @@ def test_without_redis_the_role_answers_and_says_so(redis_server, free_port, unt
 
 
 class Fickle:
-    model_id, part_names = "fickle", ()
+    model_id, part_names, tolerance = "fickle", (), 1e-6
 
     def __init__(self):
         self.p, self.asked = 0.5, 0
 
-    def score(self, query, items):
+    def score(self, query, items, caller=None):
         from penstock.ranker.backends.scorer import Scores
 
         self.asked += 1
@@ -180,7 +124,7 @@ def test_a_scorer_is_only_asked_when_idle_and_a_changed_answer_is_seen():
     now[0] = 5 * CHECK_EVERY_MS
     scorer.p = 0.6
     assert known.verdict(idle_ms=0).ok and scorer.asked == 1
-    assert "a known pair scores [0.6], at the start it scored [0.5]" in known.verdict(CHECK_EVERY_MS).reason
+    assert "a known pair scores 0.6 by fickle, at the start it scored 0.5" in known.verdict(CHECK_EVERY_MS).reason
     assert not known.verdict(CHECK_EVERY_MS).ok and scorer.asked == 2
     now[0] += CHECK_EVERY_MS
     scorer.p = float("nan")

@@ -14,7 +14,7 @@ def engines():
         engine = Engine(backend if callable(backend) else lambda: backend or PositionSum(), KNOWN, limits, **options)
         made.append(engine)
         if start:
-            engine.start(freeze=False)
+            engine.start()
         return engine
 
     yield make

@@ -297,7 +297,7 @@ def test_many_threads_while_backends_die_again_and_again(deeds, makings, callers
 
     backend = None
     engine = Engine(make, KNOWN, Limits(40, 40, 400), back_off_s=(0.001,))
-    engine.start(freeze=False)
+    engine.start()
     backend.deeds, birth = iter(deeds), iter(makings)
     script = backend.deeds
     ends, refused = [], []
