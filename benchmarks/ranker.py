@@ -310,7 +310,7 @@ def main() -> int:
         texts = item_texts(source, POSTINGS if given.soak else 4_000)
         asked = queries(given.data) or [DEFAULT_QUERY]
         if given.soak:
-            wrong = soak(report, folder, texts, asked, given.soak, threads)
+            wrong = soak(report, folder, SMALL, texts, asked, given.soak, threads)
             return told(report, about, given.json, wrong)
         directory = untrained.write(folder / "small", texts)
         weights = Weights.load(directory)
