@@ -238,12 +238,24 @@ def _shape(directory: Path, config: Any) -> Shape:
 
 
 def _rope(directory: Path, config: Any) -> tuple[Tensor, float]:
-    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+    """Frequencies and scale, as transformers' Qwen3RotaryEmbedding has them.
+
+    Not from itself: its module brings transformers' whole modelling, many seconds of a ranker's start.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     kind = config.rope_parameters["rope_type"]
     if kind in _BATCH_ROPE:
         raise UnfitScorer(
             f"{directory} has positions of type {kind!r}: a score would depend on the batch's longest prompt"
         )
-    rotary: Any = Qwen3RotaryEmbedding(config)
-    return rotary.inv_freq.float(), float(rotary.attention_scaling)
+    if kind == "default":
+        size = config.head_dim or config.hidden_size // config.num_attention_heads
+        places = torch.arange(0, size, 2, dtype=torch.float32) / size
+        return 1.0 / float(config.rope_parameters["rope_theta"]) ** places, 1.0
+    if kind not in ROPE_INIT_FUNCTIONS:
+        raise UnfitScorer(
+            f"{directory} has positions of type {kind!r}: expected one of default, {', '.join(ROPE_INIT_FUNCTIONS)}"
+        )
+    inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config)
+    return inv_freq.float(), float(scale)
