@@ -6,6 +6,7 @@ More items than a request may hold go as several requests, one after the other, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ class EngineScorer:
 
     part_names = ("yes_no_logit",)
     tolerance = TOLERANCE
+    longest_s = math.inf
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, arena: Arena, model_id: str) -> None:
         """Raises UnfitScorer when the engine's forwards are too small for the longest prompt."""
