@@ -7,12 +7,13 @@ is too slow for its budget is not asked, and the answer says so.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-FORGET = 0.9  # what is left of a measurement when the next one comes
+FORGET = 0.8  # what is left of a measurement when the next one comes
 TRUST_S = 30.0  # a measurement this old counts half as slow, and half again after as long
 _SPREAD = 4.0  # items squared: calls of like sizes do not tell what is fixed from what each item costs
 
@@ -35,10 +36,11 @@ class LmDepth:
 
 @dataclass(frozen=True, slots=True)
 class CallCost:
-    """What a call takes: seconds, and seconds an item."""
+    """What a call takes: seconds, and seconds an item; `seen_s` is what an item of the last call took."""
 
     fixed_s: float
     item_s: float
+    seen_s: float = math.inf
 
     def fits(self, items: int, budget_s: float) -> bool:
         return self.fixed_s + items * self.item_s <= budget_s
@@ -57,7 +59,8 @@ def decide_lm_depth(steps: Sequence[int], supply: int, budget_s: float, cost: Ca
     depth = next((step for step in reversed(steps) if cost.fits(step, budget_s)), steps[0])
     while depth and not cost.fits(depth, budget_s):
         depth //= 2
-    return LmDepth(min(depth, supply), Reason.BUDGET)
+    # A pace that changes can look like a large fixed cost. One item at least is asked, unless the last were too dear.
+    return LmDepth(min(max(depth, int(cost.seen_s <= budget_s)), supply), Reason.BUDGET)
 
 
 def _at_most(supply: int, step: int, reason: Reason) -> LmDepth:
@@ -76,6 +79,7 @@ class Pace:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # of weights, items, seconds, items squared, items times seconds
+        self._last = 0.0  # seconds an item, of the last call
         self._measured_s = 0.0
 
     def measured(self, now_s: float, items: int, seconds: float) -> None:
@@ -85,13 +89,14 @@ class Pace:
         fresh = (1.0, float(items), seconds, float(items * items), items * seconds)
         with self._lock:
             self._sums = tuple(FORGET * old + new for old, new in zip(self._sums, fresh, strict=True))  # type: ignore[assignment]  # five stay five
+            self._last = seconds / items
             self._measured_s = now_s
 
     def cost(self, now_s: float) -> CallCost | None:
         """None before the first measurement."""
         with self._lock:
             weight, items, seconds, squares, products = self._sums
-            measured_s = self._measured_s
+            measured_s, last = self._measured_s, self._last
         if not weight:
             return None
         believed = 0.5 ** (max(0.0, now_s - measured_s - TRUST_S) / TRUST_S)
@@ -101,5 +106,5 @@ class Pace:
             item_s = (products / weight - mean_items * mean_seconds) / spread
             fixed_s = mean_seconds - item_s * mean_items
             if item_s > 0 and fixed_s >= 0:
-                return CallCost(believed * fixed_s, believed * item_s)
-        return CallCost(0.0, believed * mean_seconds / mean_items)
+                return CallCost(believed * fixed_s, believed * item_s, believed * last)
+        return CallCost(0.0, believed * mean_seconds / mean_items, believed * last)

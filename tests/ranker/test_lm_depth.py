@@ -25,6 +25,7 @@ STEPS = (16, 32, 64)
         (250, 0.2, CallCost(0, 0.2), 1, Reason.BUDGET),
         (250, 0.2, CallCost(0, 0.21), 0, Reason.BUDGET),
         (250, 0.2, CallCost(0.3, 0.0), 0, Reason.BUDGET),
+        (250, 0.2, CallCost(0.3, 0.0, 0.1), 1, Reason.BUDGET),
     ],
 )
 def test_the_deepest_step_that_fits(supply, budget_s, cost, items, reason):
@@ -59,7 +60,7 @@ def test_calls_of_one_size_say_what_an_item_takes_and_of_several_what_is_fixed()
     alike, mixed = Pace(), Pace()
     for _ in range(5):
         alike.measured(1.0, 16, 0.116)
-    assert alike.cost(1.0) == CallCost(0.0, pytest.approx(0.116 / 16))
+    assert alike.cost(1.0) == CallCost(0.0, pytest.approx(0.116 / 16), pytest.approx(0.116 / 16))
     for items in (16, 3, 16, 1, 16):
         mixed.measured(1.0, items, 0.1 + items * 0.001)
     cost = mixed.cost(1.0)
@@ -74,6 +75,19 @@ def test_a_cost_is_never_less_than_nothing(calls):
         pace.measured(0.0, items, seconds)
     cost = pace.cost(0.0)
     assert cost.fixed_s >= 0 and cost.item_s > 0
+
+
+@pytest.mark.parametrize("before_s", [1e-4, 0.001, 0.05, 0.3])
+@pytest.mark.parametrize(("fixed_s", "item_s", "settled"), [(0, 0.009, 16), (0, 0.03, 4), (0.3, 0, 0)])
+def test_whatever_the_pace_was_the_depth_settles_where_it_belongs(before_s, fixed_s, item_s, settled):
+    pace, depths = Pace(), []
+    for call in range(100):
+        depth = decide_lm_depth(STEPS, 250, 0.2, pace.cost(0.0)).items
+        depths.append(depth)
+        computed = depth - call % 3 if depth > 4 else depth  # some were cached
+        pace.measured(0.0, computed, before_s * computed if call < 20 else fixed_s + item_s * computed)
+    assert depths[-1] == settled or (settled > 0 and depths[19] == 0)  # none: waits until the measurement is old
+    assert depths[-1] == depths[-5]
 
 
 def test_the_pace_follows():
