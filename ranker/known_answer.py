@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.ranker.backends.scorer import ANYONE, Caller, Scorer, ScoringItem, ScoringQuery
-from penstock.ranker.errors import NoScores
+from penstock.ranker.errors import DeadlinePassed, NoScores
 from penstock.ranker.scoring import Scorers
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
 
@@ -70,7 +70,7 @@ class KnownAnswer:
         for model, expected in zip(self._models, self._expected, strict=True):
             try:
                 p = self._score(model, Caller(deadline_s=time.monotonic() + CHECK_S))
-            except NoScores:  # away or full: answers say so, and this is the language model's own health to tell
+            except (NoScores, DeadlinePassed):  # away, full or busy: its own health tells, and the answers do
                 continue
             except Exception as error:  # whatever it is, the scorer does not score: that is the answer
                 return Verdict(False, f"scoring a known pair failed: {type(error).__name__}: {error}", self._now_ms())

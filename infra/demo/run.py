@@ -156,7 +156,7 @@ def _on(
     clock: Callable[[], int],
 ) -> tuple[Report, Mapping[str, int]]:
     """The run on a system that is up: its report, and how many postings are live by tenant."""
-    done = Replay()
+    done, scorer = Replay(), running_at(settings.ranker.dial)
     with Watch(settings, retrieval, clock) as watch, Publisher(settings.kafka) as publisher:
         warm_up_s = _warm_up(done, publisher, watch, view, run_id, 1 if options.cold else WARM_ROUNDS, clock)
         people = _subscriptions(options, given, run_id, clock())
@@ -194,7 +194,7 @@ def _on(
             seed=options.seed if _chaos(options) else None,
             lines_refused=len(given.lines.refused) if given.lines else 0,
             warm_up_s=warm_up_s,
-            scorer=running_at(settings.ranker.dial),
+            scorer=scorer,
         )
         shown = alert_accounting.examples([alert for alert in watch.alerts() if alert.person_id.startswith(run_id)])
     view.report(report)
