@@ -15,7 +15,7 @@
     e2e        a search through the whole pipeline, 250 candidates (ranking/end_to_end.py)
     cache      what the score cache finds and saves over 20,000 searches (ranking/caching.py)
 
-The shape is that of benchmarks/ranking/models.py: 6 layers, hidden 384, vocabulary 30,000, weights random. Peers may
+The shape is that of ranker/engine/untrained.py: 6 layers, hidden 384, vocabulary 30,000, weights random. Peers may
 choose their batch; what they chose stands in the cell. Tokens are made beforehand, for everybody but CrossEncoder.
 The exit status is 1 when our logits and a peer's differ by more than SAME.
 """
@@ -43,11 +43,8 @@ from benchmarks.ranking.end_to_end import REQUESTS as E2E_REQUESTS  # noqa: E402
 from benchmarks.ranking.end_to_end import end_to_end  # noqa: E402
 from benchmarks.ranking.models import (  # noqa: E402
     QWEN_0_6B,
-    SMALL,
-    ModelShape,
     fixed,
     item_texts,
-    make_directory,
     queries,
     real,
 )
@@ -58,9 +55,11 @@ from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
 from penstock.ranker.backends.scorer import probability  # noqa: E402
-from penstock.ranker.engine import tokens  # noqa: E402
+from penstock.ranker.engine import untrained  # noqa: E402
 from penstock.ranker.engine.forward import TorchBackend  # noqa: E402
 from penstock.ranker.engine.plan import Request, Text, Vectors, plan, unpack  # noqa: E402
+from penstock.ranker.engine.tokens import Tokenizer  # noqa: E402
+from penstock.ranker.engine.untrained import SMALL  # noqa: E402
 from penstock.ranker.engine.weights import Weights  # noqa: E402
 
 ALONE = ("errors", "packed", "prefix", "small", "embedding", "invariance", "true")  # cells of the engine
@@ -82,6 +81,7 @@ class Run:
     backend: TorchBackend
     peer: Transformers
     answers: tuple[int, int]
+    tokenizer: Tokenizer
     texts: Sequence[str]
     query: str
     repeats: int
@@ -107,7 +107,7 @@ def score(backend: TorchBackend, requests: Sequence[Request], budget: int = BUDG
 
 
 def errors(run: Run) -> None:
-    request = real(run.directory, run.query, run.texts[:12])
+    request = real(run.tokenizer, run.query, run.texts[:12])
     for name, dtype, target in (("fp32", torch.float32, 1e-5), ("bf16", torch.bfloat16, 2e-2)):
         backend = run.backend
         if dtype != torch.float32:
@@ -144,7 +144,7 @@ def packed(run: Run) -> None:
     ratio = found["transformers, sorted"].wall_ms / found["ours"].wall_ms
     run.report.add("packed/fixed/ratio", ratio, "ratio", 1.35, "higher", milliseconds(found))
 
-    request = real(run.directory, run.query, run.texts[:REAL_ITEMS])
+    request = real(run.tokenizer, run.query, run.texts[:REAL_ITEMS])
     batches = {way: run.peer.best_batch([request], ordered=way == "sorted") for way in ("sorted", "unsorted")}
     contenders: dict[str, Contender] = {
         "ours": lambda: run.ours([request]),
@@ -231,7 +231,7 @@ def embedding(run: Run) -> None:
 
 def invariance(run: Run) -> None:
     """Probabilities of the same pairs: alone, whole, with others, in other orders, in forwards of other sizes."""
-    mine = real(run.directory, run.query, run.texts[:16])
+    mine = real(run.tokenizer, run.query, run.texts[:16])
     others = [fixed(4, 30 + 7 * seed, 20 * seed + 1, seed) for seed in range(4)]
     rng = np.random.default_rng(11)
     right = run.ours([mine])
@@ -259,8 +259,8 @@ def invariance(run: Run) -> None:
 
 def true_shape(run: Run) -> None:
     """One row at the true shape; its own directory, and few repeats: a forward takes many seconds on a CPU."""
-    shape: ModelShape = QWEN_0_6B
-    directory = make_directory(run.folder / "true", shape, run.texts)
+    shape = QWEN_0_6B
+    directory = untrained.write(run.folder / "true", run.texts, shape)
     backend = TorchBackend(Weights.load(directory, torch.float32, run.answers), torch.get_num_threads())
     peer = Transformers(directory, run.answers)
     request = fixed(TRUE_ITEMS, QUERY_TOKENS, ITEM_TOKENS)
@@ -323,15 +323,17 @@ def main() -> int:
         if given.soak:
             wrong = soak(report, folder, SMALL, texts, asked, given.soak, threads)
             return told(report, about, given.json, wrong)
-        directory = make_directory(folder / "small", SMALL, texts)
+        directory = untrained.write(folder / "small", texts)
         weights = Weights.load(directory)
-        answers = tokens.answers(directory)
+        tokenizer = Tokenizer(directory, threads=threads)
+        answers = tokenizer.yes, tokenizer.no
         typical = sorted(asked, key=len)[len(asked) // 2]
         run = Run(
             directory=directory,
             backend=TorchBackend(weights, threads),
             peer=Transformers(directory, answers),
             answers=answers,
+            tokenizer=tokenizer,
             texts=np.random.default_rng(3).permutation(texts).tolist(),
             query=typical,
             repeats=given.repeats,

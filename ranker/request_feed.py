@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from penstock.infra.telemetry import DEAD_LETTERS, DEGRADED, ids_of
-from penstock.ranker.errors import QueueClosed, QueueFull
+from penstock.ranker.errors import QueueClosed
 from penstock.ranker.offsets import OffsetTracker
 from penstock.ranker.service import Job, RankService, error_result
 from penstock.ranker.unframing import RegistryAway, unframed
@@ -171,9 +171,8 @@ class RequestFeed:
         while self._waiting:
             record, job = self._waiting[0]
             try:
-                self._service.submit(job)
-            except QueueFull:
-                return  # backpressure: the partitions are paused until there is room
+                if not self._service.try_submit(job):
+                    return  # backpressure: the partitions are paused until there is room
             except QueueClosed:
                 return
             self._waiting.pop(0)

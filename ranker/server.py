@@ -1,12 +1,12 @@
 """`penstock serve ranker`: one desk, fed by Kafka and gRPC, and the loop that fills the feature store.
 
     gRPC Rank ─────────┐
-                       ├─> admission queue -> workers -> pipeline -> answer (gRPC reply, or rank.result.v1)
+    gRPC RankStream ───┼─> admission queue -> workers -> pipeline -> answer (gRPC reply, or rank.result.v1)
     rank.request.v1 ───┘
     index.update.v1 ────> feature store in Redis
 
-Every waiting gRPC caller holds a thread of the listener, which has more of them than the queue has places: so the
-admission queue is the only queue, and a full one refuses at once.
+Every waiting gRPC caller and every stream holds a thread of the listener, which has more of them than the queue has
+places and than there may be streams: so the admission queue is the only queue, and a full one refuses at once.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ import grpc
 import structlog
 
 from penstock.infra.settings import Settings
-from penstock.ranker.backends.load import load_scorers
+from penstock.ranker.backends.load import described, load_scorers
 from penstock.ranker.cache import ScoreCache
-from penstock.ranker.errors import CallerLeft, QueueClosed, QueueFull, RankFailed
+from penstock.ranker.calls import rank_handler
 from penstock.ranker.feature_feed import FeatureFeed
 from penstock.ranker.feature_store import FeatureStore
 from penstock.ranker.known_answer import KnownAnswer
 from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.policy import DepthLimits
+from penstock.ranker.rank_streams import MAX_STREAMS, RankStreams
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.request_feed import RequestFeed
-from penstock.ranker.service import Job, RankService
+from penstock.ranker.service import RankService
 from penstock.ranker.shaping.queue import DeadlineQueue
 from penstock.ranker.status import StatusReport
 from penstock.retrieval.client import ModelsClient, RetrievalClient, shard_addresses
 from penstock.schemas import grpc_avro, topics
-from penstock.schemas.events import RankRequest, RankResult
 from penstock.schemas.framing import topic_codec
-from penstock.schemas.grpc_avro import CallError, Handler, NotReady, Refused
+from penstock.schemas.grpc_avro import Handler
 from penstock.schemas.kafka import KafkaSink, KafkaSource
 from penstock.schemas.rpc import Method, Ranker, RoleStatus, StatusRequest
 
 log = structlog.get_logger(role="ranker")
 
-SPARE_THREADS = 8  # of the listener, beyond one for every place in the queue and every worker: status, refusals
+SPARE_THREADS = 8  # of the listener, beyond one for every place in the queue, worker and stream: status, refusals
 STOP_S = 10.0
 
 
@@ -97,16 +97,20 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         topic_codec(topics.RANK_RESULTS, settings.kafka.schema_registry),
         now_ms,
     )
-    report = StatusReport(service, cache, link, features, known_answer, scorers, models, retrieval, now_ms)
+    about = described(ranker)
+    report = StatusReport(service, cache, link, features, known_answer, scorers, models, retrieval, now_ms, about)
     report.export()
+    streams = RankStreams(service, pipeline.check, ranker.max_queue, now_ms)
     handlers: dict[Method, Handler] = {
-        Ranker.RANK: _rank_handler(service, pipeline.check),
+        Ranker.RANK: rank_handler(service, pipeline.check, now_ms),
+        Ranker.RANK_STREAM: streams.rank,
         Ranker.STATUS: _status_handler(report),
     }
     # What is there now stays: the garbage collector need not walk it again.
     gc.collect()
     gc.freeze()
-    listener = grpc_avro.serve(ranker.listen, handlers, workers=ranker.max_queue + workers + SPARE_THREADS)
+    listener_threads = ranker.max_queue + workers + MAX_STREAMS + SPARE_THREADS
+    listener = grpc_avro.serve(ranker.listen, handlers, workers=listener_threads)
     threads = [
         threading.Thread(target=run, args=(stop,), name=name, daemon=True)
         for name, run in (("rank-requests", requests.run), ("features", features.run))
@@ -121,6 +125,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         gc.unfreeze()
         stop.set()
         stopped = listener.stop(STOP_S)
+        streams.close()
         for thread in threads:
             thread.join(STOP_S)
         service.close(STOP_S)
@@ -130,42 +135,6 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         for closable in (models, retrieval, link, background_link):
             closable.close()
         log.info("ranker stopped", **service.counts())
-
-
-def _rank_handler(
-    service: RankService, check: Callable[[RankRequest], None]
-) -> Callable[[RankRequest, grpc.ServicerContext], RankResult]:
-    def rank(request: RankRequest, context: grpc.ServicerContext) -> RankResult:
-        check(request)
-        deadline_ms = request.deadline
-        remaining_s = context.time_remaining()
-        if remaining_s is not None:
-            deadline_ms = min(deadline_ms, now_ms() + int(remaining_s * 1000))
-        job = Job(request, deadline_ms)
-        try:
-            service.submit(job)
-        except QueueFull as error:
-            raise Refused(str(error)) from error
-        except QueueClosed as error:
-            raise NotReady(str(error)) from error
-        if not context.add_callback(lambda: service.leave(job)):
-            service.leave(job)
-        try:
-            return job.future.result()
-        except CallerLeft as error:
-            context.abort(grpc.StatusCode.CANCELLED, str(error))
-        except RankFailed as error:
-            context.abort(_code(error), str(error))
-        raise AssertionError("abort returned")  # it never does
-
-    return rank
-
-
-def _code(error: RankFailed) -> grpc.StatusCode:
-    """What a role behind the ranker said, or that the ranker itself broke."""
-    if isinstance(error.cause, CallError):
-        return grpc.StatusCode.UNAVAILABLE if error.cause.retryable else error.cause.code
-    return grpc.StatusCode.INTERNAL
 
 
 def _status_handler(report: StatusReport) -> Callable[[StatusRequest, grpc.ServicerContext], RoleStatus]:

@@ -83,6 +83,22 @@ class RankService:
             self._count(job, "refused")
             raise
 
+    def try_submit(self, job: Job) -> bool:
+        """The same for who keeps the job and tries again: False while the queue is full, which is no refusal yet.
+
+        Raises QueueClosed.
+        """
+        try:
+            job.ticket = self._queue.offer(job, job.deadline_ms)
+        except QueueFull:
+            return False
+        return True
+
+    def turn_away(self, job: Job, error: CallerLeft | DeadlinePassed | QueueClosed) -> None:
+        """End a job for which there was no room while anybody waited for it."""
+        outcome = {CallerLeft: "left", DeadlinePassed: "expired", QueueClosed: "refused"}[type(error)]
+        self._end(job, outcome, error)
+
     def leave(self, job: Job) -> None:
         """Whoever asked has gone: work not begun is dropped, work begun may stop at its next stage."""
         job.left.set()

@@ -4,23 +4,26 @@ The record codecs of `wire.py` are the (de)serialisers, so calls and topics shar
 generated. Errors keep their kind across the wire: what the caller got wrong is INVALID_ARGUMENT with the field in
 its message, what the server cannot do now is UNAVAILABLE, and lateness is DEADLINE_EXCEEDED.
 The ids that the caller's log lines carry go along as metadata, and the server's lines about the call carry them too.
+
+A streaming method's messages are bounded one by one, and neither side reads faster than it takes what it has read:
+HTTP/2 holds the other side back. What is no record ends the stream, for whoever sends that cannot be understood.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
 from concurrent import futures
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from structlog.contextvars import bound_contextvars, get_contextvars
 
 from penstock.schemas.errors import WireError
+from penstock.schemas.grpc_streams import AsyncReplies, AsyncSent, Replies, Sent
 from penstock.schemas.rpc import Method
 from penstock.schemas.wire import codec
-
-R = TypeVar("R")
 
 MAX_MESSAGE_BYTES = 64 << 20
 _OPTIONS = [
@@ -37,6 +40,7 @@ _CARRIED = {
     "penstock-trace-id-bin": "trace_id",
 }
 
+# (request, context) -> reply; of a streaming method (iterator of requests, context) -> iterator of replies.
 Handler = Callable[[Any, grpc.ServicerContext], Any]
 
 
@@ -68,12 +72,11 @@ class PortInUse(Exception):
 
 def serve(listen: str, handlers: Mapping[Method, Handler], *, workers: int = 8) -> grpc.Server:
     """A started server on `listen` (host:port). Raises PortInUse. Stop it with `.stop(grace_seconds)`."""
-    server = grpc.server(futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"), options=_OPTIONS)
+    threads = futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc")
+    server = grpc.server(threads, options=[*_OPTIONS, *_KEEPALIVE])
     by_service: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
     for method, handler in handlers.items():
-        by_service.setdefault(f"penstock.{method.service}", {})[method.name] = grpc.unary_unary_rpc_method_handler(
-            _guarded(method, handler), response_serializer=_encode(method.reply)
-        )
+        by_service.setdefault(f"penstock.{method.service}", {})[method.name] = _served(method, handler)
     for service, methods in by_service.items():
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
     try:
@@ -86,22 +89,38 @@ def serve(listen: str, handlers: Mapping[Method, Handler], *, workers: int = 8) 
     return server
 
 
-def _guarded(method: Method, handler: Handler) -> Handler:
-    @functools.wraps(handler)
-    def handle(body: bytes, context: grpc.ServicerContext) -> Any:
-        try:
-            with bound_contextvars(**_brought(context)):
-                return handler(codec(method.request).decode_unbounded(body), context)
-        except WireError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except NotReady as error:
-            context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        except Refused as error:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-        except TimeoutError as error:
-            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
+def _served(method: Method, handler: Handler) -> grpc.RpcMethodHandler:
+    decode, encode = _decode(method.request), _encode(method.reply)
 
-    return handle
+    @functools.wraps(handler)
+    def call(body: bytes, context: grpc.ServicerContext) -> Any:
+        with _guarded(context):
+            return handler(decode(body), context)
+
+    @functools.wraps(handler)
+    def stream(bodies: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        with _guarded(context):
+            yield from handler(map(decode, bodies), context)
+
+    if method.streaming:
+        return grpc.stream_stream_rpc_method_handler(stream, response_serializer=encode)
+    return grpc.unary_unary_rpc_method_handler(call, response_serializer=encode)
+
+
+@contextmanager
+def _guarded(context: grpc.ServicerContext) -> Generator[None]:
+    """Within it, log lines carry the caller's ids, and what is raised reaches the caller as its kind."""
+    try:
+        with bound_contextvars(**_brought(context)):
+            yield
+    except WireError as error:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except NotReady as error:
+        context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+    except Refused as error:
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    except TimeoutError as error:
+        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
 
 
 def _carried() -> list[tuple[str, bytes]] | None:
@@ -119,8 +138,13 @@ def _brought(context: grpc.ServicerContext) -> dict[str, str]:
     }
 
 
-def _encode(record: type[R]) -> Callable[[R], bytes]:
+def _encode(record: type) -> Callable[[Any], bytes]:
     return codec(record).encode_unbounded
+
+
+def _decode(record: type) -> Callable[[bytes], Any]:
+    decode: Callable[[bytes], Any] = codec(record).decode_unbounded
+    return decode
 
 
 class Client:
@@ -139,21 +163,25 @@ class Client:
         try:
             return self._stub(method)(request, timeout=timeout, metadata=_carried())
         except grpc.RpcError as error:
-            raise CallError(method, self.address, error.code(), error.details() or "") from error
+            raise _call_error(method, self.address, error) from error
 
     def start(self, method: Method, request: Any, timeout: float) -> Any:
         """The same, as a grpc future (`.result()` raises grpc.RpcError)."""
         return self._stub(method).future(request, timeout=timeout, metadata=_carried())
 
+    def stream(self, method: Method, requests: Iterable[Any], timeout: float | None) -> Replies[Any]:
+        """The replies to `requests`, which a thread of its own reads no faster than the server takes them.
+
+        `timeout` in seconds for the whole stream; None: until one side ends it.
+        """
+        sent = Sent(_encode(method.request), requests)
+        call = self._stub(method)(sent, timeout=timeout, metadata=_carried())
+        return Replies(call, sent, functools.partial(_call_error, method, self.address))
+
     def _stub(self, method: Method) -> Any:
         stub = self._stubs.get(method)
         if stub is None:
-            stub = self._channel.unary_unary(
-                method.path,
-                request_serializer=_encode(method.request),
-                response_deserializer=codec(method.reply).decode_unbounded,
-            )
-            self._stubs[method] = stub
+            stub = self._stubs[method] = _stub(self._channel, method)
         return stub
 
     def close(self) -> None:
@@ -170,24 +198,47 @@ class AsyncClient:
 
     async def call(self, method: Method, request: Any, timeout: float) -> Any:
         """The reply record. `timeout` in seconds. Raises CallError."""
+        try:
+            return await self._stub(method)(request, timeout=timeout, metadata=_carried())
+        except grpc.aio.AioRpcError as error:
+            raise _call_error(method, self.address, error) from error
+
+    def stream(self, method: Method, requests: AsyncIterable[Any], timeout: float | None) -> AsyncReplies[Any]:
+        """The replies to `requests`, which a task of its own reads. Otherwise as `Client.stream`."""
+        sent = AsyncSent(_encode(method.request), requests)
+        call = self._stub(method)(sent, timeout=timeout, metadata=_carried())
+        return AsyncReplies(call, sent, functools.partial(_call_error, method, self.address))
+
+    def _stub(self, method: Method) -> Any:
         stub = self._stubs.get(method)
         if stub is None:
-            stub = self._stubs[method] = self._channel.unary_unary(
-                method.path,
-                request_serializer=_encode(method.request),
-                response_deserializer=codec(method.reply).decode_unbounded,
-            )
-        try:
-            return await stub(request, timeout=timeout, metadata=_carried())
-        except grpc.aio.AioRpcError as error:
-            raise CallError(method, self.address, error.code(), error.details() or "") from error
+            stub = self._stubs[method] = _stub(self._channel, method)
+        return stub
 
     async def close(self) -> None:
         await self._channel.close()
+
+
+def _call_error(method: Method, address: str, error: Any) -> CallError:
+    return CallError(method, address, error.code(), error.details() or "")
+
+
+def _stub(channel: Any, method: Method) -> Any:
+    if method.streaming:
+        return channel.stream_stream(method.path, response_deserializer=_decode(method.reply))
+    return channel.unary_unary(
+        method.path, request_serializer=_encode(method.request), response_deserializer=_decode(method.reply)
+    )
 
 
 _RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+]
+# A caller that vanished without a word is noticed within 40 s: an idle stream would hold its place for hours.
+_KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),  # no bound: 2 would be the default, and idle streams send no data
 ]

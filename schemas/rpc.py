@@ -1,7 +1,8 @@
 """What the roles say to each other over gRPC: the same records, codecs and framing as the topics.
 
-A call is /penstock.<Service>/<Method> with one record each way. A server must know a caller's schema, so in a
-rolling upgrade servers go first. Why Avro and not protobuf here: docs/decisions/0003-avro-over-grpc.md.
+A call is /penstock.<Service>/<Method> with one record each way, or a stream of them each way. A server must know a
+caller's schema, so in a rolling upgrade servers go first. Why Avro and not protobuf here:
+docs/decisions/0003-avro-over-grpc.md.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from penstock.schemas.records import Millis, Symbol
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One call of a service."""
+    """One call of a service. `streaming`: many requests and many replies, each sent as soon as its side has it."""
 
     service: str
     name: str
     request: type
     reply: type
+    streaming: bool = False
 
     @property
     def path(self) -> str:
@@ -264,6 +266,8 @@ class Retrieval:
 @dataclass(frozen=True, slots=True)
 class Ranker:
     RANK = Method("Ranker", "Rank", RankRequest, RankResult)
+    # A result for each request, in the order in which they are done: request_id and tenant say whose it is.
+    RANK_STREAM = Method("Ranker", "RankStream", RankRequest, RankResult, streaming=True)
     STATUS = Method("Ranker", "Status", StatusRequest, RoleStatus)
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from benchmarks.processes import beside
 from benchmarks.ranking import soak_process
-from benchmarks.ranking.models import ModelShape, make_directory
 from benchmarks.ranking.redis_process import shipped_redis
 from benchmarks.ranking.soak_process import Soak
 from benchmarks.report import Report
 from penstock.infra.local.config import ROLE_ENVIRONMENT
+from penstock.ranker.engine.untrained import ModelShape, write
 
 WARM_UP_S = 300.0  # or a quarter of a shorter soak
 POSTINGS = 6_000
@@ -53,7 +53,7 @@ def soak(
     warm_up_s = min(WARM_UP_S, seconds / 4)
     with shipped_redis(folder / "stack") as url:
         plan = Soak(
-            directory=make_directory(folder / "soak", shape, texts),
+            directory=write(folder / "soak", texts, shape),
             redis_url=url,
             texts=tuple(texts[:POSTINGS]),
             queries=tuple(queries[:QUERIES]),

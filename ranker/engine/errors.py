@@ -27,6 +27,15 @@ class EngineClosed(NoScores):
         super().__init__("the engine is not running; ask another replica or try again")
 
 
+class EngineStalled(NoScores):
+    """A forward has hung. Nothing is taken in until it comes back; a worker whose device is lost must be restarted."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"a forward has not come back for {seconds:.0f} s; ask another replica, and restart this one if it stays so"
+        )
+
+
 class ItemTooLong(NoScores):
     """One prompt alone is longer than a forward may be."""
 

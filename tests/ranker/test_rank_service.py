@@ -275,6 +275,7 @@ def test_a_full_queue_pauses_the_topic_and_drops_nothing(desk, until):
         until(lambda: log.committed == {0: 50})
     assert Counter(one.request_id for one in running.results()) == Counter(str(number) for number in range(50))
     assert all(one.error is None for one in running.results())
+    assert service.counts()["refused"] == 0  # trying again is no refusal
 
 
 def test_nothing_is_committed_before_its_answer_is_delivered(desk, until):

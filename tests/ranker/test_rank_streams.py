@@ -1,0 +1,309 @@
+"""Streams of rank requests over real gRPC into a real desk; only the ranking itself is the test's own.
+
+Through the whole role: test_rank_streams_of_the_role.py.
+"""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+
+import grpc
+import pytest
+from open_feed import Feed
+
+from penstock.ranker.calls import rank_handler
+from penstock.ranker.client import AsyncRankerClient, RankerClient
+from penstock.ranker.errors import RankFailed
+from penstock.ranker.rank_streams import RankStreams
+from penstock.ranker.service import Job, RankService
+from penstock.ranker.shaping.queue import DeadlineQueue
+from penstock.schemas import grpc_avro
+from penstock.schemas.errors import InvalidRecord
+from penstock.schemas.events import RankQuery, RankRequest, RankResult
+from penstock.schemas.grpc_avro import CallError
+from penstock.schemas.rpc import Ranker
+from penstock.schemas.wire import codec
+
+SOON_MS = 20_000
+
+
+def now_ms():
+    return time.time_ns() // 1_000_000
+
+
+def request(name, in_ms=SOON_MS, **changes):
+    return RankRequest(request_id=str(name), deadline=now_ms() + in_ms, query=RankQuery(text="nurse"), **changes)
+
+
+def names(results):
+    return [one.request_id for one in results]
+
+
+class Desk:
+    """A desk behind a listener. It ranks at once, or, of the `held`, when `open` is set."""
+
+    def __init__(self, address, *, capacity=64, workers=2, held=lambda name: False):
+        self.address, self.held = address, held
+        self.entered, self.open = threading.Semaphore(0), threading.Event()
+        self.most_inside = 0  # requests, of one worker, that waited or were ranked when one was done
+        self.service = RankService(DeadlineQueue(capacity), self._rank, workers, now_ms)
+        self.streams = RankStreams(self.service, self._check, capacity, now_ms)
+        handlers = {
+            Ranker.RANK: rank_handler(self.service, self._check, now_ms),
+            Ranker.RANK_STREAM: self.streams.rank,
+        }
+        self.listener = grpc_avro.serve(address, handlers, workers=64)
+        self.client = RankerClient(address)
+        self.service.start()
+
+    def _check(self, asked):
+        if asked.request_id == "invalid":
+            raise InvalidRecord("page.size", 0, "1 to 1000")
+        if asked.request_id == "bug":
+            raise ZeroDivisionError("a bug in a check")
+
+    def _rank(self, job, waited_ms):
+        self.entered.release()
+        assert not self.held(job.request.request_id) or self.open.wait(20)
+        self.most_inside = max(self.most_inside, self.service.depth + 1)
+        if job.request.request_id == "fails":
+            raise RankFailed("score", ValueError("odd"))
+        return RankResult(
+            request_id=job.request.request_id, tenant=job.request.tenant, timings={}, echo=job.request.echo
+        )
+
+    def close(self):
+        self.open.set()
+        self.streams.close()
+        self.client.close()
+        self.listener.stop(1).wait(20)
+        self.service.close(20)
+
+
+@pytest.fixture
+def desk(free_port):
+    opened = []
+
+    def make(**how):
+        opened.append(Desk(f"127.0.0.1:{free_port()}", **how))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()
+
+
+def everything(name):
+    return True
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def test_each_request_has_one_result_and_a_slow_one_delays_no_other(desk):
+    desk = desk(held=lambda name: name == "slow")
+    results = desk.client.rank_stream((request(name) for name in ["slow", *range(200)]), 20)
+    first = [next(results).request_id for _ in range(200)]
+    assert Counter(first) == Counter(str(number) for number in range(200))
+    desk.open.set()
+    assert names(results) == ["slow"]
+    assert desk.service.counts() == {"served": 201, "failed": 0, "expired": 0, "refused": 0, "left": 0}
+
+
+def test_what_fails_is_answered_with_its_error_and_the_others_go_on(desk):
+    desk = desk()
+    asked = ["a", "invalid", "fails", "late", "b"]
+    sent = [request(name, in_ms=-5 if name == "late" else SOON_MS, tenant="t", echo=b"e") for name in asked]
+    results = {one.request_id: one for one in desk.client.rank_stream(sent, 20)}
+    assert sorted(results) == sorted(asked)
+    assert {(one.tenant, one.echo) for one in results.values()} == {("t", b"e")}
+    assert [results[name].error for name in "ab"] == [None, None]
+    assert results["invalid"].error == "InvalidRecord: page.size: got 0, expected 1 to 1000"
+    assert results["fails"].error == "RankFailed: score: ValueError: odd"
+    assert results["late"].error.startswith("DeadlinePassed: deadline passed before ")
+    counts = desk.service.counts()
+    assert (counts["served"], counts["failed"], counts["expired"]) == (2, 1, 1)
+
+
+def test_a_request_waits_no_longer_than_its_stream(desk):
+    desk = desk(workers=1, held=everything)
+    sent = [request("busy"), request("waits", in_ms=3_600_000)]
+    with pytest.raises(CallError) as caught:
+        names(desk.client.rank_stream(sent, 0.3))
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert desk.entered.acquire(timeout=20)
+    desk.open.set()
+    # Withdrawn when the stream ended, or expired if a worker was there sooner: served it is not.
+    desk.service.close(20)
+    counts = desk.service.counts()
+    assert counts["left"] + counts["expired"] == 1 and counts["served"] == 1
+
+
+def test_the_twin_on_a_loop_gives_the_same(desk, until):
+    desk = desk(workers=1, held=lambda name: name == "held")
+
+    async def each(*wanted):
+        for name in wanted:
+            yield request(name)
+
+    async def work():
+        client = AsyncRankerClient(desk.address)
+        results = [one async for one in client.rank_stream(each("a", "invalid", "b"), 20)]
+        async with client.rank_stream(each("held", "c"), None):
+            await asyncio.to_thread(until, lambda: desk.service.depth == 1)
+        await asyncio.to_thread(until, lambda: desk.service.counts()["left"] == 1)
+        await client.close()
+        return results
+
+    assert sorted(names(asyncio.run(work()))) == ["a", "b", "invalid"]
+
+
+# --- how a stream ends ---------------------------------------------------------------------------------------------
+
+
+def test_a_caller_that_leaves_takes_its_requests_along(desk, until):
+    desk = desk(workers=1, held=lambda name: name == "busy")
+    results = desk.client.rank_stream(Feed(*map(request, ["done", "busy", *range(10)])), None)
+    assert next(results).request_id == "done"
+    until(lambda: desk.service.depth == 10)
+    results.close()
+    until(lambda: desk.service.counts()["left"] == 10)
+    assert desk.service.depth == 0
+    desk.open.set()
+    assert desk.client.rank(request("next"), 10).request_id == "next"
+    assert names(desk.client.rank_stream([request("again")], 10)) == ["again"]
+
+
+def test_bytes_that_are_no_request_end_the_stream_and_withdraw_the_others(desk, until):
+    desk = desk(workers=1, held=lambda name: name == "busy")
+    garbage = threading.Event()
+
+    def bodies():
+        for name in ["done", "busy", "waits"]:
+            yield codec(RankRequest).encode(request(name))
+        assert garbage.wait(20)
+        yield b"garbage"
+
+    with grpc.insecure_channel(desk.address) as channel:
+        replies = channel.stream_stream(Ranker.RANK_STREAM.path)(bodies(), timeout=20)
+        assert codec(RankResult).decode(next(replies)).request_id == "done"
+        until(lambda: desk.service.depth == 1)
+        garbage.set()
+        with pytest.raises(grpc.RpcError, match="starts with 67 61 72 62"):
+            next(replies)
+        assert replies.code() is grpc.StatusCode.INVALID_ARGUMENT
+    until(lambda: desk.service.counts()["left"] == 1)
+    assert desk.service.depth == 0
+
+
+def test_a_bug_in_taking_a_request_in_is_told_and_ends_only_that_stream(desk):
+    desk = desk()
+    with pytest.raises(CallError, match="a bug in a check") as caught:
+        names(desk.client.rank_stream([request("bug")], 20))
+    assert caught.value.code is grpc.StatusCode.UNKNOWN
+    assert names(desk.client.rank_stream([request("a")], 20)) == ["a"]
+
+
+def test_a_stop_answers_what_the_queue_holds_and_then_sends_the_caller_elsewhere(desk, until):
+    desk = desk(workers=1, held=lambda name: name in "abc")
+    feed = Feed(*map(request, "abc"))
+    results, idle = desk.client.rank_stream(feed, None), desk.client.rank_stream(Feed(), None)
+    until(lambda: desk.service.depth == 2)
+    desk.streams.close()
+    with pytest.raises(CallError, match="the ranker is stopping; ask another replica") as caught:
+        next(idle)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    feed.put(request("not read any more"))
+    desk.open.set()
+    assert [next(results).request_id for _ in range(3)] == ["a", "b", "c"]
+    for ended in (results, desk.client.rank_stream([request("new")], None)):
+        with pytest.raises(CallError, match="the ranker is stopping; ask another replica") as caught:
+            next(ended)
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+# --- how much it may take ------------------------------------------------------------------------------------------
+
+
+def test_one_stream_has_at_most_a_quarter_of_the_queue_unanswered(desk, until):
+    desk = desk(capacity=16, workers=1, held=everything)
+    results = desk.client.rank_stream(map(request, range(100)), 30)
+    until(lambda: desk.service.depth == 3)
+    desk.open.set()
+    assert Counter(names(results)) == Counter(str(number) for number in range(100))
+    assert desk.most_inside == 4
+
+
+def test_streams_leave_a_quarter_of_the_queue_to_others(desk, until):
+    desk = desk(capacity=8, workers=1, held=everything)
+    streams = [desk.client.rank_stream(map(request, range(10)), 30) for _ in range(5)]
+    until(lambda: desk.service.depth == 6)
+    single = grpc_avro.Client(desk.address)
+    others = [single.start(Ranker.RANK, request(f"single {number}"), 20) for number in range(2)]
+    until(lambda: desk.service.depth == 8)
+    desk.open.set()
+    assert [other.result().request_id for other in others] == ["single 0", "single 1"]
+    for results in streams:
+        assert sorted(names(results), key=int) == [str(number) for number in range(10)]
+    assert desk.service.counts()["refused"] == 0
+    single.close()
+
+
+def fill(desk):
+    """One is ranked and all other places are taken, until `desk.open` is set."""
+    waiting = [Job(request(f"filler {number}"), now_ms() + SOON_MS) for number in range(desk.streams._room_until + 1)]
+    desk.service.submit(waiting[0])
+    assert desk.entered.acquire(timeout=20)
+    for job in waiting[1:]:
+        desk.service.submit(job)
+    assert desk.service.depth == desk.streams._room_until
+
+
+def waits_for_room(desk):
+    """Of a full queue: some stream has read a request."""
+    return any(stream._jobs for stream in list(desk.streams._open))
+
+
+@pytest.mark.parametrize("capacity", [1, 4])
+def test_in_a_full_queue_a_request_waits_for_room_until_its_deadline(desk, capacity):
+    desk = desk(capacity=capacity, workers=1, held=everything)
+    fill(desk)
+    results = desk.client.rank_stream([request("late", in_ms=100), *map(request, "abc")], 20)
+    late = next(results)
+    assert "deadline passed before there was room in the queue: " in late.error
+    assert late.request_id == "late"
+    desk.open.set()
+    assert names(results) == ["a", "b", "c"]
+    counts = desk.service.counts()
+    assert (counts["expired"], counts["refused"], counts["left"]) == (1, 0, 0)
+
+
+def test_whoever_leaves_while_waiting_for_room_is_counted_once(desk, until):
+    desk = desk(capacity=1, workers=1, held=everything)
+    fill(desk)
+    with desk.client.rank_stream([request("a")], None):
+        until(lambda: waits_for_room(desk))
+    until(lambda: desk.service.counts()["left"] == 1)
+    until(lambda: not desk.streams._open)
+
+
+def test_a_stop_while_a_request_waits_for_room_leaves_it_to_another_ranker(desk, until):
+    desk = desk(capacity=1, workers=1, held=everything)
+    fill(desk)
+    results = desk.client.rank_stream([request("a")], None)
+    until(lambda: waits_for_room(desk))
+    desk.streams.close()
+    with pytest.raises(CallError, match="the ranker is stopping"):
+        next(results)
+    assert desk.service.counts()["refused"] == 1
+
+
+def test_for_a_caller_that_does_not_read_nothing_more_is_ranked(desk):
+    desk = desk(capacity=16, workers=1)
+    sent = (request(number, echo=bytes(200_000)) for number in range(300))
+    results = desk.client.rank_stream(sent, 60)
+    for taken in range(1, 101):
+        next(results)
+        assert desk.service.counts()["served"] - taken < 100  # what fits HTTP/2's window, and the stream's share
+    results.close()
