@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.ranking.drawing import zipf
 from benchmarks.ranking.models import ModelShape, item_texts
 from benchmarks.ranking.pauses import Durations, Pauses
 from benchmarks.ranking.soak_load import (
@@ -20,7 +21,6 @@ from benchmarks.ranking.soak_load import (
     FirstScores,
     Postings,
     phase,
-    zipf,
 )
 from benchmarks.ranking.soaking import by_minute, soak, windows
 from benchmarks.report import Report
