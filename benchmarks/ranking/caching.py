@@ -47,6 +47,7 @@ class NoCache:
         pairs: Sequence[PairVersion],
         compute: Callable[[list[int]], Computed],
         timeout_s: float,
+        interactive: bool = True,
     ) -> Cached:
         rows = compute(list(range(len(pairs)))).rows if pairs else np.empty((0, width))
         return Cached(rows, 0, ())
