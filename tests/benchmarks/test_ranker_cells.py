@@ -8,11 +8,12 @@ import pytest
 
 from benchmarks.ranking.caching import NoCache, caching, same
 from benchmarks.ranking.end_to_end import ENGINE, FUSED, degraded, distribution, end_to_end, means
-from benchmarks.ranking.models import ModelShape, item_texts, make_directory, queries
+from benchmarks.ranking.models import item_texts, queries
 from benchmarks.ranking.surroundings import surroundings, timed
 from benchmarks.report import Report
 from benchmarks.streaming.source import load
 from penstock.ranker.cache import Computed, PairVersion
+from penstock.ranker.engine.untrained import ModelShape, write
 from penstock.schemas.events import RankedItem, RankResult
 
 TINY = ModelShape(2_000, 32, 64, 2, 4, 2, 8)
@@ -68,7 +69,7 @@ def test_queries_are_those_on_federal_postings(tmp_path):
 def around(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cells")
     data = folder / "nowhere"
-    model = make_directory(folder / "model", TINY, item_texts(load(data), 100))
+    model = write(folder / "model", item_texts(load(data), 100), TINY)
     with surroundings(folder / "stack", data, folder / "build", model, 1, ROWS) as made:
         yield made
 
