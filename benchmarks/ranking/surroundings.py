@@ -41,6 +41,7 @@ from penstock.schemas.events import IndexUpdate, RankQuery, RankRequest, RankRes
 
 ROWS = 50_000
 BATCH = 1_000  # updates at a time
+JUDGED = 780  # queries
 PREFIX = "penstock"
 TENANT = "default"
 PATIENCE_MS = 10_000
@@ -132,7 +133,7 @@ def surroundings(
             models=ModelsClient(f"127.0.0.1:{free_port()}"),
             fused=Scorers(scorers.fused),
             both=scorers,
-            queries=_with_vectors(queries(data) or [posting.title for posting in load(data).postings]),
+            queries=_with_vectors(queries(data) or _titles(data)),
             versions=np.ones(rows, np.int64),
         )
         for batch in updates.batches(rows, BATCH, _now_ms()):
@@ -154,6 +155,11 @@ def timed(pipeline: Pipeline, job: Job) -> tuple[float, RankResult]:
     began = time.perf_counter()
     result = pipeline.rank(job, 0.0)
     return (time.perf_counter() - began) * 1e3, result
+
+
+def _titles(data: Path) -> list[str]:
+    """What is asked where there are no judgement queries, as many as those are."""
+    return list(dict.fromkeys(posting.title for posting in load(data).postings))[:JUDGED]
 
 
 def _with_vectors(texts: Sequence[str]) -> list[RankQuery]:
