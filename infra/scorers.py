@@ -121,7 +121,8 @@ def untrained_model(models: Path) -> Path:
         return directory
     postings = sample.shipped_postings(sample.REFERENCE_MS).postings
     try:
-        untrained.write(directory, [f"{posting.title}\n{posting.description}" for posting in postings])
+        texts = [f"{posting.title}\n{posting.description}" for posting in postings]
+        untrained.write(directory, texts, untrained.TINY)
     except FileExistsError:
         if not untrained.is_untrained(directory):  # else somebody else has just written the same
             raise
