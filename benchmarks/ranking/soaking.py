@@ -26,7 +26,7 @@ from penstock.ranker.engine.untrained import ModelShape, write
 
 WARM_UP_S = 300.0  # or a quarter of a shorter soak
 POSTINGS = 6_000
-QUERIES = 200
+QUERIES = 100
 EVERY_S = 0.25  # memory is looked at
 WAIT_S = 300.0  # until the process is ready, and at its end
 

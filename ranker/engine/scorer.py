@@ -6,6 +6,7 @@ More items than a request may hold go as several requests, one after the other, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from penstock.ranker.engine.arena import Arena, Filler, key_of
 from penstock.ranker.engine.engine import TOLERANCE, Engine, EngineStatus, Limits
 from penstock.ranker.engine.plan import Request, Text
 from penstock.ranker.engine.tokens import Encoded, Tokenizer, identity_of, notes
-from penstock.ranker.errors import UnfitScorer
+from penstock.ranker.errors import RankerError, UnfitScorer
 from penstock.schemas.events import IndexUpdate
 
 ARENA_BYTES = 64 << 20  # 100,000 postings of 160 tokens
@@ -32,6 +33,7 @@ class EngineScorer:
 
     part_names = ("yes_no_logit",)
     tolerance = TOLERANCE
+    longest_s = math.inf
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, arena: Arena, model_id: str) -> None:
         """Raises UnfitScorer when the engine's forwards are too small for the longest prompt."""
@@ -70,15 +72,23 @@ class EngineScorer:
         tokenizer = Tokenizer(directory, threads=threads)
 
         def make_backend() -> Backend:
-            answers = (tokenizer.yes, tokenizer.no)
-            return TorchBackend(Weights.load(directory, getattr(torch, DTYPES[dtype]), answers), threads)
+            weights = Weights.load(directory, getattr(torch, DTYPES[dtype]), (tokenizer.yes, tokenizer.no))
+            if tokenizer.longest > weights.shape.max_positions:
+                raise UnfitScorer(
+                    f"{directory}: its positions end at {weights.shape.max_positions} (max_position_embeddings), a "
+                    f"prompt of its template has up to {tokenizer.longest} tokens"
+                )
+            return TorchBackend(weights, threads)
 
         engine = Engine(
             make_backend, _request(tokenizer.prefix(_KNOWN[0]), tokenizer.items([_KNOWN[1]]), False), limits
         )
         model_id = f"engine-{dtype}:{directory.name}:{identity_of(directory, tokenizer)}"
         scorer = cls(engine, tokenizer, Arena(arena_bytes, now_ms), model_id)
-        engine.start()
+        try:
+            engine.start()
+        except RankerError as error:
+            raise error if isinstance(error, UnfitScorer) else UnfitScorer(f"{directory}: {error}") from error
         return scorer
 
     def score(self, query: ScoringQuery, items: Sequence[ScoringItem], caller: Caller = ANYONE) -> Scores:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -223,16 +224,17 @@ def _shape(directory: Path, config: Any) -> Shape:
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
+        head_dim=config.head_dim or config.hidden_size // (config.num_attention_heads or 1),
         intermediate=config.intermediate_size,
         vocabulary=config.vocab_size,
         max_positions=config.max_position_embeddings,
         epsilon=config.rms_norm_eps,
     )
-    if shape.layers < 1 or shape.heads % shape.kv_heads or shape.head_dim % 2:
+    positive = all(getattr(shape, field.name) > 0 for field in fields(shape))
+    if not positive or shape.heads % shape.kv_heads or shape.head_dim % 2:
         raise UnfitScorer(
-            f"{directory}: {shape.layers} layers, {shape.heads} heads over {shape.kv_heads} of {shape.head_dim} "
-            "numbers; expected at least one layer, heads in equal groups, and heads of an even size"
+            f"{directory}: its config.json describes {shape}; expected positive sizes, heads in equal groups, and "
+            "heads of an even size"
         )
     return shape
 
@@ -249,13 +251,19 @@ def _rope(directory: Path, config: Any) -> tuple[Tensor, float]:
         raise UnfitScorer(
             f"{directory} has positions of type {kind!r}: a score would depend on the batch's longest prompt"
         )
-    if kind == "default":
-        size = config.head_dim or config.hidden_size // config.num_attention_heads
-        places = torch.arange(0, size, 2, dtype=torch.float32) / size
-        return 1.0 / float(config.rope_parameters["rope_theta"]) ** places, 1.0
-    if kind not in ROPE_INIT_FUNCTIONS:
+    try:
+        if kind == "default":
+            size = config.head_dim or config.hidden_size // config.num_attention_heads
+            places = torch.arange(0, size, 2, dtype=torch.float32) / size
+            found = 1.0 / float(config.rope_parameters["rope_theta"]) ** places, 1.0
+        else:
+            inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config)
+            found = inv_freq.float(), float(scale)
+    except Exception as error:  # a kind that transformers does not know, or parameters that it cannot compute with
         raise UnfitScorer(
-            f"{directory} has positions of type {kind!r}: expected one of default, {', '.join(ROPE_INIT_FUNCTIONS)}"
-        )
-    inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config)
-    return inv_freq.float(), float(scale)
+            f"{directory}: positions of type {kind!r} cannot be computed ({type(error).__name__}: {error}); expected "
+            f"one of default, {', '.join(ROPE_INIT_FUNCTIONS)}"
+        ) from error
+    if not torch.isfinite(found[0]).all() or not math.isfinite(found[1]):
+        raise UnfitScorer(f"{directory}: positions of type {kind!r} have frequencies that are not finite")
+    return found

@@ -118,6 +118,41 @@ def test_another_activation(directory):
         Weights.load(directory)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_key_value_heads": 0},
+        {"num_key_value_heads": 3},
+        {"num_attention_heads": 0, "head_dim": None},
+        {"num_hidden_layers": 0, "layer_types": []},
+        {"head_dim": 7},
+        {"rms_norm_eps": float("nan")},
+        {"max_position_embeddings": -1},
+    ],
+    ids=str,
+)
+def test_sizes_that_no_model_has(directory, sizes):
+    configure(directory, **sizes)
+    with pytest.raises(UnfitScorer, match=r"expected positive sizes|config\.json cannot be read"):
+        Weights.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [
+        ({"rope_type": "nonsense"}, "'nonsense' cannot be computed"),
+        ({"rope_type": "default", "rope_theta": "x"}, r"cannot be computed|config\.json cannot be read"),
+        ({"rope_type": "default", "rope_theta": -5}, "not finite"),
+        ({"rope_type": "default", "rope_theta": 0}, "not finite"),
+    ],
+    ids=str,
+)
+def test_positions_that_cannot_be_computed(directory, positions, said):
+    configure(directory, rope_parameters=positions)
+    with pytest.raises(UnfitScorer, match=said):
+        Weights.load(directory)
+
+
 def test_positions_that_depend_on_the_batch(directory):
     configure(directory, rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0})
     with pytest.raises(UnfitScorer, match="longest prompt"):
