@@ -22,7 +22,8 @@ from penstock.schemas.rpc import RoleStatus
 
 STATUS_S = 5.0  # seconds that a ranker has to say what it runs
 WITH_MODEL = ("engine", "transformers")
-UNTRAINED = "the model is untrained (random weights): it shows the engine at work and how fast, not better results"
+UNTRAINED = "untrained"  # the directory of the engine's own
+RANDOM = "the model is untrained (random weights): it shows the engine at work and how fast, not better results"
 _REMOTE = (
     "--scorer remote asks a server that settings name: expected its address in ranker.remote.url and what it speaks in "
     "ranker.remote.form, such as PENSTOCK_RANKER__REMOTE__URL=http://127.0.0.1:8000 PENSTOCK_RANKER__REMOTE__FORM=tei"
@@ -83,15 +84,15 @@ def completed(choice: Choice, ranker: RankerSettings, root: Path, models: Path, 
     if choice.scorer not in WITH_MODEL:
         return choice
     model = choice.model or directory_of(ranker, root)
+    if choice.scorer == "engine" and model in (None, models / UNTRAINED):
+        model = untrained_model(models)  # kept by an earlier choice, it may have been removed since
     if model is None:
-        if choice.scorer != "engine":
-            raise SettingsError("--scorer transformers needs --model DIR, the directory of a causal language model")
-        model = untrained_model(models)
+        raise SettingsError("--scorer transformers needs --model DIR, the directory of a causal language model")
     check = doctor.check_scorer(choice.scorer, model, "")
     if not check.ok:
         raise SettingsError(f"--scorer {choice.scorer}: {check.found}; needed: {check.needed}")
     if (model / doctor.UNTRAINED_MARK).is_file():
-        tell(f"{model.name}: {UNTRAINED}" if choice.model else UNTRAINED)
+        tell(f"{model.name}: {RANDOM}" if choice.model else RANDOM)
     return replace(choice, model=model)
 
 
@@ -116,7 +117,7 @@ def untrained_model(models: Path) -> Path:
     from penstock.infra.demo import sample
     from penstock.ranker.engine import untrained
 
-    directory = models / "untrained"
+    directory = models / UNTRAINED
     if untrained.is_untrained(directory):
         return directory
     postings = sample.shipped_postings(sample.REFERENCE_MS).postings

@@ -282,6 +282,11 @@ class RemoteScorerSettings(_Section):
     max_item_chars: PositiveInt = 4_096
     retry_share: float = Field(0.1, ge=0, le=1, description="requests made a second time, as a share of all")
 
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: Any) -> Any:
+        return value or None  # an empty variable is no key
+
 
 class RankerSettings(_Role):
     listen: HostPort = "127.0.0.1:7301"
@@ -313,6 +318,11 @@ class RankerSettings(_Role):
     @property
     def workers_in_force(self) -> int:
         return self.workers or (2 if self.scorer == "fused" else 8)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: Any) -> Any:
+        return value or None  # an empty variable names no directory, and not the one we are in
 
     @field_validator("scorer", mode="before")
     @classmethod

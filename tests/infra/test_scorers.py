@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,13 +91,16 @@ def test_transformers_needs_a_model(tmp_path, told):
 def test_the_engine_without_a_model_gets_an_untrained_one_once_and_it_is_told(tmp_path, told):
     first = completed(Choice("engine"), RankerSettings(), tmp_path, told)
     assert first.model is not None and is_untrained(first.model)
-    assert told == [scorers.UNTRAINED]
+    assert told == [scorers.RANDOM]
     written = (first.model / "model.safetensors").stat().st_mtime_ns
     assert completed(Choice("engine"), RankerSettings(), tmp_path, told) == first
     assert (first.model / "model.safetensors").stat().st_mtime_ns == written
     assert len(told) == 2
     completed(first, RankerSettings(), tmp_path, told)
     assert told[2].startswith("untrained: the model is untrained")
+    shutil.rmtree(first.model)
+    kept = RankerSettings(scorer="engine", model=first.model)
+    assert completed(Choice("engine"), kept, tmp_path, told) == first and is_untrained(first.model)
 
 
 def test_writing_a_model_brings_no_model_library(tmp_path):

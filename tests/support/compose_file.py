@@ -106,7 +106,7 @@ def _service(name: str, given: Mapping[str, Any]) -> Service:
         restart=given["restart"],
         stop_grace_s=int(given.get("stop_grace_period", "10s").removesuffix("s")),
         ports=dict(_port(name, text) for text in given.get("ports", ())),
-        volumes=dict(text.split(":") for text in given.get("volumes", ())),
+        volumes=dict(text.removesuffix(":ro").split(":") for text in given.get("volumes", ())),
         healthy=tuple(check[1:]),
         after={other: how["condition"] for other, how in given.get("depends_on", {}).items()},
         build=given.get("build"),

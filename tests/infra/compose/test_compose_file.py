@@ -92,6 +92,28 @@ def test_every_address_and_command_fits_the_settings(services, monkeypatch):
             assert settings.tracing.endpoint == ""
 
 
+def test_the_ranker_s_scorer_its_model_and_its_key_are_its_own(services, monkeypatch):
+    chosen = {
+        "PENSTOCK_RANKER__SCORER": "engine",
+        "PENSTOCK_RANKER__MODEL": "/models/qwen3",
+        "PENSTOCK_FOLDER_MODELS": "/srv/models",
+        "PENSTOCK_RANKER__REMOTE__API_KEY": "secret",
+    }
+    named = load("cpu", chosen)
+    assert named["ranker"].volumes == {"/srv/models": "/models"}
+    for key, value in named["ranker"].environment.items():
+        monkeypatch.setenv(key, value)
+    ranker = Settings().ranker
+    assert (ranker.scorer, ranker.model) == ("engine", Path("/models/qwen3"))
+    assert ranker.remote.api_key.get_secret_value() == "secret"
+    assert [name for name, service in named.items() if "secret" in service.environment.values()] == ["ranker"]
+    for name, service in services.items():
+        if SAME.get(name, name) == "ranker":
+            for key, value in service.environment.items():
+                monkeypatch.setenv(key, value)
+            assert (Settings().ranker.model, Settings().ranker.remote.api_key) == (None, None)
+
+
 def test_only_the_gpu_profile_asks_for_devices():
     assert not [service for service in load("cpu", {}).values() if service.devices]
     gpu = {service.name: service for service in load("gpu", {}).values() if service.devices}

@@ -12,10 +12,13 @@ from waiting import eventually
 from penstock.infra import settings as settings_module
 from penstock.infra.local import provision
 from penstock.infra.local.errors import PartFailed, StackError
+from penstock.infra.local.health import Health, Probe
 from penstock.infra.local.layout import Layout
-from penstock.infra.local.parts import Part
+from penstock.infra.local.parts import PARTS, Part, find
 from penstock.infra.local.scorer import remembered
 from penstock.infra.scorers import Choice
+from penstock.infra.settings import Settings
+from penstock.schemas import grpc_avro, rpc
 
 RANKER = """
 from penstock.infra.settings import load
@@ -162,3 +165,23 @@ def test_a_model_that_is_gone_is_told_before_anything_starts(tmp_path):
         require_fit(layout, settings_module.load_at(tmp_path))
     assert f"{tmp_path / 'models' / 'gone'} is not a directory" in str(told.value)
     assert "penstock up --scorer fused" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("ready", "detail"), [(True, "engine, model small, served_total 7, queue_depth 0"), (False, "models not ready")]
+)
+def test_status_tells_the_scorer_first_and_trouble_alone(free_port, ready, detail):
+    port = free_port()
+    told = rpc.RoleStatus(
+        role="ranker",
+        ready=ready,
+        reason="" if ready else "models not ready",
+        numbers={"served_total": 7.0, "queue_depth": 0.0, "redis_up": 1.0},
+        texts={"scorer": "engine", "model": "/models/small", "model_id": "fused:1+engine-fp32:small:2"},
+    )
+    server = grpc_avro.serve(f"127.0.0.1:{port}", {rpc.Ranker.STATUS: lambda request, context: told})
+    try:
+        probe = Probe(Settings(), {"ranker": port, "flink_rest": free_port()}, None, lambda name: 1.0)
+        assert probe.check(find(PARTS, "ranker")) == Health(ready, detail)
+    finally:
+        server.stop(0).wait(10)
