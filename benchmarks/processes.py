@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import psutil
 
+from penstock.infra.local import ports
+
 END_S = 10.0
 
 
@@ -38,6 +40,14 @@ def beside(
         ours.close()
         process.join(END_S)
         process.kill()
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at the moment of asking."""
+    port = ports.candidate()
+    while not ports.is_free(port):
+        port = ports.candidate()
+    return port
 
 
 def leave(pipe: Connection) -> NoReturn:

@@ -2,6 +2,7 @@
 
     python benchmarks/ranker.py --json build/ranker.json                 # about a quarter of an hour
     python benchmarks/ranker.py --cells errors,packed --repeats 2        # a trial
+    python benchmarks/ranker.py --cells e2e,cache --requests 200 --rows 5000
     python benchmarks/ranker.py --soak --json build/ranker-soak.json     # an hour on one thread, and nothing else
 
     errors     logits against float64 throughout, prompt by prompt
@@ -11,6 +12,8 @@
     embedding  items a second of 60 + 2 (a vector and a token) over those of 60 + 150
     invariance the largest change of a score over orders, packings, budgets and company
     true       a request of 70 + 150 at the shape of Qwen3-0.6B
+    e2e        a search through the whole pipeline, 250 candidates (ranking/end_to_end.py)
+    cache      what the score cache finds and saves over 20,000 searches (ranking/caching.py)
 
 The shape is that of ranker/engine/untrained.py: 6 layers, hidden 384, vocabulary 30,000, weights random. Peers may
 choose their batch; what they chose stands in the cell. Tokens are made beforehand, for everybody but CrossEncoder.
@@ -35,7 +38,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.ranking.models import (  # noqa: E402  # found by the line above, wherever this is called from
+from benchmarks.ranking.caching import REQUESTS, caching  # noqa: E402  # found by the line above, wherever called from
+from benchmarks.ranking.end_to_end import REQUESTS as E2E_REQUESTS  # noqa: E402
+from benchmarks.ranking.end_to_end import end_to_end  # noqa: E402
+from benchmarks.ranking.models import (  # noqa: E402
     QWEN_0_6B,
     fixed,
     item_texts,
@@ -44,6 +50,7 @@ from benchmarks.ranking.models import (  # noqa: E402  # found by the line above
 )
 from benchmarks.ranking.peers import Transformers, cross_encoder, oracle  # noqa: E402
 from benchmarks.ranking.soaking import POSTINGS, soak  # noqa: E402
+from benchmarks.ranking.surroundings import ROWS, surroundings  # noqa: E402
 from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
@@ -55,7 +62,9 @@ from penstock.ranker.engine.tokens import Tokenizer  # noqa: E402
 from penstock.ranker.engine.untrained import SMALL  # noqa: E402
 from penstock.ranker.engine.weights import Weights  # noqa: E402
 
-CELLS = ("errors", "packed", "prefix", "small", "embedding", "invariance", "true")
+ALONE = ("errors", "packed", "prefix", "small", "embedding", "invariance", "true")  # cells of the engine
+WHOLE = ("e2e", "cache")  # of the ranker with all that it needs
+CELLS = (*ALONE, *WHOLE)
 BUDGET = 16_384  # tokens a forward
 ITEMS, QUERY_TOKENS, ITEM_TOKENS = 50, 70, 150
 REAL_ITEMS = 64
@@ -293,6 +302,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder that holds usajobs_postings")
     parser.add_argument("--cells", default=",".join(CELLS), help=f"some of {','.join(CELLS)}")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="of the cache's cell, at most of e2e's")
+    parser.add_argument("--rows", type=int, default=ROWS, help="postings in the index of e2e and cache")
     parser.add_argument("--threads", type=int, help="all there are by default, of a soak one")
     parser.add_argument(
         "--soak", type=float, nargs="?", const=3_600.0, metavar="SECONDS", help="this alone; see ranking/soaking.py"
@@ -310,7 +321,7 @@ def main() -> int:
         texts = item_texts(source, POSTINGS if given.soak else 4_000)
         asked = queries(given.data) or [DEFAULT_QUERY]
         if given.soak:
-            wrong = soak(report, folder, texts, asked, given.soak, threads)
+            wrong = soak(report, folder, SMALL, texts, asked, given.soak, threads)
             return told(report, about, given.json, wrong)
         directory = untrained.write(folder / "small", texts)
         weights = Weights.load(directory)
@@ -339,11 +350,23 @@ def main() -> int:
             "invariance": invariance,
             "true": true_shape,
         }
-        for each in CELLS:
+        for each in ALONE:
             if each in chosen:
-                print(f"{each}, load average {os.getloadavg()[0]:.1f}", flush=True)
+                say(each)
                 cells[each](run)
+        if set(chosen) & set(WHOLE):
+            with surroundings(folder / "stack", given.data, ROOT / "build", directory, threads, given.rows) as around:
+                if "e2e" in chosen:
+                    say("e2e")
+                    run.wrong += end_to_end(report, around, min(given.requests, E2E_REQUESTS))
+                if "cache" in chosen:
+                    say("cache")
+                    run.wrong += caching(report, around, given.requests)
     return told(report, about, given.json, run.wrong)
+
+
+def say(cell: str) -> None:
+    print(f"{cell}, load average {os.getloadavg()[0]:.1f}", flush=True)
 
 
 def told(report: Report, about: Mapping[str, Any], path: Path | None, wrong: int) -> int:

@@ -139,7 +139,7 @@ class ScoreCache:
         self._clock = clock
         self._chance = chance
         self._patience = Patience()
-        self._flights: SingleFlight[str, Row] = SingleFlight(clock)
+        self._flights: dict[bool, SingleFlight[str, Row]] = {who: SingleFlight(clock) for who in (True, False)}
         self._lock = threading.Lock()
         self._asked = 0
         self._hits = 0
@@ -152,9 +152,11 @@ class ScoreCache:
         pairs: Sequence[PairVersion],
         compute: Callable[[list[int]], Computed],
         timeout_s: float,
+        interactive: bool = True,
     ) -> Cached:
         """A row of `width` numbers a pair. `compute` gets the positions nobody knows yet, each once.
 
+        Interactive callers share each other's flights alone: none waits for what somebody computes without haste.
         Raises what `compute` raises, and TimeoutError when an identical request in flight is not done in time.
         """
         keys = pair_keys(self._prefix, model_id, query, pairs)
@@ -174,7 +176,7 @@ class ScoreCache:
                 found.update(rows)
             return found
 
-        shared = self._flights.get(keys, fill, timeout_s)
+        shared = self._flights[interactive].get(keys, fill, timeout_s)
         with self._lock:
             self._asked += len(position)
             self._hits += len(position) - computed

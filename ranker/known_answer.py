@@ -7,15 +7,17 @@ the scorer says of itself.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from penstock.ranker.backends.scorer import Scorer, ScoringItem, ScoringQuery
-from penstock.ranker.errors import NoScores
+from penstock.ranker.backends.scorer import ANYONE, Caller, Scorer, ScoringItem, ScoringQuery
+from penstock.ranker.errors import DeadlinePassed, NoScores
 from penstock.ranker.scoring import Scorers
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
 
 CHECK_EVERY_MS = 10_000
+CHECK_S = 2.0  # that a check may take: who asks for a status does not wait for long
 
 _QUERY = ScoringQuery("registered nurse in Ohio, night shift", None)
 _ITEM = ScoringItem(
@@ -53,26 +55,30 @@ class KnownAnswer:
         self._verdict = Verdict(True, "", now_ms())
 
     def verdict(self, idle_ms: int) -> Verdict:
-        """The last check, or a fresh one when nothing was served for a while and the last is as old."""
-        with self._lock:
-            if min(idle_ms, self._now_ms() - self._verdict.checked_ms) >= CHECK_EVERY_MS:
+        """The last check, or a fresh one when nothing was served for a while and the last is as old.
+
+        Who asks while somebody else checks gets the last one.
+        """
+        if min(idle_ms, self._now_ms() - self._verdict.checked_ms) >= CHECK_EVERY_MS and self._lock.acquire(False):
+            try:
                 self._verdict = self._check()
-            return self._verdict
+            finally:
+                self._lock.release()
+        return self._verdict
 
     def _check(self) -> Verdict:
-        now = self._now_ms()
         for model, expected in zip(self._models, self._expected, strict=True):
             try:
-                p = self._score(model)
-            except NoScores:  # away or full: answers say so, and this is the language model's own health to tell
+                p = self._score(model, Caller(deadline_s=time.monotonic() + CHECK_S))
+            except (NoScores, DeadlinePassed):  # away, full or busy: its own health tells, and the answers do
                 continue
             except Exception as error:  # whatever it is, the scorer does not score: that is the answer
-                return Verdict(False, f"scoring a known pair failed: {type(error).__name__}: {error}", now)
+                return Verdict(False, f"scoring a known pair failed: {type(error).__name__}: {error}", self._now_ms())
             if not abs(p - expected) <= model.tolerance:
                 reason = f"a known pair scores {p} by {model.model_id}, at the start it scored {expected}"
-                return Verdict(False, reason, now)
-        return Verdict(True, "", now)
+                return Verdict(False, reason, self._now_ms())
+        return Verdict(True, "", self._now_ms())
 
     @staticmethod
-    def _score(model: Scorer) -> float:
-        return float(model.score(_QUERY, [_ITEM]).p[0])
+    def _score(model: Scorer, caller: Caller = ANYONE) -> float:
+        return float(model.score(_QUERY, [_ITEM], caller).p[0])

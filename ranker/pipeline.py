@@ -112,7 +112,7 @@ class Pipeline:
         if query.vector is None and query.words is None:
             scored, model_id = _unscored(found), NEWEST_FIRST
         else:
-            scored, model_id = self._score(request, query.vector, found, stages), self._scorers.model_id
+            scored, model_id = self._score(request, query.vector, found, window, stages), self._scorers.model_id
         with stages.stage("reply"):
             return self._reply(request, window, query, found, scored, model_id)
 
@@ -149,12 +149,21 @@ class Pipeline:
             stages.degrade("analyze: the words could not be encoded, words alone (the models role's log has the cause)")
         return analysis.vector, understood or analysis.understood
 
-    def _score(self, request: RankRequest, vector: QueryVector | None, found: Found, stages: Stages) -> Scored:
+    def _score(
+        self, request: RankRequest, vector: QueryVector | None, found: Found, window: Window, stages: Stages
+    ) -> Scored:
         records = Records(self._store, self._retrieval, found.hits, lambda: stages.remaining_s)
         query = ScoringQuery(request.query.text, vector)
-        interactive = request.class_ is RankClass.INTERACTIVE
         return scoring.score(
-            self._scorers, self._cache, query, request.tenant, found.hits, records, stages, interactive=interactive
+            self._scorers,
+            self._cache,
+            query,
+            request.tenant,
+            found.hits,
+            records,
+            stages,
+            interactive=request.class_ is RankClass.INTERACTIVE,
+            lm_items=window.lm_items,
         )
 
     def _reply(
@@ -186,7 +195,12 @@ class Pipeline:
             epoch=found.epochs,
             understood=query.understood,
             next_cursor=policy.next_cursor(
-                request, window, in_block=len(found.hits), epoch=found.epoch, limits=self._limits
+                request,
+                window,
+                in_block=len(found.hits),
+                lm_items=scored.lm_asked,
+                epoch=found.epoch,
+                limits=self._limits,
             ),
             timings={},
             echo=request.echo,
@@ -197,4 +211,4 @@ class Pipeline:
 def _unscored(found: Found) -> Scored:
     """Neither words nor a vector: nothing to compare with, so every posting scores 0 and the newest come first."""
     parts = [{"recency": float(hit.recency)} for hit in found.hits]
-    return Scored(np.zeros(len(found.hits)), parts, 0, 0)
+    return Scored(np.zeros(len(found.hits)), parts, 0, 0, 0)

@@ -216,6 +216,8 @@ class _Stream:
                 self._wait_for_room(job, came_ms)
         except (CallerLeft, DeadlinePassed, QueueClosed) as error:
             self._service.turn_away(job, error)
+            if isinstance(error, QueueClosed):
+                self.stop()
             return
         with self._changed:
             ended = self._ended

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Histogram
 
 from penstock.infra.telemetry import DEGRADED
-from penstock.ranker.backends.scorer import LanguageModel, Scorer, ScoringItem, ScoringQuery
+from penstock.ranker.backends.scorer import LanguageModel, Scorer, Scores, ScoringItem, ScoringQuery
 from penstock.ranker.cache import Cached, Computed, PairVersion, ScoreCache
 from penstock.ranker.errors import CallerLeft, RankerError
 from penstock.ranker.policy import order
 from penstock.ranker.records import Records
-from penstock.ranker.shaping.lm_depth import Pace, decide_lm_depth
+from penstock.ranker.shaping.lm_depth import LmDepth, Pace, Reason, decide_lm_depth
 from penstock.ranker.stages import Stages
 from penstock.schemas.events import IndexUpdate
 from penstock.schemas.rpc import Hit
@@ -36,7 +36,8 @@ LM_ITEMS = Histogram(
 )
 LM_DEPTHS = Counter("penstock_lm_depth_total", "Requests by what bound the language model's depth", ["reason"])
 
-PATIENCE = 4.0  # budgets that an interactive request waits for the language model, where its deadline lets it
+ALONE = 5.0  # so many times the budget may take what nobody watches
+PATIENCE = 4.0  # budgets that a request waits for the language model, where its deadline lets it
 SHARE = 0.8  # of the time that is left, at most; the rest is for the reply
 
 _CLIP = 1e-9  # keeps log-odds finite
@@ -47,14 +48,16 @@ _TINY = np.finfo(np.float64).tiny
 class Scorers:
     """The cheap one for the whole depth, and the dear one for the top where there is one.
 
-    `depths` ascend: how many the language model may score; `budget_s` is what it may take of an interactive request.
+    `depths` ascend: how many the language model may score; `budget_s` is what it may take of an interactive request,
+    and ALONE times that of one that nobody watches.
     """
 
     fused: Scorer
     language_model: LanguageModel | None = None
     depths: tuple[int, ...] = (16, 32, 64)
     budget_s: float = 0.2
-    pace: Pace = field(default_factory=Pace)  # the language model's
+    searching: Pace = field(default_factory=Pace)  # the language model's, for interactive requests
+    others: Pace = field(default_factory=Pace)
 
     @property
     def model_id(self) -> str:
@@ -69,7 +72,8 @@ class Scored:
 
     p: NDArray[np.float64]  # [n]
     parts: list[dict[str, float]]  # [n]
-    lm_scored: int
+    lm_asked: int  # how many of the best the language model was asked for; 0 where it gave none
+    lm_scored: int  # of those, that are still there
     cache_hits: int
 
 
@@ -83,24 +87,29 @@ def score(
     stages: Stages,
     *,
     interactive: bool = True,
+    lm_items: int | None = None,
 ) -> Scored:
-    """Raises NonFiniteScore, CallError and what else the fused scorer raises, CallerLeft and DeadlinePassed."""
-    ask = _Ask(cache, query, tenant, hits, records, stages)
+    """`lm_items`: as many as the language model scored for the page before, which this one goes on from.
+
+    Raises NonFiniteScore, CallError and what else the fused scorer raises, CallerLeft and DeadlinePassed.
+    """
+    ask = _Ask(cache, query, tenant, hits, records, stages, interactive)
     everything = list(range(len(hits)))
-    cheap = ask.rows(scorers.fused, everything, "score", interactive, stages.remaining_s)
+    cheap = ask.rows(scorers.fused, everything, "score", stages.remaining_s)
     p = cheap.rows[:, 0].copy()
     names = scorers.fused.part_names
     parts = [dict(zip(names, row, strict=True)) for row in cheap.rows[:, 1:].tolist()]
     model = scorers.language_model
     if model is None:
-        return Scored(p, parts, 0, cheap.hits)
+        return Scored(p, parts, 0, 0, cheap.hits)
     live = [at for at in everything if not np.isnan(p[at])]
     ranked = [live[place] for place in order(p[live], [hits[at].posting_id for at in live])]
-    top, dear = _best(scorers, model, ask, ranked, interactive)
+    top, dear = _best(scorers, model, ask, ranked, lm_items)
     if dear is None:
-        return Scored(p, parts, 0, cheap.hits)
+        return Scored(p, parts, 0, 0, cheap.hits)
+    asked = len(top)
     seen = ~np.isnan(dear.rows[:, 0])
-    rest = ranked[len(top) :]
+    rest = ranked[asked:]
     p[[at for at, ok in zip(top, seen, strict=True) if not ok]] = np.nan  # deleted between the two
     top = [at for at, ok in zip(top, seen, strict=True) if ok]
     for at, row in zip(top, dear.rows[seen].tolist(), strict=True):
@@ -108,46 +117,48 @@ def score(
         parts[at].update(zip(("yes_no", *model.part_names), row, strict=True))
     p[top] = combine(p[top], dear.rows[seen, 0])
     p[rest] = below(p[rest], p[top])
-    return Scored(p, parts, len(top), cheap.hits + dear.hits)
+    return Scored(p, parts, asked, len(top), cheap.hits + dear.hits)
 
 
 def _best(
-    scorers: Scorers, model: LanguageModel, ask: _Ask, ranked: list[int], interactive: bool
+    scorers: Scorers, model: LanguageModel, ask: _Ask, ranked: list[int], lm_items: int | None
 ) -> tuple[list[int], Cached | None]:
     """The positions that the language model scored, with its rows; no rows where it gave none, and the answer says why.
 
     Raises CallerLeft, and DeadlinePassed when it is the request's own deadline that passed.
     """
-    stages = ask.stages
-    left_s = SHARE * stages.remaining_s
-    budget_s = min(scorers.budget_s, left_s) if interactive else left_s
-    pace = scorers.pace.seconds_an_item(stages.clock())
-    depth = decide_lm_depth(scorers.depths, len(ranked), budget_s, pace)
+    stages, pace = ask.stages, scorers.searching if ask.interactive else scorers.others
+    budget_s = scorers.budget_s if ask.interactive else ALONE * scorers.budget_s
+    within_s = min(SHARE * stages.remaining_s, PATIENCE * budget_s, model.longest_s)
+    budget_s = min(budget_s, within_s)
+    cost = pace.cost(stages.clock())
+    if lm_items is None:
+        depth = decide_lm_depth(scorers.depths, len(ranked), budget_s, cost)
+    else:
+        depth = LmDepth(min(lm_items, len(ranked)), Reason.PAGE)
     LM_DEPTHS.labels(depth.reason.value).inc()
     top = ranked[: depth.items]
-    if ranked and not top:
+    if ranked and not top and cost is not None and depth.reason is Reason.BUDGET:
         DEGRADED.labels("ranker", "language model: too slow").inc()
+        one_ms = 1000 * (cost.fixed_s + cost.item_s)
         stages.degrade(
-            f"language model: not asked, an item takes {1000 * (pace or 0):.0f} ms of the {1000 * budget_s:.0f} ms "
-            "there are; fused scores alone"
+            f"language model: not asked, a posting takes {one_ms:.0f} ms of the {1000 * budget_s:.0f} ms there are; "
+            "fused scores alone"
         )
-    within_s = min(left_s, PATIENCE * scorers.budget_s) if interactive else left_s
-    began = stages.clock()
     try:
-        rows = ask.rows(model, top, "lm", interactive, within_s)
+        rows = ask.rows(model, top, "lm", within_s, pace)
     except CallerLeft:
         raise
     except (RankerError, TimeoutError) as error:
         if stages.is_late:
             raise
-        now = stages.clock()
-        if now - began >= within_s:  # it may be as slow as this, or slower
-            scorers.pace.measured(now, len(top), now - began)
         DEGRADED.labels("ranker", "language model").inc()
-        stages.degrade(f"language model: {error}; fused scores alone")
+        stages.degrade(f"language model: {error or 'an identical request took too long'}; fused scores alone")
+        if lm_items:
+            stages.degrade(
+                "page: ordered without the language model, unlike the one before: postings may repeat or lack"
+            )
         return [], None
-    computed = len(top) - rows.hits
-    scorers.pace.measured(stages.clock(), computed, stages.clock() - began)
     LM_ITEMS.observe(len(top))
     return top, rows
 
@@ -187,13 +198,31 @@ class _Ask:
     hits: Sequence[Hit]
     records: Records
     stages: Stages
+    interactive: bool
 
-    def rows(self, scorer: Scorer, positions: list[int], stage: str, interactive: bool, within_s: float) -> Cached:
-        """Rows of p and parts for `positions`, within `within_s` seconds; NaN where the posting is gone."""
+    def rows(
+        self, scorer: Scorer, positions: list[int], stage: str, within_s: float, pace: Pace | None = None
+    ) -> Cached:
+        """Rows of p and parts for `positions`, within `within_s` seconds; NaN where the posting is gone.
+
+        `pace` learns what the scorer took, also when it gave up.
+        """
         stages, hits = self.stages, self.hits
         width = 1 + len(scorer.part_names)
         pairs = [PairVersion(self.tenant, hits[at].posting_id, hits[at].version, hits[at].revision) for at in positions]
-        caller = stages.caller(interactive, within_s)
+        caller = stages.caller(self.interactive, within_s)
+
+        def timed(items: list[ScoringItem]) -> Scores:
+            began = stages.clock()
+            try:
+                scores = scorer.score(self.query, items, caller)
+            except TimeoutError:  # it may be as slow as this, or slower
+                if pace is not None:
+                    pace.measured(stages.clock(), len(items), stages.clock() - began)
+                raise
+            if pace is not None:
+                pace.measured(stages.clock(), len(items), stages.clock() - began)
+            return scores
 
         def compute(missing: list[int]) -> Computed:
             at = [positions[place] for place in missing]
@@ -204,14 +233,15 @@ class _Ask:
             items = [_item(hits[at[place]], update) for place, update in enumerate(updates) if update is not None]
             with stages.stage(stage):
                 if items:
-                    scores = scorer.score(self.query, items, caller)
+                    scores = timed(items)
                     stages.degrade(*scores.notes)
                     stages.inside(stage, scores.timings)
                     rows[live, 0], rows[live, 1:] = scores.p, scores.parts
             keep = np.array([self.records.is_exact(one) for one in at])
             return Computed(rows, keep)
 
+        query = self.query.identity()
         with stages.stage("cache"):
-            found = self.cache.rows(scorer.model_id, width, self.query.identity(), pairs, compute, within_s)
+            found = self.cache.rows(scorer.model_id, width, query, pairs, compute, within_s, self.interactive)
         stages.degrade(*found.degraded, *self.records.degraded)
         return found

@@ -20,7 +20,7 @@ import grpc
 import structlog
 
 from penstock.infra.settings import Settings
-from penstock.ranker.backends.load import load_scorers
+from penstock.ranker.backends.load import described, load_scorers
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.calls import rank_handler
 from penstock.ranker.feature_feed import FeatureFeed
@@ -97,7 +97,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         topic_codec(topics.RANK_RESULTS, settings.kafka.schema_registry),
         now_ms,
     )
-    report = StatusReport(service, cache, link, features, known_answer, scorers, models, retrieval, now_ms)
+    about = described(ranker)
+    report = StatusReport(service, cache, link, features, known_answer, scorers, models, retrieval, now_ms, about)
     report.export()
     streams = RankStreams(service, pipeline.check, ranker.max_queue, now_ms)
     handlers: dict[Method, Handler] = {

@@ -5,7 +5,7 @@ Redis is not one of them: without it answers are dearer, not fewer, and they say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +51,7 @@ class StatusReport:
     models: OneRole
     retrieval: ManyRoles
     now_ms: Callable[[], int]
+    about: Mapping[str, str]  # what the scorer is
 
     def status(self) -> RoleStatus:
         verdict = self.known_answer.verdict(self.service.idle_ms)
@@ -71,7 +72,7 @@ class StatusReport:
             "known_answer_age_seconds": (self.now_ms() - verdict.checked_ms) / 1000,
         }
         numbers |= health.numbers
-        texts = {"model_id": self.scorers.model_id, "features": progress.state}
+        texts = {**self.about, "model_id": self.scorers.model_id, "features": progress.state}
         if model is not None:
             texts["language_model"] = health.reason or "well"
         return RoleStatus(role="ranker", ready=not troubles, reason="; ".join(troubles), numbers=numbers, texts=texts)

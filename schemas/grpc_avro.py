@@ -237,8 +237,4 @@ _RECONNECT = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 # A caller that vanished without a word is noticed within 40 s: an idle stream would hold its place for hours.
-_KEEPALIVE = [
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),  # no bound: 2 would be the default, and idle streams send no data
-]
+_KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.http2.ping_timeout_ms", 10_000)]

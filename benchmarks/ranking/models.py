@@ -41,11 +41,12 @@ def item_texts(source: Source, count: int) -> list[str]:
 
 
 def queries(data: Path) -> list[str]:
-    """The judgement queries where the data folder has them, else none."""
+    """The judgement queries on federal postings where the data folder has them, else none."""
     path = data / "relevance_judgements" / "queries.jsonl"
-    return (
-        [json.loads(line)["query"] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    )
+    if not path.exists():
+        return []
+    judged = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [each["query"] for each in judged if each["split"] in ("train", "dev")]
 
 
 def fixed(items: int, prefix: int, item: int, seed: int = 0) -> Request:

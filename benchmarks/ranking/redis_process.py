@@ -10,7 +10,8 @@ from pathlib import Path
 
 import redis
 
-from penstock.infra.local import config, ports, programs
+from benchmarks.processes import free_port
+from penstock.infra.local import config, programs
 from penstock.infra.local.layout import Layout
 
 START_S = 20.0
@@ -21,9 +22,7 @@ def shipped_redis(folder: Path) -> Iterator[str]:
     """Its URL. It keeps its files below `folder` and is empty at the start."""
     layout = Layout(folder)
     layout.redis.mkdir(parents=True)
-    port = ports.candidate()
-    while not ports.is_free(port):
-        port = ports.candidate()
+    port = free_port()
     conf = layout.redis / "redis.conf"
     conf.write_text(config.redis_conf(layout, {"redis": port}, None), encoding="utf-8")
     process = subprocess.Popen([programs.redis_server(), str(conf)], stdout=subprocess.DEVNULL)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.ranking.drawing import zipf
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
 
 CYCLE_S, BURST_S, QUIET_S = 120.0, 25.0, 15.0  # a cycle, and its last parts
 LARGEST = 64  # items of a request, but for the bulk's
 BULK = 2_000
-FAVOURED = 128  # postings that one query mostly meets
+FAVOURED = 64  # postings that one query mostly meets
 VERSION_STEP = 7 * 3  # texts from one version of a posting to the next
 SAME = 1e-5
 
@@ -28,13 +29,6 @@ MIXED, BURST, QUIET = "mixed", "burst", "quiet"
 def phase(elapsed_s: float) -> str:
     left = CYCLE_S - elapsed_s % CYCLE_S
     return QUIET if left <= QUIET_S else BURST if left <= QUIET_S + BURST_S else MIXED
-
-
-def zipf(count: int, exponent: float) -> NDArray[np.float64]:
-    """The chance of each of `count`, the likeliest first; [count]."""
-    weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
-    chances: NDArray[np.float64] = weights / weights.sum()
-    return chances
 
 
 @dataclass(frozen=True, slots=True)

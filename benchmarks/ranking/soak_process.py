@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,7 +33,8 @@ from penstock.ranker.backends.load import load_scorers
 from penstock.ranker.backends.scorer import Caller, ScoringItem, ScoringQuery
 from penstock.ranker.cache import Computed, PairVersion, ScoreCache
 from penstock.ranker.engine.errors import EngineFull
-from penstock.ranker.errors import CallerLeft
+from penstock.ranker.engine.tokens import SLICE
+from penstock.ranker.errors import CallerLeft, DeadlinePassed
 from penstock.ranker.known_answer import KnownAnswer
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.scoring import Scorers
@@ -41,11 +43,12 @@ OUTCOMES = ("served", "expired", "left", "refused", "failed")
 CALLERS = 8
 ARENA_BYTES = 1 << 20  # of what the postings need, about half
 WAITING_TOKENS = 24_576  # a burst asks for more
-TTL_S = 20
+TTL_S = 60
 FEED_EVERY_S, FED = 0.25, 8  # postings a step
 BULK_EVERY = 3  # cycles
 AGAIN_S = 0.25  # after it was refused
 TELL_EVERY_S = 60.0
+READY_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,6 @@ def run(soak: Soak, answer: Connection) -> None:
         role = _Role(soak, load_scorers(settings), pauses)
         gc.collect()
         gc.freeze()  # as the role does
-        answer.send({"began": True})
         role.run(answer)
         told = role.told()
         pauses.clear()
@@ -99,14 +101,20 @@ class _Role:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()  # of what failed; by type, so there are few
+        self._read = threading.Barrier(CALLERS + 1)  # passed when every caller has read everything
         self._stop = threading.Event()
         self._began_s = time.monotonic()
 
     def run(self, answer: Connection) -> None:
-        self._began_s = time.monotonic()
         threads = [threading.Thread(target=self._call, args=(one,), name=f"caller-{one}") for one in range(CALLERS)]
-        threads += [threading.Thread(target=self._bulk, name="bulk"), threading.Thread(target=self._feed, name="feed")]
         for thread in threads:
+            thread.start()
+        self._read.wait(READY_S)
+        self._began_s = time.monotonic()
+        self._pauses.clear()
+        answer.send({"began": True})
+        threads += [threading.Thread(target=self._bulk, name="bulk"), threading.Thread(target=self._feed, name="feed")]
+        for thread in threads[CALLERS:]:
             thread.start()
         try:
             warm, tell_s = False, TELL_EVERY_S
@@ -145,12 +153,24 @@ class _Role:
     # --- its threads ---------------------------------------------------------------------------------------------
 
     def _call(self, number: int) -> None:
+        self._read_everything(number)
+        self._read.wait(READY_S)
         drawing = Drawing((1, number), len(self._soak.queries), len(self._postings))
         while not self._stop.is_set():
             if (now := phase(self._elapsed_s)) == QUIET:
                 self._stop.wait(0.2)
             elif self._ask(drawing.next(now)) == "refused":
                 self._stop.wait(AGAIN_S)
+
+    def _read_everything(self, number: int) -> None:
+        """What a thread's tokeniser and its allocator keep is kept then, some megabytes. No forward is made."""
+        whole = len(self._postings)
+        nobody = Caller(deadline_s=0.0)
+        for first in range(0, whole, SLICE):
+            at = [(number * whole // CALLERS + first + one) % whole for one in range(SLICE)]
+            items = [ScoringItem(0.5, 0.0, self._postings.current[one]) for one in at]
+            with suppress(DeadlinePassed, EngineFull):
+                self._scorer.score(ScoringQuery(self._soak.queries[0], None), items, nobody)
 
     def _bulk(self) -> None:
         drawing = Drawing((1, CALLERS), len(self._soak.queries), len(self._postings))

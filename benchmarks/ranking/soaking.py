@@ -22,11 +22,11 @@ from benchmarks.ranking.redis_process import shipped_redis
 from benchmarks.ranking.soak_process import Soak
 from benchmarks.report import Report
 from penstock.infra.local.config import ROLE_ENVIRONMENT
-from penstock.ranker.engine import untrained
+from penstock.ranker.engine.untrained import ModelShape, write
 
 WARM_UP_S = 300.0  # or a quarter of a shorter soak
 POSTINGS = 6_000
-QUERIES = 200
+QUERIES = 100
 EVERY_S = 0.25  # memory is looked at
 WAIT_S = 300.0  # until the process is ready, and at its end
 
@@ -43,6 +43,7 @@ class Memory:
 def soak(
     report: Report,
     folder: Path,
+    shape: ModelShape,
     texts: Sequence[str],
     queries: Sequence[str],
     seconds: float,
@@ -52,7 +53,7 @@ def soak(
     warm_up_s = min(WARM_UP_S, seconds / 4)
     with shipped_redis(folder / "stack") as url:
         plan = Soak(
-            directory=untrained.write(folder / "soak", texts),
+            directory=write(folder / "soak", texts, shape),
             redis_url=url,
             texts=tuple(texts[:POSTINGS]),
             queries=tuple(queries[:QUERIES]),
@@ -67,7 +68,7 @@ def soak(
     report.notes["soak"] = {
         "seconds": seconds,
         "warm_up_s": warm_up_s,
-        "shape": asdict(untrained.SMALL),
+        "shape": asdict(shape),
         "threads": threads,
         "postings": len(plan.texts),
         "queries": len(plan.queries),

@@ -122,6 +122,10 @@ class Health:
 class LanguageModel(Scorer, Protocol):
     """A dear scorer, for the best of a request. Owns memory, threads or connections: close it."""
 
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which it gives a call up by itself; infinite where it does not."""
+
     def health(self) -> Health:
         """Of work done lately; costs nothing."""
 

@@ -8,7 +8,9 @@ padding. Nothing is fetched.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ from numpy.typing import NDArray
 from penstock.ranker.backends.prompt import item_text
 from penstock.ranker.backends.scorer import ANYONE, Caller, Health, Scores, ScoringItem, ScoringQuery, probability
 from penstock.ranker.engine.tokens import Tokenizer, identity_of, notes
-from penstock.ranker.errors import UnfitScorer
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, UnfitScorer
 from penstock.schemas.events import IndexUpdate
 
+LONGEST_WAIT_S = 30.0  # for other callers' forwards, of one without a deadline
 FORWARD_TOKENS = 4_096  # padded tokens a forward, at most (one prompt always fits)
 
 
@@ -29,6 +32,7 @@ class YesNoScorer:
     """Loads once; forwards run one at a time under a lock, on `threads` CPU threads or on `device`."""
 
     part_names = ("yes_no_logit",)
+    longest_s = math.inf
     tolerance = 1e-3  # a GPU's sums may differ in order between runs
 
     def __init__(self, directory: Path, *, threads: int = 1, device: str = "cpu") -> None:
@@ -40,12 +44,14 @@ class YesNoScorer:
             torch.set_num_threads(threads)
         self._torch = torch
         self._lock = threading.Lock()
+        self._trouble = ""
         self._device = device
         self._model = _load(directory, device)
-        self.model_id = f"yes-no:{directory.name}:{identity_of(directory, self._tokenizer)}"
+        computes_in = f"{self._model.dtype}-{torch.device(device).type}".removeprefix("torch.")
+        self.model_id = f"yes-no-{computes_in}:{directory.name}:{identity_of(directory, self._tokenizer)}"
 
     def score(self, query: ScoringQuery, items: Sequence[ScoringItem], caller: Caller = ANYONE) -> Scores:
-        """One score an item, in order. Asks whether the caller still waits before each forward.
+        """One score an item, in order. Whether the caller still waits is asked before each forward, never in one.
 
         Raises UnreadableText, NonFiniteScore, CallerLeft, DeadlinePassed.
         """
@@ -55,12 +61,24 @@ class YesNoScorer:
         logits = np.zeros(len(items))
         for batch in batches([len(prompt) for prompt in prompts], FORWARD_TOKENS):
             caller.check("its forward")
-            logits[batch] = self._forward([prompts[at] for at in batch])
+            if not self._lock.acquire(timeout=min(caller.deadline_s - time.monotonic(), LONGEST_WAIT_S)):
+                raise DeadlinePassed("its forward", late_ms=0)
+            try:
+                caller.check("its forward")
+                logits[batch] = self._forward([prompts[at] for at in batch])
+                self._trouble = ""
+            except (CallerLeft, DeadlinePassed):
+                raise
+            except Exception as error:
+                self._trouble = f"the last forward failed: {type(error).__name__}: {error}"
+                raise
+            finally:
+                self._lock.release()
         return Scores(probability(logits), logits[:, None], tuple(notes(prefix, encoded)))
 
     def health(self) -> Health:
-        """Nothing that the ranker's known answer would not see."""
-        return Health()
+        """Not ready from a forward that fails to one that does not: a dead GPU fails them all."""
+        return Health(not self._trouble, self._trouble)
 
     def ingest(self, updates: Sequence[IndexUpdate]) -> None:
         """Nothing: postings are tokenised with each query."""
@@ -69,7 +87,7 @@ class YesNoScorer:
         self._tokenizer.close()
 
     def _forward(self, prompts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
-        """logit of yes - logit of no, float64 [len(prompts)]."""
+        """logit of yes - logit of no, float64 [len(prompts)]. The lock is held."""
         torch = self._torch
         longest = max(len(prompt) for prompt in prompts)
         ids = torch.zeros((len(prompts), longest), dtype=torch.long)
@@ -78,7 +96,7 @@ class YesNoScorer:
             ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
             mask[row, longest - len(prompt) :] = 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with self._lock, torch.inference_mode():
+        with torch.inference_mode():
             out = self._model(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),

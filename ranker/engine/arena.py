@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
 
 from penstock.ranker.backends.prompt import item_text
-from penstock.ranker.engine.tokens import Encoded, Tokenizer
+from penstock.ranker.engine.tokens import SLICE, Encoded, Tokenizer
 from penstock.schemas.events import IndexOp, IndexUpdate
 
 BLOCK = 32  # tokens: half of it is lost to an item on average
@@ -183,7 +183,7 @@ class Filler:
         self._tokenizer = tokenizer
 
     def fill(self, updates: Sequence[IndexUpdate]) -> int:
-        """Tokenise what is new, in one batch; how many items were written. What is deleted or expired is dropped.
+        """Tokenise what is new, slice by slice; how many items were written. What is deleted or expired is dropped.
 
         Raises UnreadableText.
         """
@@ -198,12 +198,13 @@ class Filler:
                 self._arena.remove(key_of(update))
             elif self._arena.lacks(key_of(update)):
                 wanted.append(update)
-        items = self._tokenizer.items([item_text(update) for update in wanted])
-        written = [
-            self._arena.write(key_of(update), item, update.expires_at)
-            for update, item in zip(wanted, items, strict=True)
-        ]
-        return sum(written)
+        written = 0
+        for start in range(0, len(wanted), SLICE):  # on this thread: the worker threads are for those who wait
+            some = wanted[start : start + SLICE]
+            items = self._tokenizer.items([item_text(update) for update in some])
+            for update, item in zip(some, items, strict=True):
+                written += self._arena.write(key_of(update), item, update.expires_at)
+        return written
 
 
 def key_of(update: IndexUpdate) -> ItemKey:

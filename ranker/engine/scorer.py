@@ -6,6 +6,7 @@ More items than a request may hold go as several requests, one after the other, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ class EngineScorer:
     """Safe to share between threads. Owns the engine, the tokenizer and the arena."""
 
     part_names = ("yes_no_logit",)
+    longest_s = math.inf
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, arena: Arena, model_id: str, tolerance: float = TOLERANCE

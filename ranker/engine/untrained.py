@@ -46,7 +46,8 @@ class ModelShape:
     max_position_embeddings: int = 4_096
 
 
-SMALL = ModelShape(30_000, 384, 1_152, 6, 6, 2, 64)
+SMALL = ModelShape(30_000, 384, 1_152, 6, 6, 2, 64)  # what is timed
+TINY = ModelShape(16_000, 128, 384, 4, 2, 1, 64)  # what is shown: 64 postings in 0.18 s of one slow core, 12 MB
 
 
 def is_untrained(directory: Path) -> bool:

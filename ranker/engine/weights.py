@@ -240,7 +240,11 @@ def _shape(directory: Path, config: Any) -> Shape:
 
 
 def _rope(directory: Path, config: Any) -> tuple[Tensor, float]:
-    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+    """Frequencies and scale, as transformers' Qwen3RotaryEmbedding has them.
+
+    Not from itself: its module brings transformers' whole modelling, many seconds of a ranker's start.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     kind = config.rope_parameters["rope_type"]
     if kind in _BATCH_ROPE:
@@ -248,11 +252,17 @@ def _rope(directory: Path, config: Any) -> tuple[Tensor, float]:
             f"{directory} has positions of type {kind!r}: a score would depend on the batch's longest prompt"
         )
     try:
-        rotary: Any = Qwen3RotaryEmbedding(config)
-        found = rotary.inv_freq.float(), float(rotary.attention_scaling)
+        if kind == "default":
+            size = config.head_dim or config.hidden_size // config.num_attention_heads
+            places = torch.arange(0, size, 2, dtype=torch.float32) / size
+            found = 1.0 / float(config.rope_parameters["rope_theta"]) ** places, 1.0
+        else:
+            inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config)
+            found = inv_freq.float(), float(scale)
     except Exception as error:  # a kind that transformers does not know, or parameters that it cannot compute with
         raise UnfitScorer(
-            f"{directory}: positions of type {kind!r} cannot be computed ({type(error).__name__}: {error})"
+            f"{directory}: positions of type {kind!r} cannot be computed ({type(error).__name__}: {error}); expected "
+            f"one of default, {', '.join(ROPE_INIT_FUNCTIONS)}"
         ) from error
     if not torch.isfinite(found[0]).all() or not math.isfinite(found[1]):
         raise UnfitScorer(f"{directory}: positions of type {kind!r} have frequencies that are not finite")

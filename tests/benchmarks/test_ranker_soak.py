@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.ranking.models import ModelShape, item_texts
+from benchmarks.ranking.drawing import zipf
+from benchmarks.ranking.models import item_texts
 from benchmarks.ranking.pauses import Durations, Pauses
 from benchmarks.ranking.soak_load import (
     BULK,
@@ -20,11 +21,11 @@ from benchmarks.ranking.soak_load import (
     FirstScores,
     Postings,
     phase,
-    zipf,
 )
 from benchmarks.ranking.soaking import by_minute, soak, windows
 from benchmarks.report import Report
 from benchmarks.streaming.source import load
+from penstock.ranker.engine.untrained import ModelShape
 from penstock.schemas.events import IndexOp
 
 TINY = ModelShape(2_000, 32, 64, 2, 4, 2, 8)

@@ -64,7 +64,7 @@ def posting(name, version=1, revision=0, region=None, posted_at=None):
 class Reader:
     """p from the title's last digit; remembers what it scored."""
 
-    tolerance = 0.0
+    tolerance, longest_s = 0.0, float("inf")
 
     def __init__(self, model_id="reader", sign=1.0):
         self.model_id = model_id
@@ -99,7 +99,7 @@ class World:
     def __init__(self, redis_url, count=10, lm=None, depths=(3,), shards=1, models=None, limits=LIMITS):
         self.shelf, self.fused, self.models = Shelf(), Reader(), models or Encoder()
         self.now, self.clock_s = NOW, 0.0
-        link = RedisLink(connect(RedisSettings(url=redis_url)), time.monotonic)
+        self.link = link = RedisLink(connect(RedisSettings(url=redis_url)), time.monotonic)
         self.store = FeatureStore(link, "t", 60_000)
         self.pipeline = Pipeline(
             models=self.models,
@@ -417,14 +417,14 @@ def test_the_language_model_scores_the_top_and_the_rest_stays_below(redis_url):
 
 
 class Model(Reader):
-    """A language model whose calls take `seconds` of the world's clock, or fail."""
+    """A language model whose calls take seconds of the world's clock, or fail."""
 
-    def __init__(self, seconds=0.0, error=None):
+    def __init__(self, error=None):
         super().__init__("lm", sign=-5.0)
-        self.seconds, self.error, self.world = seconds, error, None
+        self.seconds_an_item, self.error, self.world = 0.0, error, None
 
     def score(self, query, items, caller):
-        self.world.clock_s += self.seconds
+        self.world.clock_s += len(items) * self.seconds_an_item
         if self.error is not None:
             raise self.error
         return super().score(query, items, caller)
@@ -484,29 +484,92 @@ def test_a_request_whose_own_deadline_passed_in_the_language_model_is_late(redis
 def test_the_language_model_is_told_who_waits_and_has_part_of_the_time(redis_url):
     world = with_model(redis_url, model := Model())
     world.rank(deadline=NOW + 500)
-    world.rank(text="other", class_=RankClass.ALERT, deadline=NOW + 5_000)
+    world.rank(text="other", class_=RankClass.ALERT, deadline=NOW + 1_000)
     world.rank(text="third")
-    searching, alert, patient = model.callers
+    world.rank(text="fourth", class_=RankClass.ALERT, deadline=NOW + 60_000)
+    searching, alert, patient, idle = model.callers
     assert (searching.interactive, searching.deadline_s) == (True, pytest.approx(scoring.SHARE * 0.5))
-    assert (alert.interactive, alert.deadline_s) == (False, pytest.approx(scoring.SHARE * 5.0))
+    assert (alert.interactive, alert.deadline_s) == (False, pytest.approx(scoring.SHARE * 1.0))
     assert patient.deadline_s == pytest.approx(scoring.PATIENCE * 0.2)
+    assert idle.deadline_s == pytest.approx(scoring.PATIENCE * scoring.ALONE * 0.2)
+    model.longest_s = 0.1
+    world.rank(text="fifth")
+    assert model.callers[-1].deadline_s == pytest.approx(0.1)
 
 
 def test_a_slow_model_scores_as_many_as_its_budget_allows_and_an_alert_waits_for_more(redis_url):
-    world = with_model(redis_url, model := Model(seconds=0.2), depths=(2, 4, 8))
-    texts = iter(str(number) for number in range(100))
-    depths = [world.rank(text=next(texts)).lm_scored for _ in range(4)]
-    assert depths == [2, 2, 2, 2]  # 0.1 s each, then 0.2 s budget
-    model.seconds = 0.002
-    quick = [world.rank(text=next(texts)).lm_scored for _ in range(40)]
+    world = with_model(redis_url, model := Model(), depths=(2, 4, 8))
+    texts = iter(str(number) for number in range(1_000))
+
+    def served(seconds_an_item, count, **changes):
+        model.seconds_an_item = seconds_an_item
+        return [world.rank(text=next(texts), **changes).lm_scored for _ in range(count)]
+
+    assert served(0.09, 4) == [2, 2, 2, 2]
+    quick = served(0.001, 60)
     assert quick[0] == 2 and quick[-1] == 8 and sorted(quick) == quick
-    model.seconds = 10.0
-    slow = [world.rank(text=next(texts)) for _ in range(10)]
+    assert served(0.09, 30)[-1] == 2
+    alert = {"class_": RankClass.ALERT, "deadline": NOW + 60_000}
+    assert served(0.09, 3, **alert) == [2, 8, 8]  # of a budget five times as large
+    model.seconds_an_item = 10.0
+    slow = [world.rank(text=next(texts)) for _ in range(20)]
     assert slow[-1].lm_scored == 0
-    assert "language model: not asked, an item takes" in slow[-1].degraded[0]
-    assert world.rank(text=next(texts), class_=RankClass.ALERT, deadline=NOW + 60_000).lm_scored > 2
+    assert "language model: not asked, a posting takes" in slow[-1].degraded[0]
+    model.seconds_an_item = 0.001
+    assert world.rank(text=next(texts)).lm_scored == 0
     world.clock_s += 3_600.0  # long ago: it is tried again
     assert world.rank(text=next(texts)).lm_scored == 8
+
+
+def test_a_model_that_outlasts_the_deadline_is_asked_for_less_next_time(redis_url):
+    world = with_model(redis_url, model := Model(error=DeadlinePassed("its forward", late_ms=3)), depths=(8,))
+    score = model.score
+
+    def slow(query, items, caller):
+        world.now, world.clock_s = world.now + 11_000, world.clock_s + 11.0
+        return score(query, items, caller)
+
+    model.score = slow
+    with pytest.raises(DeadlinePassed):
+        world.rank()
+    assert world.rank(text="other", deadline=world.now + 10_000).lm_scored == 0
+    assert model.callers == [] and world.now == NOW + 11_000  # not asked again
+
+
+def test_the_pages_of_a_search_are_ordered_alike_whatever_the_pace_is_meanwhile(redis_url):
+    world = with_model(redis_url, model := Model(), depths=(2, 4, 8))
+    model.seconds_an_item = 0.05
+    first = world.rank(page=Page(size=5), depth=10)  # 2: nothing is measured yet
+    model.seconds_an_item = 0.0001
+    for number in range(60):
+        deep = world.rank(text=f"other {number}").lm_scored
+    assert (first.lm_scored, deep) == (2, 8)
+    second = world.rank(page=Page(size=5, cursor=first.next_cursor), depth=10)
+    assert second.lm_scored == 2 and sorted(ids(first) + ids(second)) == [f"p{number}" for number in range(10)]
+    model.error = RemoteAway("no connection")
+    world.pipeline._cache = ScoreCache(world.link, "emptied", 900, time.monotonic)
+    alone = world.rank(page=Page(size=5, cursor=first.next_cursor), depth=10)
+    assert "page: ordered without the language model" in alone.degraded[-1]
+
+
+def test_who_waits_for_a_search_does_not_wait_for_the_same_pair_of_an_alert(redis_url):
+    world, entered, release = with_model(redis_url, model := Model()), threading.Event(), threading.Event()
+    score = model.score
+
+    def slow(query, items, caller):
+        if not caller.interactive:
+            entered.set()
+            assert release.wait(20)
+        return score(query, items, caller)
+
+    model.score = slow
+    alert = threading.Thread(target=world.rank, kwargs={"class_": RankClass.ALERT})
+    alert.start()
+    assert entered.wait(20)
+    assert world.rank().lm_scored == 3  # while the alert's are not done
+    release.set()
+    alert.join(20)
+    assert not alert.is_alive()
 
 
 def test_what_a_model_spent_where_is_in_the_timings(redis_url):

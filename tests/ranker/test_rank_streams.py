@@ -10,6 +10,7 @@ from collections import Counter
 
 import grpc
 import pytest
+from answering import STATUS, answered
 from open_feed import Feed
 
 from penstock.ranker.calls import rank_handler
@@ -22,10 +23,10 @@ from penstock.schemas import grpc_avro
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import RankQuery, RankRequest, RankResult
 from penstock.schemas.grpc_avro import CallError
-from penstock.schemas.rpc import Ranker
+from penstock.schemas.rpc import Ranker, StatusRequest
 from penstock.schemas.wire import codec
 
-SOON_MS = 20_000
+SOON_MS = 15_000
 
 
 def now_ms():
@@ -46,16 +47,19 @@ class Desk:
     def __init__(self, address, *, capacity=64, workers=2, held=lambda name: False):
         self.address, self.held = address, held
         self.entered, self.open = threading.Semaphore(0), threading.Event()
+        self.deadlines_ms = []
         self.most_inside = 0  # requests, of one worker, that waited or were ranked when one was done
         self.service = RankService(DeadlineQueue(capacity), self._rank, workers, now_ms)
         self.streams = RankStreams(self.service, self._check, capacity, now_ms)
         handlers = {
             Ranker.RANK: rank_handler(self.service, self._check, now_ms),
             Ranker.RANK_STREAM: self.streams.rank,
+            **STATUS,
         }
         self.listener = grpc_avro.serve(address, handlers, workers=64)
-        self.client = RankerClient(address)
         self.service.start()
+        self.client = RankerClient(address)
+        answered(lambda: self.client.status(5))
 
     def _check(self, asked):
         if asked.request_id == "invalid":
@@ -64,6 +68,7 @@ class Desk:
             raise ZeroDivisionError("a bug in a check")
 
     def _rank(self, job, waited_ms):
+        self.deadlines_ms.append(job.deadline_ms)
         self.entered.release()
         assert not self.held(job.request.request_id) or self.open.wait(20)
         self.most_inside = max(self.most_inside, self.service.depth + 1)
@@ -72,6 +77,11 @@ class Desk:
         return RankResult(
             request_id=job.request.request_id, tenant=job.request.tenant, timings={}, echo=job.request.echo
         )
+
+    def begins(self, times=1):
+        """Waits until that many more requests have been begun."""
+        for _ in range(times):
+            assert self.entered.acquire(timeout=20)
 
     def close(self):
         self.open.set()
@@ -82,7 +92,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(free_port):
+def desk(free_port, until):
+    """Makes desks, and closes them in the end: then nobody reads any more."""
     opened = []
 
     def make(**how):
@@ -92,6 +103,7 @@ def desk(free_port):
     yield make
     for one in opened:
         one.close()
+    until(lambda: not any(thread.name == "rank-stream" for thread in threading.enumerate()))
 
 
 def everything(name):
@@ -129,19 +141,21 @@ def test_what_fails_is_answered_with_its_error_and_the_others_go_on(desk):
 def test_a_request_waits_no_longer_than_its_stream(desk):
     desk = desk(workers=1, held=everything)
     sent = [request("busy"), request("waits", in_ms=3_600_000)]
+    until_ms = now_ms() + 1_000
     with pytest.raises(CallError) as caught:
-        names(desk.client.rank_stream(sent, 0.3))
+        names(desk.client.rank_stream(sent, 1.0))
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert desk.entered.acquire(timeout=20)
+    desk.begins()
     desk.open.set()
     # Withdrawn when the stream ended, or expired if a worker was there sooner: served it is not.
     desk.service.close(20)
     counts = desk.service.counts()
     assert counts["left"] + counts["expired"] == 1 and counts["served"] == 1
+    assert desk.deadlines_ms[0] < until_ms + SOON_MS / 2
 
 
 def test_the_twin_on_a_loop_gives_the_same(desk, until):
-    desk = desk(workers=1, held=lambda name: name == "held")
+    desk = desk(workers=1, held=lambda name: name in ("held", "c"))
 
     async def each(*wanted):
         for name in wanted:
@@ -151,6 +165,7 @@ def test_the_twin_on_a_loop_gives_the_same(desk, until):
         client = AsyncRankerClient(desk.address)
         results = [one async for one in client.rank_stream(each("a", "invalid", "b"), 20)]
         async with client.rank_stream(each("held", "c"), None):
+            await asyncio.to_thread(desk.begins, 3)
             await asyncio.to_thread(until, lambda: desk.service.depth == 1)
         await asyncio.to_thread(until, lambda: desk.service.counts()["left"] == 1)
         await client.close()
@@ -163,9 +178,10 @@ def test_the_twin_on_a_loop_gives_the_same(desk, until):
 
 
 def test_a_caller_that_leaves_takes_its_requests_along(desk, until):
-    desk = desk(workers=1, held=lambda name: name == "busy")
+    desk = desk(workers=1, held=lambda name: name != "done")
     results = desk.client.rank_stream(Feed(*map(request, ["done", "busy", *range(10)])), None)
     assert next(results).request_id == "done"
+    desk.begins(2)
     until(lambda: desk.service.depth == 10)
     results.close()
     until(lambda: desk.service.counts()["left"] == 10)
@@ -176,7 +192,7 @@ def test_a_caller_that_leaves_takes_its_requests_along(desk, until):
 
 
 def test_bytes_that_are_no_request_end_the_stream_and_withdraw_the_others(desk, until):
-    desk = desk(workers=1, held=lambda name: name == "busy")
+    desk = desk(workers=1, held=lambda name: name != "done")
     garbage = threading.Event()
 
     def bodies():
@@ -188,6 +204,7 @@ def test_bytes_that_are_no_request_end_the_stream_and_withdraw_the_others(desk, 
     with grpc.insecure_channel(desk.address) as channel:
         replies = channel.stream_stream(Ranker.RANK_STREAM.path)(bodies(), timeout=20)
         assert codec(RankResult).decode(next(replies)).request_id == "done"
+        desk.begins(2)
         until(lambda: desk.service.depth == 1)
         garbage.set()
         with pytest.raises(grpc.RpcError, match="starts with 67 61 72 62"):
@@ -209,6 +226,7 @@ def test_a_stop_answers_what_the_queue_holds_and_then_sends_the_caller_elsewhere
     desk = desk(workers=1, held=lambda name: name in "abc")
     feed = Feed(*map(request, "abc"))
     results, idle = desk.client.rank_stream(feed, None), desk.client.rank_stream(Feed(), None)
+    desk.begins()
     until(lambda: desk.service.depth == 2)
     desk.streams.close()
     with pytest.raises(CallError, match="the ranker is stopping; ask another replica") as caught:
@@ -229,6 +247,7 @@ def test_a_stop_answers_what_the_queue_holds_and_then_sends_the_caller_elsewhere
 def test_one_stream_has_at_most_a_quarter_of_the_queue_unanswered(desk, until):
     desk = desk(capacity=16, workers=1, held=everything)
     results = desk.client.rank_stream(map(request, range(100)), 30)
+    desk.begins()
     until(lambda: desk.service.depth == 3)
     desk.open.set()
     assert Counter(names(results)) == Counter(str(number) for number in range(100))
@@ -238,8 +257,10 @@ def test_one_stream_has_at_most_a_quarter_of_the_queue_unanswered(desk, until):
 def test_streams_leave_a_quarter_of_the_queue_to_others(desk, until):
     desk = desk(capacity=8, workers=1, held=everything)
     streams = [desk.client.rank_stream(map(request, range(10)), 30) for _ in range(5)]
+    desk.begins()
     until(lambda: desk.service.depth == 6)
     single = grpc_avro.Client(desk.address)
+    answered(lambda: single.call(Ranker.STATUS, StatusRequest(), 5))
     others = [single.start(Ranker.RANK, request(f"single {number}"), 20) for number in range(2)]
     until(lambda: desk.service.depth == 8)
     desk.open.set()
@@ -254,7 +275,7 @@ def fill(desk):
     """One is ranked and all other places are taken, until `desk.open` is set."""
     waiting = [Job(request(f"filler {number}"), now_ms() + SOON_MS) for number in range(desk.streams._room_until + 1)]
     desk.service.submit(waiting[0])
-    assert desk.entered.acquire(timeout=20)
+    desk.begins()
     for job in waiting[1:]:
         desk.service.submit(job)
     assert desk.service.depth == desk.streams._room_until

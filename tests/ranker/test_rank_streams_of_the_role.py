@@ -4,6 +4,7 @@ from collections import Counter
 
 import grpc
 import pytest
+from answering import answered
 from open_feed import Feed
 from ranker_stack import Stack, ask, status
 
@@ -11,7 +12,14 @@ from penstock.ranker.rank_streams import MAX_STREAMS
 from penstock.schemas import grpc_avro
 from penstock.schemas.events import Page
 from penstock.schemas.grpc_avro import CallError
-from penstock.schemas.rpc import Ranker
+from penstock.schemas.rpc import Ranker, StatusRequest
+
+
+def hold(stack):
+    """From now on nobody's words are read until `hold` is set; `entered` counts those who ask."""
+    stack.hold.clear()
+    while stack.entered.acquire(blocking=False):
+        pass
 
 
 def test_results_come_as_they_are_done_and_are_those_of_single_calls(redis_url, free_port, until):
@@ -51,8 +59,9 @@ def test_a_caller_that_leaves_midway_takes_its_requests_along(redis_url, free_po
         results = stack.client.rank_stream(Feed(*(ask(f"r{number}") for number in range(30))), None)
         assert next(results).error is None
         assert all(next(results).error is None for _ in range(29))
-        stack.hold.clear()
+        hold(stack)
         held = stack.client.rank_stream(Feed(*(ask(f"s{number}") for number in range(30))), None)
+        assert stack.entered.acquire(timeout=20)
         until(lambda: status(stack).numbers["queue_depth"] == 29)
         held.close()
         until(lambda: status(stack).numbers["left_total"] == 29)
@@ -65,8 +74,9 @@ def test_a_caller_that_leaves_midway_takes_its_requests_along(redis_url, free_po
 def test_a_stopping_role_answers_what_waits_and_then_ends_its_streams(redis_url, free_port, until):
     with Stack(redis_url, free_port, workers=1) as stack:
         until(lambda: status(stack))
-        stack.hold.clear()
+        hold(stack)
         results = stack.client.rank_stream(Feed(*(ask(f"r{number}") for number in range(5))), None)
+        assert stack.entered.acquire(timeout=20)
         until(lambda: status(stack).numbers["queue_depth"] == 4)
         idle = stack.client.rank_stream(Feed(ask("invalid", page=Page(size=0))), None)
         assert "page.size" in next(idle).error
@@ -92,10 +102,9 @@ def test_a_stream_too_many_is_refused_and_single_callers_are_not(redis_url, free
         with pytest.raises(CallError, match=f"{MAX_STREAMS} streams are open, at most {MAX_STREAMS} may be") as caught:
             next(stack.client.rank_stream([ask()], None))
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        stack.hold.clear()
-        while stack.entered.acquire(blocking=False):
-            pass
+        hold(stack)
         channel = grpc_avro.Client(stack.settings.ranker.listen)
+        answered(lambda: channel.call(Ranker.STATUS, StatusRequest(), 5))
         single = [channel.start(Ranker.RANK, ask("busy"), 20)]
         assert stack.entered.acquire(timeout=20)
         single.append(channel.start(Ranker.RANK, ask("waits"), 20))

@@ -4,6 +4,7 @@ Kafka is away throughout: the loops that need it wait for it, and nobody who cal
 """
 
 import gc
+import time
 
 import grpc
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from qwen3_directory import make_directory
 from ranker_stack import Stack, ask, status
 
-from penstock.ranker.known_answer import CHECK_EVERY_MS, KnownAnswer
+from penstock.ranker.errors import DeadlinePassed
+from penstock.ranker.known_answer import CHECK_EVERY_MS, CHECK_S, KnownAnswer
 from penstock.ranker.scoring import Scorers
 from penstock.schemas import grpc_avro
 from penstock.schemas.events import Page
@@ -109,12 +111,14 @@ class Fickle:
     model_id, part_names, tolerance = "fickle", (), 1e-6
 
     def __init__(self):
-        self.p, self.asked = 0.5, 0
+        self.p, self.asked, self.error = 0.5, 0, None
 
     def score(self, query, items, caller=None):
         from penstock.ranker.backends.scorer import Scores
 
-        self.asked += 1
+        self.asked, self.caller = self.asked + 1, caller
+        if self.error is not None:
+            raise self.error
         return Scores(np.full(len(items), self.p), np.zeros((len(items), 0)))
 
 
@@ -132,3 +136,13 @@ def test_a_scorer_is_only_asked_when_idle_and_a_changed_answer_is_seen():
     now[0] += CHECK_EVERY_MS
     scorer.p = 0.5
     assert known.verdict(CHECK_EVERY_MS).ok
+
+
+def test_a_scorer_that_is_busy_is_not_waited_for_and_not_ill():
+    scorer, now = Fickle(), [0]
+    known = KnownAnswer(Scorers(scorer), lambda: now[0])
+    now[0] += CHECK_EVERY_MS
+    scorer.error = DeadlinePassed("its forward", late_ms=1)
+    began = time.monotonic()
+    assert known.verdict(CHECK_EVERY_MS).ok and scorer.asked == 2
+    assert began + CHECK_S <= scorer.caller.deadline_s <= time.monotonic() + CHECK_S

@@ -1,6 +1,7 @@
 """The yes/no scorer on a tiny random Qwen3 directory made here."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -151,3 +152,26 @@ def test_nobody_waits_for_a_forward(scorer):
         scorer.score(QUERY, [item("nurse")], Caller(has_left=lambda: True))
     with pytest.raises(DeadlinePassed, match="before its forward"):
         scorer.score(QUERY, [item("nurse")], Caller(deadline_s=0.0))
+
+
+def test_nobody_waits_past_a_deadline_for_somebody_elses_forward(scorer):
+    with scorer._lock, pytest.raises(DeadlinePassed, match="before its forward"):
+        scorer.score(QUERY, [item("nurse")], Caller(deadline_s=time.monotonic() + 0.05))
+
+
+def test_a_forward_that_fails_is_told_until_one_does_not(scorer, monkeypatch):
+    def dead(**_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert scorer.health().ready
+    with monkeypatch.context() as broken:
+        broken.setattr(scorer, "_model", dead)
+        with pytest.raises(RuntimeError):
+            scorer.score(QUERY, [item("nurse")])
+        assert (scorer.health().ready, "illegal memory access" in scorer.health().reason) == (False, True)
+    scorer.score(QUERY, [item("nurse")])
+    assert scorer.health().ready
+
+
+def test_the_model_id_says_what_it_computes_in_and_where(scorer, directory):
+    assert scorer.model_id.startswith(f"yes-no-float32-cpu:{directory.name}:")

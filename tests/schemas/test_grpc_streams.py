@@ -1,13 +1,16 @@
 """Streams over a real socket: replies as they come, errors that keep their kind, and both ways of leaving."""
 
 import asyncio
+import contextlib
 import itertools
 import queue
+import socket
 import threading
 import time
 
 import grpc
 import pytest
+from answering import STATUS, answered, answered_on_a_loop
 from open_feed import Feed
 from structlog.contextvars import bound_contextvars, get_contextvars
 
@@ -15,7 +18,7 @@ from penstock.schemas import grpc_avro
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import RankQuery, RankRequest, RankResult
 from penstock.schemas.grpc_avro import CallError
-from penstock.schemas.rpc import Ranker
+from penstock.schemas.rpc import Ranker, StatusRequest
 from penstock.schemas.wire import codec
 
 STREAM = Ranker.RANK_STREAM
@@ -28,7 +31,7 @@ def serving(free_port):
 
     def start(handler):
         address = f"127.0.0.1:{free_port()}"
-        servers.append(grpc_avro.serve(address, {STREAM: handler}))
+        servers.append(grpc_avro.serve(address, {STREAM: handler, **STATUS}))
         return address
 
     yield start
@@ -41,8 +44,10 @@ def dial(serving):
     clients = []
 
     def connect(handler):
-        clients.append(grpc_avro.Client(serving(handler)))
-        return clients[-1]
+        client = grpc_avro.Client(serving(handler))
+        clients.append(client)
+        answered(lambda: client.call(Ranker.STATUS, StatusRequest(), 5))
+        return client
 
     yield connect
     for client in clients:
@@ -199,10 +204,62 @@ def test_the_streams_deadline_ends_it_on_both_sides(dial):
 
     began = time.monotonic()
     with pytest.raises(CallError) as caught:
-        next(dial(hold).stream(STREAM, Feed(), 0.2))
+        next(dial(hold).stream(STREAM, Feed(), 0.5))
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - began >= 0.19
-    assert left.wait(20) and 0 < told[0] <= 0.2
+    assert time.monotonic() - began >= 0.49
+    assert left.wait(20) and 0 < told[0] < 0.6
+
+
+class Line:
+    """Carries bytes to an address and back, until it is cut: from then on it swallows them in silence."""
+
+    def __init__(self, address):
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._door.getsockname()[1]}"
+        self._far, self._ends, self._cut = address.rsplit(":", 1), [], threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        near = self._door.accept()[0]
+        far = socket.create_connection((self._far[0], int(self._far[1])))
+        self._ends = [near, far]
+        for source, sink in ((near, far), (far, near)):
+            threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                if not self._cut.is_set():
+                    sink.sendall(data)
+
+    def cut(self):
+        self._cut.set()
+
+    def close(self):
+        for end in (self._door, *self._ends):
+            end.close()
+
+
+def test_a_caller_that_vanished_without_a_word_is_noticed(serving, monkeypatch):
+    shortened = [(name, 1_000) for name, _ in grpc_avro._KEEPALIVE]
+    monkeypatch.setattr(grpc_avro, "_KEEPALIVE", shortened)
+    left = threading.Event()
+
+    def hold(requests, context):
+        context.add_callback(left.set)
+        yield result(next(requests).request_id)
+        left.wait()
+
+    line = Line(serving(hold))
+    client = grpc_avro.Client(line.address)
+    answered(lambda: client.call(Ranker.STATUS, StatusRequest(), 5))
+    replies = client.stream(STREAM, Feed(request("a")), None)
+    assert next(replies).request_id == "a"
+    line.cut()
+    assert left.wait(20)
+    replies.close()
+    client.close()
+    line.close()
 
 
 class SourceBroke(Exception):
@@ -291,6 +348,7 @@ def on_a_loop(address, work):
     async def run():
         client = grpc_avro.AsyncClient(address)
         try:
+            await answered_on_a_loop(lambda: client.call(Ranker.STATUS, StatusRequest(), 5))
             return await asyncio.wait_for(work(client), 30)
         finally:
             await client.close()
@@ -347,7 +405,7 @@ def test_on_a_loop_a_closed_stream_a_cancelled_reader_and_a_deadline_reach_the_s
         await asyncio.to_thread(left.get, timeout=20)
 
         with pytest.raises(CallError) as caught:
-            await next_of(client.stream(STREAM, each([]), 0.2))
+            await next_of(client.stream(STREAM, each([]), 0.5))
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
         await asyncio.to_thread(left.get, timeout=20)
 

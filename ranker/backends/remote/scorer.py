@@ -87,6 +87,7 @@ class RemoteScorer:
         self._max_batch = options.max_batch
         self._lock = threading.Lock()  # guards `_closed`
         self._closed = False
+        self.longest_s = options.timeout_s
         self._link = Link(options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="remote-scorer", daemon=True)
