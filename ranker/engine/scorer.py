@@ -32,10 +32,11 @@ class EngineScorer:
     """Safe to share between threads. Owns the engine, the tokenizer and the arena."""
 
     part_names = ("yes_no_logit",)
-    tolerance = TOLERANCE
     longest_s = math.inf
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, arena: Arena, model_id: str) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, arena: Arena, model_id: str, tolerance: float = TOLERANCE
+    ) -> None:
         """Raises UnfitScorer when the engine's forwards are too small for the longest prompt."""
         limits = engine.limits
         if tokenizer.longest > (room := min(limits.budget, limits.interactive, limits.waiting)):
@@ -49,6 +50,7 @@ class EngineScorer:
         self._filler = Filler(arena, tokenizer)
         self._slice = max(tokenizer.longest, limits.waiting // 4)  # tokens a request, at most
         self.model_id = model_id
+        self.tolerance = tolerance
 
     @classmethod
     def load(
@@ -64,7 +66,7 @@ class EngineScorer:
         """A warm engine on a Qwen3-architecture directory. `now_ms` gives epoch milliseconds. Raises UnfitScorer."""
         import torch
 
-        from penstock.ranker.engine.forward import Backend, TorchBackend
+        from penstock.ranker.engine.forward import BOUND, Backend, TorchBackend
         from penstock.ranker.engine.weights import Weights
 
         if dtype not in DTYPES:
@@ -84,7 +86,8 @@ class EngineScorer:
             make_backend, _request(tokenizer.prefix(_KNOWN[0]), tokenizer.items([_KNOWN[1]]), False), limits
         )
         model_id = f"engine-{dtype}:{directory.name}:{identity_of(directory, tokenizer)}"
-        scorer = cls(engine, tokenizer, Arena(arena_bytes, now_ms), model_id)
+        tolerance = max(TOLERANCE, BOUND[getattr(torch, DTYPES[dtype])])  # it may be asked in company
+        scorer = cls(engine, tokenizer, Arena(arena_bytes, now_ms), model_id, tolerance)
         try:
             engine.start()
         except RankerError as error:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from qwen3_directory import WORDS, make_directory
 
 from penstock.ranker.backends.prompt import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS
@@ -15,6 +16,7 @@ from penstock.ranker.backends.scorer import Caller, ScoringItem, ScoringQuery
 from penstock.ranker.backends.yes_no import YesNoScorer
 from penstock.ranker.engine.arena import LOOKED_UP
 from penstock.ranker.engine.engine import Limits
+from penstock.ranker.engine.forward import BOUND
 from penstock.ranker.engine.scorer import EngineScorer
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, UnfitScorer
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
@@ -203,6 +205,14 @@ def test_the_model_id_changes_with_weights_wording_and_dtype(directory, scorer, 
     ids.append(model_id(other))
     assert ids[0] == scorer.model_id
     assert len(set(ids)) == 4
+
+
+def test_a_known_pair_may_move_by_what_its_company_may_move_it(directory, scorer):
+    """Else bfloat16's rounding would make a ranker unready that asks it while others are scored."""
+    halved = EngineScorer.load(directory, dtype="bf16")
+    halved.close(20)
+    assert scorer.tolerance >= BOUND[torch.float32]
+    assert halved.tolerance >= BOUND[torch.bfloat16]
 
 
 @pytest.mark.parametrize(
