@@ -14,7 +14,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.ranker.backends.prompt import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS, Template, read_template
-from penstock.ranker.engine.errors import UnreadableText
+from penstock.ranker.engine.errors import EngineClosed, UnreadableText
 from penstock.ranker.errors import UnfitScorer
 
 CHARACTERS_A_TOKEN = 16  # read of a text, for each token that may come of it
@@ -84,12 +84,15 @@ class Tokenizer:
     def items(self, texts: Sequence[str]) -> list[Encoded]:
         """One a text, in order. Waits for the worker threads where there is more than one slice.
 
-        Raises UnreadableText.
+        Raises UnreadableText, and EngineClosed when the worker threads have ended meanwhile.
         """
         slices = [texts[start : start + SLICE] for start in range(0, len(texts), SLICE)]
         if len(slices) == 1:
             return self._items(texts)
-        return [item for part in self._pool.map(self._items, slices) for item in part]
+        try:
+            return [item for part in self._pool.map(self._items, slices) for item in part]
+        except (CancelledError, RuntimeError) as error:  # the pool's own words for it
+            raise EngineClosed from error
 
     @property
     def longest(self) -> int:

@@ -287,7 +287,7 @@ def test_updates_framed_for_a_registry_reach_the_store_and_wait_while_it_is_away
             log.append(b"\x00\x00\x0f\x00\x00" + b"nobody registered this")
             publish(log, update("b"))
             until(lambda: store.read(["b"]) == [update("b")])
-            assert running.feed.progress.written == 2
+            until(lambda: running.feed.progress.written == 2)  # told after the store has it
 
 
 def _broken(limit, timeout_s):

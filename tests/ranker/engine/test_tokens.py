@@ -10,6 +10,7 @@ from qwen3_directory import SPECIALS, make_directory
 from tokenizers import Tokenizer as Reference
 
 from penstock.ranker.backends.prompt import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS, TEMPLATE, TEMPLATE_FILE, Template
+from penstock.ranker.engine.errors import EngineClosed
 from penstock.ranker.engine.tokens import SLICE, Tokenizer
 from penstock.ranker.engine.untrained import ModelShape, write
 from penstock.ranker.errors import UnfitScorer
@@ -98,6 +99,13 @@ def test_many_threads_at_once(of_bytes):
     for thread in threads:
         thread.join(60)
     assert not wrong
+
+
+def test_once_closed_it_says_so(bytes_directory):
+    made = Tokenizer(bytes_directory)
+    made.close()
+    with pytest.raises(EngineClosed):
+        made.items(POSTINGS)
 
 
 def test_a_text_is_cut_at_its_tokens_keeps_what_closes_the_prompt_and_says_so(words):
