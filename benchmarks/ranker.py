@@ -2,6 +2,8 @@
 
     python benchmarks/ranker.py --json build/ranker.json                 # about a quarter of an hour
     python benchmarks/ranker.py --cells errors,packed --repeats 2        # a trial
+    python benchmarks/ranker.py --cells e2e,cache --requests 200 --rows 5000
+    python benchmarks/ranker.py --soak --json build/ranker-soak.json     # an hour on one thread, and nothing else
 
     errors     logits against float64 throughout, prompt by prompt
     packed     one request of 50 items, 70 + 150 tokens; then one of real postings' lengths
@@ -10,8 +12,10 @@
     embedding  items a second of 60 + 2 (a vector and a token) over those of 60 + 150
     invariance the largest change of a score over orders, packings, budgets and company
     true       a request of 70 + 150 at the shape of Qwen3-0.6B
+    e2e        a search through the whole pipeline, 250 candidates (ranking/end_to_end.py)
+    cache      what the score cache finds and saves over 20,000 searches (ranking/caching.py)
 
-The shape is that of benchmarks/ranking/models.py: 6 layers, hidden 384, vocabulary 30,000, weights random. Peers may
+The shape is that of ranker/engine/untrained.py: 6 layers, hidden 384, vocabulary 30,000, weights random. Peers may
 choose their batch; what they chose stands in the cell. Tokens are made beforehand, for everybody but CrossEncoder.
 The exit status is 1 when our logits and a peer's differ by more than SAME.
 """
@@ -34,25 +38,33 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.ranking.models import (  # noqa: E402  # found by the line above, wherever this is called from
+from benchmarks.ranking.caching import REQUESTS, caching  # noqa: E402  # found by the line above, wherever called from
+from benchmarks.ranking.end_to_end import REQUESTS as E2E_REQUESTS  # noqa: E402
+from benchmarks.ranking.end_to_end import end_to_end  # noqa: E402
+from benchmarks.ranking.models import (  # noqa: E402
     QWEN_0_6B,
-    SMALL,
-    ModelShape,
     fixed,
     item_texts,
-    make_directory,
     queries,
     real,
 )
 from benchmarks.ranking.peers import Transformers, cross_encoder, oracle  # noqa: E402
+from benchmarks.ranking.soaking import POSTINGS, soak  # noqa: E402
+from benchmarks.ranking.surroundings import ROWS, surroundings  # noqa: E402
 from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
+from penstock.ranker.backends.scorer import probability  # noqa: E402
+from penstock.ranker.engine import untrained  # noqa: E402
 from penstock.ranker.engine.forward import TorchBackend  # noqa: E402
 from penstock.ranker.engine.plan import Request, Text, Vectors, plan, unpack  # noqa: E402
+from penstock.ranker.engine.tokens import Tokenizer  # noqa: E402
+from penstock.ranker.engine.untrained import SMALL  # noqa: E402
 from penstock.ranker.engine.weights import Weights  # noqa: E402
 
-CELLS = ("errors", "packed", "prefix", "small", "embedding", "invariance", "true")
+ALONE = ("errors", "packed", "prefix", "small", "embedding", "invariance", "true")  # cells of the engine
+WHOLE = ("e2e", "cache")  # of the ranker with all that it needs
+CELLS = (*ALONE, *WHOLE)
 BUDGET = 16_384  # tokens a forward
 ITEMS, QUERY_TOKENS, ITEM_TOKENS = 50, 70, 150
 REAL_ITEMS = 64
@@ -69,6 +81,7 @@ class Run:
     backend: TorchBackend
     peer: Transformers
     answers: tuple[int, int]
+    tokenizer: Tokenizer
     texts: Sequence[str]
     query: str
     repeats: int
@@ -94,7 +107,7 @@ def score(backend: TorchBackend, requests: Sequence[Request], budget: int = BUDG
 
 
 def errors(run: Run) -> None:
-    request = real(run.directory, run.query, run.texts[:12])
+    request = real(run.tokenizer, run.query, run.texts[:12])
     for name, dtype, target in (("fp32", torch.float32, 1e-5), ("bf16", torch.bfloat16, 2e-2)):
         backend = run.backend
         if dtype != torch.float32:
@@ -131,7 +144,7 @@ def packed(run: Run) -> None:
     ratio = found["transformers, sorted"].wall_ms / found["ours"].wall_ms
     run.report.add("packed/fixed/ratio", ratio, "ratio", 1.35, "higher", milliseconds(found))
 
-    request = real(run.directory, run.query, run.texts[:REAL_ITEMS])
+    request = real(run.tokenizer, run.query, run.texts[:REAL_ITEMS])
     batches = {way: run.peer.best_batch([request], ordered=way == "sorted") for way in ("sorted", "unsorted")}
     contenders: dict[str, Contender] = {
         "ours": lambda: run.ours([request]),
@@ -218,7 +231,7 @@ def embedding(run: Run) -> None:
 
 def invariance(run: Run) -> None:
     """Probabilities of the same pairs: alone, whole, with others, in other orders, in forwards of other sizes."""
-    mine = real(run.directory, run.query, run.texts[:16])
+    mine = real(run.tokenizer, run.query, run.texts[:16])
     others = [fixed(4, 30 + 7 * seed, 20 * seed + 1, seed) for seed in range(4)]
     rng = np.random.default_rng(11)
     right = run.ours([mine])
@@ -226,7 +239,7 @@ def invariance(run: Run) -> None:
     worst: dict[str, float] = {}
 
     def saw(name: str, logits: npt.NDArray[np.float64]) -> None:
-        worst[name] = max(worst.get(name, 0.0), float(np.abs(sigmoid(logits) - sigmoid(right)).max()))
+        worst[name] = max(worst.get(name, 0.0), float(np.abs(probability(logits) - probability(right)).max()))
         worst["logits"] = max(worst.get("logits", 0.0), float(np.abs(logits - right).max()))
 
     saw("alone", np.concatenate([run.ours([replace(mine, items=(item,))]) for item in mine.items]))
@@ -246,8 +259,8 @@ def invariance(run: Run) -> None:
 
 def true_shape(run: Run) -> None:
     """One row at the true shape; its own directory, and few repeats: a forward takes many seconds on a CPU."""
-    shape: ModelShape = QWEN_0_6B
-    directory = make_directory(run.folder / "true", shape, run.texts)
+    shape = QWEN_0_6B
+    directory = untrained.write(run.folder / "true", run.texts, shape)
     backend = TorchBackend(Weights.load(directory, torch.float32, run.answers), torch.get_num_threads())
     peer = Transformers(directory, run.answers)
     request = fixed(TRUE_ITEMS, QUERY_TOKENS, ITEM_TOKENS)
@@ -279,11 +292,6 @@ def difference(run: Run, request: Request) -> float:
     return found
 
 
-def sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    p: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-logits))
-    return p
-
-
 def milliseconds(found: Mapping[str, Timed]) -> dict[str, float]:
     return {name: round(each.wall_ms, 2) for name, each in found.items()}
 
@@ -294,27 +302,38 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder that holds usajobs_postings")
     parser.add_argument("--cells", default=",".join(CELLS), help=f"some of {','.join(CELLS)}")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="of the cache's cell, at most of e2e's")
+    parser.add_argument("--rows", type=int, default=ROWS, help="postings in the index of e2e and cache")
+    parser.add_argument("--threads", type=int, help="all there are by default, of a soak one")
+    parser.add_argument(
+        "--soak", type=float, nargs="?", const=3_600.0, metavar="SECONDS", help="this alone; see ranking/soaking.py"
+    )
     given = parser.parse_args()
+    threads = given.threads or (1 if given.soak else os.cpu_count() or 1)
     chosen = given.cells.split(",")
     if unknown := set(chosen) - set(CELLS):
         parser.error(f"no cell {', '.join(sorted(unknown))}: there are {', '.join(CELLS)}")
-    torch.set_num_threads(given.threads)
-    about, report = machine(**computing(given.threads)), Report("ranker")
+    torch.set_num_threads(threads)
+    about, report = machine(**computing(threads)), Report("ranker")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = load(given.data)
-        texts = item_texts(source, 4_000)
-        directory = make_directory(folder / "small", SMALL, texts)
-        weights = Weights.load(directory)
-        answers = tokens_of_answers(directory)
+        texts = item_texts(source, POSTINGS if given.soak else 4_000)
         asked = queries(given.data) or [DEFAULT_QUERY]
+        if given.soak:
+            wrong = soak(report, folder, SMALL, texts, asked, given.soak, threads)
+            return told(report, about, given.json, wrong)
+        directory = untrained.write(folder / "small", texts)
+        weights = Weights.load(directory)
+        tokenizer = Tokenizer(directory, threads=threads)
+        answers = tokenizer.yes, tokenizer.no
         typical = sorted(asked, key=len)[len(asked) // 2]
         run = Run(
             directory=directory,
-            backend=TorchBackend(weights, given.threads),
+            backend=TorchBackend(weights, threads),
             peer=Transformers(directory, answers),
             answers=answers,
+            tokenizer=tokenizer,
             texts=np.random.default_rng(3).permutation(texts).tolist(),
             query=typical,
             repeats=given.repeats,
@@ -331,23 +350,32 @@ def main() -> int:
             "invariance": invariance,
             "true": true_shape,
         }
-        for each in CELLS:
+        for each in ALONE:
             if each in chosen:
-                print(f"{each}, load average {os.getloadavg()[0]:.1f}", flush=True)
+                say(each)
                 cells[each](run)
+        if set(chosen) & set(WHOLE):
+            with surroundings(folder / "stack", given.data, ROOT / "build", directory, threads, given.rows) as around:
+                if "e2e" in chosen:
+                    say("e2e")
+                    run.wrong += end_to_end(report, around, min(given.requests, E2E_REQUESTS))
+                if "cache" in chosen:
+                    say("cache")
+                    run.wrong += caching(report, around, given.requests)
+    return told(report, about, given.json, run.wrong)
+
+
+def say(cell: str) -> None:
+    print(f"{cell}, load average {os.getloadavg()[0]:.1f}", flush=True)
+
+
+def told(report: Report, about: Mapping[str, Any], path: Path | None, wrong: int) -> int:
+    """Prints and writes what was found; the exit status."""
     if report.results:
         print("\n" + table(report.results))
-    if given.json is not None:
-        report.write(given.json, about, cells=report.cells)
-    return 1 if run.wrong else 0
-
-
-def tokens_of_answers(directory: Path) -> tuple[int, int]:
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no"))
-    return yes, no
+    if path is not None:
+        report.write(path, about, cells=report.cells)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -12,10 +12,6 @@ float64; the exit status is 1 when one differs or a call fails.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import multiprocessing
-import os
-import socket
 import statistics
 import sys
 import threading
@@ -24,30 +20,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.report import computing, machine, written_as  # noqa: E402  # found by the line above, wherever this is called from
+from benchmarks.processes import beside, leave  # noqa: E402  # found by the line above, wherever this is called from
+from benchmarks.report import computing, machine, written_as  # noqa: E402
+from benchmarks.searching.service import listen  # noqa: E402
 from benchmarks.searching.vectors import QUERIES, Corpus, encoded  # noqa: E402
 from benchmarks.streaming.source import DATA  # noqa: E402
 from penstock.infra.settings import RetrievalSettings  # noqa: E402
 from penstock.retrieval.batching import Limits  # noqa: E402
 from penstock.retrieval.client import RetrievalClient  # noqa: E402
-from penstock.retrieval.percolate.store import StandingQueries  # noqa: E402
-from penstock.retrieval.server import WORKERS, RetrievalService  # noqa: E402
 from penstock.retrieval.store.store import Store  # noqa: E402
-from penstock.schemas import grpc_avro  # noqa: E402
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate, QueryVector, Vector  # noqa: E402
 from penstock.schemas.filters import is_in  # noqa: E402
-from penstock.schemas.rpc import Hit, Retrieval, SearchRequest  # noqa: E402
+from penstock.schemas.rpc import Hit, SearchRequest  # noqa: E402
 
 ROWS = 50_000
 CALLERS = (1, 8, 32)
@@ -120,32 +113,11 @@ def serve(data: Path, rows: int, answer: Connection) -> None:
     store = Store(capacity=rows)
     for batch in updates(encoded(data, rows, ROOT / "build")):
         store.apply(batch, now_ms=0)
-    shard: Any = SimpleNamespace(
-        store=store, not_ready=lambda: "", may_answer=lambda: True, view=SimpleNamespace(counts=store.counts())
-    )
-    standing: Any = SimpleNamespace(store=StandingQueries(), not_ready=lambda: "", may_answer=lambda: True)
     own = RetrievalSettings()
-    listeners, ports = [], []
-    for mode in MODES:
-        limits = Limits(own.max_batch if mode == "batched" else 1, own.max_queue, own.max_queue_bytes)
-        service = RetrievalService(shard, standing, mode, 1, limits=limits)
-        address = f"127.0.0.1:{free_port()}"
-        workers = WORKERS + own.max_queue + own.max_batch
-        listeners.append(grpc_avro.serve(address, {Retrieval.SEARCH: service.search}, workers=workers))
-        ports.append(address)
-    answer.send((ports, store.counts().live))
-    with contextlib.suppress(EOFError):
-        answer.recv()
-    for listener in listeners:
-        listener.stop(0).wait()
-    os._exit(0)  # the scanners have nothing to save
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    limits = [Limits(batch, own.max_queue, own.max_queue_bytes) for batch in (own.max_batch, 1)]
+    listening = [listen(store, *each) for each in zip(MODES, limits, strict=True)]
+    answer.send(([address for address, _ in listening], store.counts().live))
+    leave(answer)
 
 
 # --- the callers -------------------------------------------------------------------------------------------------
@@ -232,29 +204,22 @@ def main() -> int:
     given = parser.parse_args()
     about = machine(**computing(1))
     judge = Judge(encoded(given.data, given.rows, ROOT / "build"))  # first: what is encoded is kept for the other
-    here, there = multiprocessing.Pipe()
-    context = multiprocessing.get_context("spawn")
-    server = context.Process(target=serve, args=(given.data, given.rows, there), daemon=True)
-    server.start()
-    there.close()
-    addresses, rows = here.recv()
-    usage = psutil.Process(server.pid)
-    clients = {mode: RetrievalClient([address]) for mode, address in zip(MODES, addresses, strict=True)}
     cells = [Cell(callers, mode) for callers in CALLERS for mode in MODES]
     wrong = 0
-    for client in clients.values():
-        ask(client, judge, 2, 0.5)  # the first calls do not count
-    for _ in range(given.rounds):
-        for cell in cells:
-            before = sum(usage.cpu_times()[:2])
-            took, replies, lasted = ask(clients[cell.mode], judge, cell.callers, given.seconds)
-            spent = sum(usage.cpu_times()[:2]) - before
-            wrong += sum(judge.wrong(number, hits) for number, hits in replies)
-            cell.seconds += took
-            cell.rates.append(len(took) / lasted)
-            cell.cpu_ms.append(1e3 * spent / max(len(took), 1))
-    here.close()
-    server.join(10)
+    with beside(serve, given.data, given.rows) as (pipe, usage):
+        addresses, rows = pipe.recv()
+        clients = {mode: RetrievalClient([address]) for mode, address in zip(MODES, addresses, strict=True)}
+        for client in clients.values():
+            ask(client, judge, 2, 0.5)  # the first calls do not count
+        for _ in range(given.rounds):
+            for cell in cells:
+                before = sum(usage.cpu_times()[:2])
+                took, replies, lasted = ask(clients[cell.mode], judge, cell.callers, given.seconds)
+                spent = sum(usage.cpu_times()[:2]) - before
+                wrong += sum(judge.wrong(number, hits) for number, hits in replies)
+                cell.seconds += took
+                cell.rates.append(len(took) / lasted)
+                cell.cpu_ms.append(1e3 * spent / max(len(took), 1))
     told = [cell.told() for cell in cells]
     print(f"{'callers':>7}  {'mode':<8} {'a second':>9} {'p50 ms':>8} {'p99 ms':>8} {'CPU ms':>8}")
     for one in told:

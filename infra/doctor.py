@@ -25,6 +25,9 @@ DISK_FRESH = 8 * GB  # torch and its CUDA libraries are 6.2 GB of it
 DISK_INSTALLED = 1 * GB  # logs, checkpoints, Kafka's segments
 MEMORY = 8 * GB
 MARKER = b"PENSTOCK_STACK="  # in the environment of every process of a local stack
+SCORERS = ("fused", "engine", "transformers", "remote")
+TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # what one is made of, the usual first
+UNTRAINED_MARK = "penstock_untrained.txt"  # as ranker/engine/untrained.py leaves it
 
 # Settings that name a loopback listener of the local stack: (section, key).
 ADDRESSES = (
@@ -261,15 +264,7 @@ def check_docker(environ: Mapping[str, str]) -> Check:
 
 def configured_ports(environ: Mapping[str, str], data_dir: Path) -> list[tuple[str, int]]:
     """(setting, port) of every loopback listener that the environment or a settings file names."""
-    tree: dict[str, Any] = {}
-    for file in (
-        data_dir / "penstock.toml",
-        Path(environ["PENSTOCK_CONFIG"]) if environ.get("PENSTOCK_CONFIG") else None,
-    ):
-        if file is not None and file.is_file():
-            for section, values in _toml(file).items():
-                if isinstance(values, dict):
-                    tree.setdefault(section, {}).update(values)
+    tree = _settings(environ, data_dir)
     chosen = _chosen_ports(data_dir)
     out = []
     for section, key in ADDRESSES:
@@ -287,17 +282,6 @@ def _chosen_ports(data_dir: Path) -> set[int]:
         return set(json.loads((data_dir / "run" / "ports.json").read_text())["chosen"].values())
     except (OSError, ValueError, KeyError):
         return set()  # no stack yet
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ImportError:  # before 3.11: the python check says what to do
-        return {}
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}  # `penstock` itself says where the file is wrong
 
 
 def check_ports(named: Iterable[tuple[str, int]], taken: Callable[[int], bool]) -> Check:
@@ -334,6 +318,83 @@ def stack_is_up(data_dir: Path) -> bool:
     return False
 
 
+# --- the scorer ------------------------------------------------------------------------------------------------
+
+
+def configured_scorer(environ: Mapping[str, str], data_dir: Path) -> tuple[str, Path | None, str]:
+    """(scorer, its model's directory, its address) that the environment or a settings file names for the ranker."""
+    ranker = _settings(environ, data_dir).get("ranker", {})
+    remote = ranker.get("remote", {})
+    scorer = environ.get("PENSTOCK_RANKER__SCORER") or ranker.get("scorer") or SCORERS[0]
+    named = environ.get("PENSTOCK_RANKER__MODEL")
+    # A variable is read here, a file where the ranker runs, which is the data directory.
+    model = Path(named).resolve() if named else data_dir / ranker["model"] if ranker.get("model") else None
+    return scorer, model, environ.get("PENSTOCK_RANKER__REMOTE__URL") or remote.get("url") or ""
+
+
+def check_scorer(scorer: str, model: Path | None, url: str) -> Check:
+    """The ranker can be started with this scorer: what it needs is named and is there."""
+    if scorer not in SCORERS:
+        return Check("scorer", False, scorer, f"one of {', '.join(SCORERS)}", "set ranker.scorer to one of them")
+    if scorer == "fused":
+        return Check("scorer", True, "fused", "nothing")
+    if scorer == "remote":
+        ok = bool(re.match(r"https?://[^/\s]", url))
+        found = f"remote, {url}" if url else "remote, and no address for it"
+        remedy = "" if ok else "set ranker.remote.url (PENSTOCK_RANKER__REMOTE__URL), and ranker.remote.form"
+        return Check("scorer", ok, found, "a URL such as http://127.0.0.1:8000", remedy)
+    any_kind = scorer == "transformers"
+    needed = f"the directory of a {'causal' if any_kind else 'Qwen3'} language model, as transformers saves it"
+    remedy = f"penstock up --scorer {scorer} --model DIR (ranker.model), or penstock up --scorer fused"
+    if model is None:
+        return Check("scorer", False, f"{scorer}, and no model for it", needed, remedy)
+    wrong = _wrong_with(model, any_kind)
+    if wrong:
+        return Check("scorer", False, f"{scorer}, but {wrong}", needed, remedy)
+    untrained = ", untrained: its scores mean nothing" if (model / UNTRAINED_MARK).is_file() else ""
+    return Check("scorer", True, f"{scorer}, {model}{untrained}", needed)
+
+
+def _wrong_with(model: Path, any_kind: bool) -> str:
+    """Why the directory is no model, as far as its files' names and its config tell; empty when it may be one."""
+    if not model.is_dir():
+        return f"{model} is not a directory"
+    wanted = {"config.json": ("config.json",), "tokenizer.json": TOKENIZERS, "*.safetensors": ("*.safetensors",)}
+    missing = [name for name, forms in wanted.items() if not any(any(model.glob(form)) for form in forms)]
+    if missing:
+        return f"{model} has no {' and no '.join(missing)}"
+    try:
+        kind = json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{model / 'config.json'} does not say its model_type"
+    return "" if any_kind or kind == "qwen3" else f"{model} is of architecture {kind!r}"
+
+
+def _settings(environ: Mapping[str, str], data_dir: Path) -> dict[str, Any]:
+    """Sections of the settings files, the stronger's keys over the weaker's."""
+    tree: dict[str, Any] = {}
+    for file in (
+        data_dir / "penstock.toml",
+        Path(environ["PENSTOCK_CONFIG"]) if environ.get("PENSTOCK_CONFIG") else None,
+    ):
+        if file is not None and file.is_file():
+            for section, values in _toml(file).items():
+                if isinstance(values, dict):
+                    tree.setdefault(section, {}).update(values)
+    return tree
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ImportError:  # before 3.11: the python check says what to do
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # `penstock` itself says where the file is wrong
+
+
 # --- all of it -------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +412,7 @@ def diagnose(root: Path, data_dir: Path, environ: Mapping[str, str]) -> list[Che
         check_maven(environ, jars),
         check_docker(environ),
         check_ports(ports, port_taken),
+        check_scorer(*configured_scorer(environ, data_dir)),
     ]
 
 

@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Where Kafka's clients go may take more than an address (TLS, credentials): all of its section counts.
+_KAFKA = "PENSTOCK_KAFKA__"
+_ADDRESSES = {
+    "PENSTOCK_CONFIG",
+    "PENSTOCK_REDIS__URL",
+    "PENSTOCK_RETRIEVAL__LISTEN",
+    "PENSTOCK_RETRIEVAL__SHARDS",
+    "PENSTOCK_RANKER__LISTEN",
+    "PENSTOCK_RANKER__ADDRESS",
+}
+
 
 def configured_elsewhere() -> bool:
-    """Whether addresses are given by PENSTOCK_CONFIG or by variables, and not by a local stack's own file."""
-    return "PENSTOCK_CONFIG" in os.environ or any(
-        name.startswith("PENSTOCK_KAFKA__") or (name.startswith("PENSTOCK_R") and "__" in name) for name in os.environ
-    )
+    """Whether addresses are given by PENSTOCK_CONFIG or by variables, and not by a local stack's own file.
+
+    Variables that say how a part works (PENSTOCK_RANKER__SCORER, PENSTOCK_RETRIEVAL__THREADS) name no system.
+    """
+    return any(name in _ADDRESSES or name.startswith(_KAFKA) for name in os.environ)
 
 
 def stack_runs(directory: Path) -> bool:

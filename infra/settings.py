@@ -247,23 +247,90 @@ class RetrievalSettings(_Section):
     max_queue_bytes: PositiveInt = Field(64 << 20, description="what they may hold, their answers included; likewise")
 
 
+class TemplateSettings(_Section):
+    """What stands around query and posting in a language model's prompt."""
+
+    before: str
+    between: str
+    after: str
+
+
+class RemoteScorerSettings(_Section):
+    """A language model behind HTTP: docs/ranker.md has the forms. Checked whole when the ranker starts."""
+
+    url: UrlOrEmpty = Field("", description="what stands before the form's path, such as http://10.0.0.5:8000")
+    form: str = Field(
+        "rerank", description="sglang-score, sglang-rerank, vllm-score, vllm-rerank, tei, infinity, rerank"
+    )
+    model: str = Field("", description="sent as the model's name; empty: none is sent")
+    scores: Literal["probabilities", "logits"] = Field("probabilities", description="what the server gives")
+    labels: tuple[NonNegativeInt, NonNegativeInt] | None = Field(
+        None, description="token ids of yes and no, for sglang-score (Qwen3: 9693 and 2152)"
+    )
+    template: TemplateSettings | None = Field(None, description="unset: the server's own, or ours for sglang-score")
+    extra: dict[str, Any] = Field(default_factory=dict, description="sent along with every request")
+    api_key: SecretStr | None = Field(None, description="sent as a bearer token")
+    max_batch: PositiveInt = Field(32, description="postings in a request")
+    connections: PositiveInt = Field(8, description="requests at once")
+    timeout_s: float = Field(2.0, gt=0, allow_inf_nan=False, description="for all requests of one ranking")
+    connect_s: float = Field(0.5, gt=0, allow_inf_nan=False)
+    fair_s: float = Field(
+        0.25, ge=0, allow_inf_nan=False, description="a call that had less says nothing of the server"
+    )
+    start_s: float = Field(30.0, ge=0, allow_inf_nan=False, description="how long it is waited for at the start")
+    max_query_chars: PositiveInt = 1_024
+    max_item_chars: PositiveInt = 4_096
+    retry_share: float = Field(0.1, ge=0, le=1, description="requests made a second time, as a share of all")
+
+
 class RankerSettings(_Role):
     listen: HostPort = "127.0.0.1:7301"
     group: str = "ranker"
     threads: PositiveInt = 1
-    workers: PositiveInt = 2
+    workers: PositiveInt | None = Field(
+        None, description="requests ranked at once; unset: 2, or 8 with a language model, whose forwards they share"
+    )
     depth: PositiveInt = 250
     max_depth: PositiveInt = 2_000
     max_queue: PositiveInt = 1_024
     score_cache_ttl_s: PositiveInt = 900
-    scorer: str = Field("fused", description="'fused', or a Qwen3-style model directory for yes/no scoring")
-    lm_items: PositiveInt = Field(32, description="how many of the best the language model scores")
-    device: str = Field("cpu", description="where the language model runs: cpu, cuda, cuda:1, ...")
+    scorer: Literal["fused", "engine", "transformers", "remote"] = Field(
+        "fused", description="fused alone, or fused with a language model for the best: docs/ranker.md"
+    )
+    model: Path | None = Field(None, description="the model's directory, for engine and transformers")
+    dtype: Literal["fp32", "bf16"] = Field("fp32", description="what the engine computes in")
+    device: str = Field("cpu", description="where transformers runs the model: cpu, cuda, cuda:1, ...")
+    lm_depths: tuple[PositiveInt, ...] = Field(
+        (16, 32, 64), min_length=1, description="how many of the best the language model may score"
+    )
+    lm_budget_ms: PositiveInt = Field(200, description="what it may take of a search somebody waits for")
+    forward_tokens: PositiveInt = Field(2_048, description="tokens that one forward of the engine takes")
+    interactive_tokens: PositiveInt = Field(2_048, description="likewise, where somebody waits for it")
+    waiting_tokens: PositiveInt = Field(131_072, description="tokens that may wait for the engine; past it: degraded")
+    arena_bytes: PositiveInt = Field(64 << 20, description="what the tokens of postings may take")
+    remote: RemoteScorerSettings = RemoteScorerSettings()
+
+    @property
+    def workers_in_force(self) -> int:
+        return self.workers or (2 if self.scorer == "fused" else 8)
+
+    @field_validator("scorer", mode="before")
+    @classmethod
+    def _no_directory(cls, value: Any) -> Any:
+        if value not in ("fused", "engine", "transformers", "remote"):
+            raise ValueError("expected fused, engine, transformers or remote; a model's directory goes in ranker.model")
+        return value
 
     @model_validator(mode="after")
-    def _default_depth_is_allowed(self) -> Self:
+    def _goes_together(self) -> Self:
         if self.depth > self.max_depth:
             raise ValueError(f"depth is {self.depth}: expected at most max_depth, which is {self.max_depth}")
+        if list(self.lm_depths) != sorted(set(self.lm_depths)):
+            raise ValueError(f"lm_depths are {list(self.lm_depths)}: expected each once, the least first")
+        if self.scorer in ("engine", "transformers") and self.model is None:
+            raise ValueError(f"scorer is {self.scorer}: expected the directory of a model in ranker.model")
+        if self.scorer == "remote" and not self.remote.url:
+            raise ValueError("scorer is remote: expected where it is in ranker.remote.url")
         return self
 
 

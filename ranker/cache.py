@@ -2,7 +2,8 @@
 
 Key: the scorer's model id (weights, template and tokenizer hashes in it), everything of the query that a pair's score
 is computed from, tenant, posting id, version, revision. Not filters or pages: they do not change a pair's score.
-Value: p and its parts, little-endian doubles in the scorer's own order; anything else found there is a miss.
+Value: a check sum over key and rest, then p and its parts, little-endian doubles in the scorer's own order. Anything
+else found there is a miss, another pair's value included: no fault of Redis or of what lies before it makes a score.
 Kept for `ttl_s` less a random part of up to JITTER, so that what was scored together does not expire together.
 Identical pairs in flight in this process are scored once. While Redis is away, or slow several times running, scores
 are computed without it; each answer says so and it is counted.
@@ -11,9 +12,11 @@ are computed without it; each answer says so and it is counted.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import struct
 import threading
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,7 +26,7 @@ from numpy.typing import NDArray
 
 from penstock.infra.telemetry import DEGRADED
 from penstock.ranker.errors import RedisAway
-from penstock.ranker.redis_link import RETRY_AFTER_S, RedisLink
+from penstock.ranker.redis_link import RETRY_AFTER_S, RedisLink, read_values
 from penstock.ranker.single_flight import SingleFlight
 
 Row = tuple[float, ...]  # p, then the parts
@@ -32,6 +35,7 @@ T = TypeVar("T")
 JITTER = 0.1  # of the time to live
 SLOW_S = 0.1  # an answer of Redis that takes longer gains little over scoring
 SLOW_RUN = 3  # slow answers running, until it is left alone for RETRY_AFTER_S
+_SUM_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,24 @@ def pair_keys(prefix: str, model_id: str, query: bytes, pairs: Sequence[PairVers
         digest.update(struct.pack("<qq", pair.version, pair.revision))
         keys.append(f"{prefix}:score:{digest.hexdigest()}")
     return keys
+
+
+def written_row(key: str, row: Row) -> bytes:
+    """As it stands in Redis under that key."""
+    numbers = struct.pack(f"<{len(row)}d", *row)
+    return _sum(key, numbers) + numbers
+
+
+def read_row(key: str, value: bytes, width: int) -> Row | None:
+    """What `written_row` wrote under that key; None for anything else."""
+    if len(value) != _SUM_BYTES + 8 * width or value[:_SUM_BYTES] != _sum(key, value[_SUM_BYTES:]):
+        return None
+    row = struct.unpack_from(f"<{width}d", value, _SUM_BYTES)
+    return row if all(map(math.isfinite, row)) and 0.0 <= row[0] <= 1.0 else None
+
+
+def _sum(key: str, numbers: bytes) -> bytes:
+    return zlib.crc32(numbers, zlib.crc32(key.encode())).to_bytes(_SUM_BYTES, "little")
 
 
 class Patience:
@@ -117,7 +139,7 @@ class ScoreCache:
         self._clock = clock
         self._chance = chance
         self._patience = Patience()
-        self._flights: SingleFlight[str, Row] = SingleFlight(clock)
+        self._flights: dict[bool, SingleFlight[str, Row]] = {who: SingleFlight(clock) for who in (True, False)}
         self._lock = threading.Lock()
         self._asked = 0
         self._hits = 0
@@ -130,9 +152,11 @@ class ScoreCache:
         pairs: Sequence[PairVersion],
         compute: Callable[[list[int]], Computed],
         timeout_s: float,
+        interactive: bool = True,
     ) -> Cached:
         """A row of `width` numbers a pair. `compute` gets the positions nobody knows yet, each once.
 
+        Interactive callers share each other's flights alone: none waits for what somebody computes without haste.
         Raises what `compute` raises, and TimeoutError when an identical request in flight is not done in time.
         """
         keys = pair_keys(self._prefix, model_id, query, pairs)
@@ -152,7 +176,7 @@ class ScoreCache:
                 found.update(rows)
             return found
 
-        shared = self._flights.get(keys, fill, timeout_s)
+        shared = self._flights[interactive].get(keys, fill, timeout_s)
         with self._lock:
             self._asked += len(position)
             self._hits += len(position) - computed
@@ -166,16 +190,15 @@ class ScoreCache:
             return self._hits / self._asked if self._asked else 0.0
 
     def _read(self, keys: list[str], width: int, degraded: list[str]) -> dict[str, Row]:
-        values = self._ask(lambda client: client.mget(keys), degraded)
-        if values is None:
+        held = self._ask(lambda client: read_values(client, keys), degraded)
+        if held is None:
             return {}
         found: dict[str, Row] = {}
-        form = struct.Struct(f"<{width}d")
-        for key, value in zip(keys, values, strict=True):
+        for key, value in zip(keys, held, strict=True):
             if value is None:
                 continue
-            row = form.unpack(value) if len(value) == form.size else ()
-            if row and np.isfinite(row).all() and 0.0 <= row[0] <= 1.0:
+            row = read_row(key, value, width)
+            if row is not None:
                 found[key] = row
             else:  # not ours, or damaged: scored anew and overwritten
                 DEGRADED.labels("ranker", "score cache: damaged value").inc()
@@ -210,5 +233,5 @@ class ScoreCache:
 def _set_all(client: Any, rows: Mapping[str, Row], lives_ms: Sequence[int]) -> None:
     pipeline = client.pipeline(transaction=False)
     for (key, row), life_ms in zip(rows.items(), lives_ms, strict=True):
-        pipeline.psetex(key, life_ms, struct.pack(f"<{len(row)}d", *row))
+        pipeline.psetex(key, life_ms, written_row(key, row))
     pipeline.execute()

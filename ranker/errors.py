@@ -29,10 +29,11 @@ class QueueClosed(RankerError):
 class DeadlinePassed(RankerError, TimeoutError):
     """The answer would have come too late, so the work was not done. Callers over gRPC see DEADLINE_EXCEEDED."""
 
-    def __init__(self, stage: str, *, late_ms: int, waited_ms: float) -> None:
+    def __init__(self, stage: str, *, late_ms: int, waited_ms: float | None = None) -> None:
         self.stage = stage
+        waited = f" after {waited_ms:.0f} ms here" if waited_ms is not None else ""
         super().__init__(
-            f"deadline passed before {stage}: {late_ms} ms late after {waited_ms:.0f} ms here; "
+            f"deadline passed before {stage}: {late_ms} ms late{waited}; "
             "send a later deadline, or ask for less (depth, page.size)"
         )
 
@@ -56,6 +57,10 @@ class RankFailed(RankerError):
 
 class NonFiniteScore(RankerError):
     """A scorer gave something that is not a probability. It is never ranked."""
+
+
+class NoScores(RankerError):
+    """A scorer gives none now. A cheaper one may stand in, and the answer then says so."""
 
 
 class UnfitScorer(RankerError):

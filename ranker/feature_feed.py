@@ -5,7 +5,8 @@
                 schema registry that is away is waited for
     3. write    the newer records and the positions after them, in one transaction that fails when the positions are
                 not the ones this loop left there: Redis was flushed, or another replica took over. Then: 1
-    4. commit   the same positions to Kafka, for people and tools that look at lag; nothing here reads them back
+    4. prepare  what the language model can make ready of them (the engine keeps their tokens: ranker/engine/arena.py)
+    5. commit   the same positions to Kafka, for people and tools that look at lag; nothing here reads them back
 
 While Redis or the registry is away the batch is kept, the partitions are paused and the consumer stays in its group:
 nothing is lost. When nothing comes, 1 is checked about every second, so that a flush on a quiet topic is healed too.
@@ -51,7 +52,7 @@ class Progress:
 class FeatureFeed:
     """Owns the source and its state; `run` on one thread, `progress` from any.
 
-    `now_ms` gives epoch milliseconds, `clock` monotonic seconds.
+    `now_ms` gives epoch milliseconds, `clock` monotonic seconds; `ingest` is the language model's.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class FeatureFeed:
         codec: Codec[IndexUpdate],
         now_ms: Callable[[], int],
         clock: Callable[[], float],
+        ingest: Callable[[Sequence[IndexUpdate]], None] | None = None,
     ) -> None:
         self._store = store
+        self._ingest = ingest
         self._open_source = open_source
         self._codec = codec
         self._now_ms = now_ms
@@ -160,11 +163,22 @@ class FeatureFeed:
         )
         self._assigned.update(after)
         self._written += len(updates)
+        self._prepare(updates)
         self._last_timestamp_ms = self._held[-1].timestamp_ms
         self._held = []
         self._checked_at = self._clock()
         source.resume()
         source.commit({partition: offset for partition, offset in after.items() if offset is not None})
+
+    def _prepare(self, updates: Sequence[IndexUpdate]) -> None:
+        """For the language model. What fails here is done again by the query that needs it, and tells there."""
+        if self._ingest is None:
+            return
+        try:
+            self._ingest(updates)
+        except Exception as error:
+            DEGRADED.labels("ranker", "features: not made ready for the language model").inc()
+            log.warning("index updates not made ready for the language model", count=len(updates), error=str(error))
 
     def _decoded(self, record: Record) -> IndexUpdate | None:
         if record.value is None:

@@ -19,7 +19,7 @@ import redis
 
 from penstock.infra.telemetry import DEGRADED
 from penstock.ranker.errors import RankerError
-from penstock.ranker.redis_link import RedisLink
+from penstock.ranker.redis_link import RedisLink, read_values
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import IndexOp, IndexUpdate
 from penstock.schemas.wire import codec
@@ -70,8 +70,9 @@ class FeatureStore:
         """One an id, in order; None where nothing usable is held. A deleted posting comes as its tombstone."""
         if not posting_ids:
             return []
-        values = self._link.run(lambda client: client.mget([self._records + name for name in posting_ids]))
-        return [None if value is None else _decoded(value) for value in values]
+        keys = [self._records + name for name in posting_ids]
+        held = self._link.run(lambda client: read_values(client, keys))
+        return [None if value is None else _decoded(name, value) for name, value in zip(posting_ids, held, strict=True)]
 
     def write(self, batch: Batch) -> None:
         """Keep what is newer and the positions after it: whole or not at all.
@@ -123,9 +124,12 @@ def _encoded(update: IndexUpdate) -> bytes:
     return _stamp(update) + codec(IndexUpdate).encode(replace(update, vector=None))
 
 
-def _decoded(value: bytes) -> IndexUpdate | None:
+def _decoded(posting_id: str, value: bytes) -> IndexUpdate | None:
     try:
-        return codec(IndexUpdate).decode(value[_STAMP_DIGITS:])
+        update = codec(IndexUpdate).decode(value[_STAMP_DIGITS:])
     except WireError:  # written by a release this one does not know: the rows have it
-        DEGRADED.labels("ranker", "features: unreadable record").inc()
-        return None
+        update = None
+    if update is not None and update.posting_id == posting_id:
+        return update
+    DEGRADED.labels("ranker", "features: unreadable record").inc()  # or an answer to another question
+    return None

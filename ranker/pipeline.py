@@ -6,7 +6,8 @@ analyze    the text's vector and what it says, where the request does not bring 
 retrieve   the block of candidates that the page lies in, exactly filtered
 cache      scores already known of these posting versions
 features   the postings behind the others
-score      the others
+score      the others, by the fused score
+lm         the best of them, by the language model where there is one; what it spent where, as lm_tokenise, lm_queue, …
 reply      order, page, cursor
 
 Where it stands: life-of-a-query.md, step 5.
@@ -32,7 +33,7 @@ from penstock.ranker.records import Records
 from penstock.ranker.scoring import Scored, Scorers
 from penstock.ranker.service import Job
 from penstock.ranker.stages import Stages
-from penstock.schemas.events import Filter, QueryVector, RankedItem, RankRequest, RankResult, Understood
+from penstock.schemas.events import Filter, QueryVector, RankClass, RankedItem, RankRequest, RankResult, Understood
 from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import HoldsRequest
 
@@ -111,7 +112,7 @@ class Pipeline:
         if query.vector is None and query.words is None:
             scored, model_id = _unscored(found), NEWEST_FIRST
         else:
-            scored, model_id = self._score(request, query.vector, found, stages), self._scorers.model_id
+            scored, model_id = self._score(request, query.vector, found, window, stages), self._scorers.model_id
         with stages.stage("reply"):
             return self._reply(request, window, query, found, scored, model_id)
 
@@ -148,10 +149,22 @@ class Pipeline:
             stages.degrade("analyze: the words could not be encoded, words alone (the models role's log has the cause)")
         return analysis.vector, understood or analysis.understood
 
-    def _score(self, request: RankRequest, vector: QueryVector | None, found: Found, stages: Stages) -> Scored:
+    def _score(
+        self, request: RankRequest, vector: QueryVector | None, found: Found, window: Window, stages: Stages
+    ) -> Scored:
         records = Records(self._store, self._retrieval, found.hits, lambda: stages.remaining_s)
         query = ScoringQuery(request.query.text, vector)
-        return scoring.score(self._scorers, self._cache, query, request.tenant, found.hits, records, stages)
+        return scoring.score(
+            self._scorers,
+            self._cache,
+            query,
+            request.tenant,
+            found.hits,
+            records,
+            stages,
+            interactive=request.class_ is RankClass.INTERACTIVE,
+            lm_items=window.lm_items,
+        )
 
     def _reply(
         self, request: RankRequest, window: Window, query: _Query, found: Found, scored: Scored, model_id: str
@@ -182,7 +195,12 @@ class Pipeline:
             epoch=found.epochs,
             understood=query.understood,
             next_cursor=policy.next_cursor(
-                request, window, in_block=len(found.hits), epoch=found.epoch, limits=self._limits
+                request,
+                window,
+                in_block=len(found.hits),
+                lm_items=scored.lm_asked,
+                epoch=found.epoch,
+                limits=self._limits,
             ),
             timings={},
             echo=request.echo,
@@ -193,4 +211,4 @@ class Pipeline:
 def _unscored(found: Found) -> Scored:
     """Neither words nor a vector: nothing to compare with, so every posting scores 0 and the newest come first."""
     parts = [{"recency": float(hit.recency)} for hit in found.hits]
-    return Scored(np.zeros(len(found.hits)), parts, 0, 0)
+    return Scored(np.zeros(len(found.hits)), parts, 0, 0, 0)

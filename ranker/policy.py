@@ -23,8 +23,9 @@ from penstock.schemas.events import Page, RankClass, RankQuery, RankRequest
 from penstock.schemas.text import stable_hash
 from penstock.schemas.wire import codec
 
-_CURSOR = struct.Struct("<BIIQ8s")  # form, offset, depth, epoch, query digest
-_CURSOR_FORM = 1
+_CURSOR = struct.Struct("<BIIIQ8s")  # form, offset, depth, language model's items, epoch, query digest
+_CURSOR_FORM = 2
+_ANEW = 0xFFFF_FFFF  # in the place of the language model's items: the next page begins a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,14 @@ class Window:
     first: int  # page within the ranked block
     last: int  # past its last
     epoch: int | None  # to be read again, None: the newest
+    lm_items: int | None = None  # that the language model scored of this block for the page before; None: a new block
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
     offset: int
     depth: int
+    lm_items: int | None
     epoch: int
 
 
@@ -99,11 +102,10 @@ def decide_window(request: RankRequest, limits: DepthLimits) -> Window:
     size = request.page.size
     if request.candidates is not None:  # all of them are one block, whatever the depth
         asked = len(set(request.candidates))
-        depth, offset, epoch = asked, 0, None
-        if request.page.cursor is not None:
-            cursor = read_cursor(request)
-            offset, epoch = cursor.offset, cursor.epoch
-        return Window(asked, depth, 0, depth, offset, offset + size, epoch)
+        if request.page.cursor is None:
+            return Window(asked, asked, 0, asked, 0, size, None)
+        cursor = read_cursor(request)
+        return Window(asked, asked, 0, asked, cursor.offset, cursor.offset + size, cursor.epoch, cursor.lm_items)
     asked = request.depth or limits.default
     if request.page.cursor is None:
         depth = min(-(-max(asked, size) // size) * size, limits.ceiling)
@@ -112,20 +114,26 @@ def decide_window(request: RankRequest, limits: DepthLimits) -> Window:
     start = cursor.offset // cursor.depth * cursor.depth
     stop = min(start + cursor.depth, limits.ceiling)
     first = cursor.offset - start
-    return Window(asked, cursor.depth, start, stop, first, min(first + size, cursor.depth), cursor.epoch)
+    return Window(
+        asked, cursor.depth, start, stop, first, min(first + size, cursor.depth), cursor.epoch, cursor.lm_items
+    )
 
 
-def next_cursor(request: RankRequest, window: Window, *, in_block: int, epoch: int, limits: DepthLimits) -> str | None:
+def next_cursor(
+    request: RankRequest, window: Window, *, in_block: int, lm_items: int, epoch: int, limits: DepthLimits
+) -> str | None:
     """The cursor of the page after `window`'s, None when there is none.
 
-    `in_block` is how many candidates the block held: a short block is the last one.
+    `in_block` is how many candidates the block held: a short block is the last one. `lm_items` of them the language
+    model was asked for; the block's next page is ordered alike.
     """
     offset = window.start + window.last
     more_here = window.last < in_block
     more_blocks = request.candidates is None and in_block == window.stop - window.start and window.stop < limits.ceiling
     if not more_here and not more_blocks:
         return None
-    body = _CURSOR.pack(_CURSOR_FORM, offset, window.depth, epoch, _query_digest(request))
+    kept = lm_items if more_here else _ANEW
+    body = _CURSOR.pack(_CURSOR_FORM, offset, window.depth, kept, epoch, _query_digest(request))
     return base64.urlsafe_b64encode(body).rstrip(b"=").decode()
 
 
@@ -135,14 +143,14 @@ def read_cursor(request: RankRequest) -> Cursor:
     expected = "the next_cursor of a previous page, unchanged"
     try:
         body = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        form, offset, depth, epoch, digest = _CURSOR.unpack(body)
+        form, offset, depth, lm_items, epoch, digest = _CURSOR.unpack(body)
     except (binascii.Error, ValueError, struct.error):
         raise InvalidRecord("page.cursor", text, expected) from None
     if form != _CURSOR_FORM or depth < 1:
         raise InvalidRecord("page.cursor", text, expected)
     if digest != _query_digest(request):
         raise InvalidRecord("page.cursor", text, "a cursor of this very query: same text, filters and candidates")
-    return Cursor(offset, depth, epoch)
+    return Cursor(offset, depth, None if lm_items == _ANEW else lm_items, epoch)
 
 
 def _query_digest(request: RankRequest) -> bytes:

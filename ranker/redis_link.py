@@ -1,16 +1,19 @@
-"""The ranker's way to Redis: short timeouts, and after a failure no attempt for a moment.
+"""The ranker's way to Redis: short timeouts, no second try, and after a failure no attempt for a moment.
 
 Redis makes ranking cheaper, never possible: whoever reads through here must know what to do on RedisAway. The gate
-keeps a dead Redis from costing every request a timeout. Thread-safe; owns its connection pool.
+keeps a dead Redis from costing every request a timeout. What is not an answer to the question counts as a failure.
+Thread-safe; owns its connection pool.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from penstock.infra.settings import RedisSettings
 from penstock.ranker.errors import RedisAway
@@ -42,8 +45,22 @@ class Gate:
 
 
 def connect(settings: RedisSettings) -> redis.Redis:
-    """A client as settings say, answers as bytes. Connects when first used."""
-    return redis.Redis.from_url(settings.url, **settings.options(TIMEOUT_S))
+    """A client as settings say, answers as bytes. Connects when first used.
+
+    It tries nothing twice, whatever its settings or its release's defaults say: the gate decides when to ask again, and
+    each try would cost a timeout.
+    """
+    return redis.Redis.from_url(settings.url, **{**settings.options(TIMEOUT_S), "retry": Retry(NoBackoff(), 0)})
+
+
+def read_values(client: Any, keys: Sequence[str]) -> list[bytes | None]:
+    """What stands under each key, as a command for `RedisLink.run`. Raises redis.InvalidResponse for another answer."""
+    found = client.mget(keys)
+    if not isinstance(found, list) or len(found) != len(keys):
+        raise redis.InvalidResponse(f"asked for {len(keys)} values, got {found!r:.80}")
+    if not all(value is None or isinstance(value, bytes) for value in found):
+        raise redis.InvalidResponse("asked for values, got something else among them")
+    return found
 
 
 class RedisLink:
@@ -66,9 +83,9 @@ class RedisLink:
                 raise RedisAway(self._gate.reason)
         try:
             value = command(self._client)
-        except redis.WatchError:
+        except (redis.WatchError, UnicodeError):
             raise
-        except redis.RedisError as error:
+        except (redis.RedisError, OSError, ValueError) as error:  # ValueError: bytes that are not the protocol's
             with self._lock:
                 self._gate.failed(self._clock(), f"{type(error).__name__}: {error}")
                 raise RedisAway(self._gate.reason) from error

@@ -1,10 +1,12 @@
 """Scores for a block of candidates: the fused score for all, the language model's for the best of them, both cached.
 
-How the two make one order. The language model scores the `lm_items` best by fused score. Their final p has as log-odds
-the mean of both log-odds (both judges count equally until a trained combination says otherwise). The others keep their
-fused score, scaled down by one factor for all where the best of them would otherwise pass the worst that the language
-model saw: it judged those to be compared, and the rest was already below them by the same cheap score. So the order is
-by score everywhere, and within each part it is that part's own.
+How the two make one order. The language model scores the best by fused score, as many as its budget allows. Their
+final p has as log-odds the mean of both log-odds (both judges count equally until a trained combination says
+otherwise). The others keep their fused score, scaled down by one factor for all where the best of them would otherwise
+pass the worst that the language model saw: it judged those to be compared, and the rest was already below them by the
+same cheap score. So the order is by score everywhere, and within each part it is that part's own.
+
+When the language model fails, is full or is late, everything keeps its fused score, and the answer says why.
 
 Where it stands: life-of-a-query.md, step 7.
 """
@@ -12,29 +14,50 @@ Where it stands: life-of-a-query.md, step 7.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import Counter, Histogram
 
-from penstock.ranker.backends.scorer import Scorer, ScoringItem, ScoringQuery
+from penstock.infra.telemetry import DEGRADED
+from penstock.ranker.backends.scorer import LanguageModel, Scorer, Scores, ScoringItem, ScoringQuery
 from penstock.ranker.cache import Cached, Computed, PairVersion, ScoreCache
+from penstock.ranker.errors import CallerLeft, RankerError
 from penstock.ranker.policy import order
 from penstock.ranker.records import Records
+from penstock.ranker.shaping.lm_depth import LmDepth, Pace, Reason, decide_lm_depth
 from penstock.ranker.stages import Stages
 from penstock.schemas.events import IndexUpdate
 from penstock.schemas.rpc import Hit
 
+LM_ITEMS = Histogram(
+    "penstock_lm_items", "Items of a request that the language model scored", buckets=(0, 1, 2, 4, 8, 16, 32, 64, 128)
+)
+LM_DEPTHS = Counter("penstock_lm_depth_total", "Requests by what bound the language model's depth", ["reason"])
+
+ALONE = 5.0  # so many times the budget may take what nobody watches
+PATIENCE = 4.0  # budgets that a request waits for the language model, where its deadline lets it
+SHARE = 0.8  # of the time that is left, at most; the rest is for the reply
+
 _CLIP = 1e-9  # keeps log-odds finite
+_TINY = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True, slots=True)
 class Scorers:
-    """The cheap one for the whole depth, and the dear one for the top where there is one."""
+    """The cheap one for the whole depth, and the dear one for the top where there is one.
+
+    `depths` ascend: how many the language model may score; `budget_s` is what it may take of an interactive request,
+    and ALONE times that of one that nobody watches.
+    """
 
     fused: Scorer
-    language_model: Scorer | None = None
-    lm_items: int = 0
+    language_model: LanguageModel | None = None
+    depths: tuple[int, ...] = (16, 32, 64)
+    budget_s: float = 0.2
+    searching: Pace = field(default_factory=Pace)  # the language model's, for interactive requests
+    others: Pace = field(default_factory=Pace)
 
     @property
     def model_id(self) -> str:
@@ -49,7 +72,8 @@ class Scored:
 
     p: NDArray[np.float64]  # [n]
     parts: list[dict[str, float]]  # [n]
-    lm_scored: int
+    lm_asked: int  # how many of the best the language model was asked for; 0 where it gave none
+    lm_scored: int  # of those, that are still there
     cache_hits: int
 
 
@@ -61,31 +85,82 @@ def score(
     hits: Sequence[Hit],
     records: Records,
     stages: Stages,
+    *,
+    interactive: bool = True,
+    lm_items: int | None = None,
 ) -> Scored:
-    """Raises NonFiniteScore, CallError and what else a scorer raises; nothing that is not a probability is returned."""
+    """`lm_items`: as many as the language model scored for the page before, which this one goes on from.
+
+    Raises NonFiniteScore, CallError and what else the fused scorer raises, CallerLeft and DeadlinePassed.
+    """
+    ask = _Ask(cache, query, tenant, hits, records, stages, interactive)
     everything = list(range(len(hits)))
-    cheap = _cached(scorers.fused, cache, query, tenant, hits, everything, records, stages)
+    cheap = ask.rows(scorers.fused, everything, "score", stages.remaining_s)
     p = cheap.rows[:, 0].copy()
     names = scorers.fused.part_names
     parts = [dict(zip(names, row, strict=True)) for row in cheap.rows[:, 1:].tolist()]
     model = scorers.language_model
     if model is None:
-        return Scored(p, parts, 0, cheap.hits)
+        return Scored(p, parts, 0, 0, cheap.hits)
     live = [at for at in everything if not np.isnan(p[at])]
     ranked = [live[place] for place in order(p[live], [hits[at].posting_id for at in live])]
-    top = ranked[: scorers.lm_items]
-    dear = _cached(model, cache, query, tenant, hits, top, records, stages)
+    top, dear = _best(scorers, model, ask, ranked, lm_items)
+    if dear is None:
+        return Scored(p, parts, 0, 0, cheap.hits)
+    asked = len(top)
     seen = ~np.isnan(dear.rows[:, 0])
+    rest = ranked[asked:]
+    p[[at for at, ok in zip(top, seen, strict=True) if not ok]] = np.nan  # deleted between the two
     top = [at for at, ok in zip(top, seen, strict=True) if ok]
     for at, row in zip(top, dear.rows[seen].tolist(), strict=True):
         parts[at]["fused"] = float(p[at])
         parts[at].update(zip(("yes_no", *model.part_names), row, strict=True))
-    rest = ranked[scorers.lm_items :]
     p[top] = combine(p[top], dear.rows[seen, 0])
     p[rest] = below(p[rest], p[top])
-    gone = [at for at in ranked[: scorers.lm_items] if at not in set(top)]
-    p[gone] = np.nan  # deleted between the two
-    return Scored(p, parts, len(top), cheap.hits + dear.hits)
+    return Scored(p, parts, asked, len(top), cheap.hits + dear.hits)
+
+
+def _best(
+    scorers: Scorers, model: LanguageModel, ask: _Ask, ranked: list[int], lm_items: int | None
+) -> tuple[list[int], Cached | None]:
+    """The positions that the language model scored, with its rows; no rows where it gave none, and the answer says why.
+
+    Raises CallerLeft, and DeadlinePassed when it is the request's own deadline that passed.
+    """
+    stages, pace = ask.stages, scorers.searching if ask.interactive else scorers.others
+    budget_s = scorers.budget_s if ask.interactive else ALONE * scorers.budget_s
+    within_s = min(SHARE * stages.remaining_s, PATIENCE * budget_s, model.longest_s)
+    budget_s = min(budget_s, within_s)
+    cost = pace.cost(stages.clock())
+    if lm_items is None:
+        depth = decide_lm_depth(scorers.depths, len(ranked), budget_s, cost)
+    else:
+        depth = LmDepth(min(lm_items, len(ranked)), Reason.PAGE)
+    LM_DEPTHS.labels(depth.reason.value).inc()
+    top = ranked[: depth.items]
+    if ranked and not top and cost is not None and depth.reason is Reason.BUDGET:
+        DEGRADED.labels("ranker", "language model: too slow").inc()
+        one_ms = 1000 * (cost.fixed_s + cost.item_s)
+        stages.degrade(
+            f"language model: not asked, a posting takes {one_ms:.0f} ms of the {1000 * budget_s:.0f} ms there are; "
+            "fused scores alone"
+        )
+    try:
+        rows = ask.rows(model, top, "lm", within_s, pace)
+    except CallerLeft:
+        raise
+    except (RankerError, TimeoutError) as error:
+        if stages.is_late:
+            raise
+        DEGRADED.labels("ranker", "language model").inc()
+        stages.degrade(f"language model: {error or 'an identical request took too long'}; fused scores alone")
+        if lm_items:
+            stages.degrade(
+                "page: ordered without the language model, unlike the one before: postings may repeat or lack"
+            )
+        return [], None
+    LM_ITEMS.observe(len(top))
+    return top, rows
 
 
 def combine(fused: NDArray[np.float64], yes_no: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -97,10 +172,14 @@ def combine(fused: NDArray[np.float64], yes_no: NDArray[np.float64]) -> NDArray[
 
 
 def below(rest: NDArray[np.float64], top: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`rest` scaled by one factor so that none is above the smallest of `top`; as it is when it already is not."""
-    if not rest.size or not top.size or rest.max() <= top.min():
+    """`rest` scaled by one factor so that all are below the smallest of `top`; as it is when they already are.
+
+    Equal to it only where that is 0.
+    """
+    if not rest.size or not top.size or rest.max() < top.min():
         return rest
-    scaled: NDArray[np.float64] = np.minimum(rest * (top.min() / rest.max()), top.min())
+    least = top.min()
+    scaled: NDArray[np.float64] = np.minimum(rest * (least / max(rest.max(), _TINY)), np.nextafter(least, 0.0))
     return scaled
 
 
@@ -109,36 +188,60 @@ def _item(hit: Hit, update: IndexUpdate) -> ScoringItem:
     return ScoringItem(hit.dense, hit.lexical, update, has_dense=hit.dense != 0.0)
 
 
-def _cached(
-    scorer: Scorer,
-    cache: ScoreCache,
-    query: ScoringQuery,
-    tenant: str,
-    hits: Sequence[Hit],
-    positions: list[int],
-    records: Records,
-    stages: Stages,
-) -> Cached:
-    """Rows of p and parts for `positions`; NaN where the posting is gone."""
-    width = 1 + len(scorer.part_names)
-    pairs = [PairVersion(tenant, hits[at].posting_id, hits[at].version, hits[at].revision) for at in positions]
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One request's way to scores, by cache and scorer."""
 
-    def compute(missing: list[int]) -> Computed:
-        at = [positions[place] for place in missing]
-        with stages.stage("features"):
-            updates = records.get(at)
-        rows = np.full((len(at), width), np.nan)
-        live = [place for place, update in enumerate(updates) if update is not None]
-        items = [_item(hits[at[place]], update) for place, update in enumerate(updates) if update is not None]
-        with stages.stage("score"):
-            if items:
-                scores = scorer.score(query, items)
-                stages.degrade(*scores.notes)
-                rows[live, 0], rows[live, 1:] = scores.p, scores.parts
-        keep = np.array([records.is_exact(one) for one in at])
-        return Computed(rows, keep)
+    cache: ScoreCache
+    query: ScoringQuery
+    tenant: str
+    hits: Sequence[Hit]
+    records: Records
+    stages: Stages
+    interactive: bool
 
-    with stages.stage("cache"):
-        found = cache.rows(scorer.model_id, width, query.identity(), pairs, compute, stages.remaining_s)
-    stages.degrade(*found.degraded, *records.degraded)
-    return found
+    def rows(
+        self, scorer: Scorer, positions: list[int], stage: str, within_s: float, pace: Pace | None = None
+    ) -> Cached:
+        """Rows of p and parts for `positions`, within `within_s` seconds; NaN where the posting is gone.
+
+        `pace` learns what the scorer took, also when it gave up.
+        """
+        stages, hits = self.stages, self.hits
+        width = 1 + len(scorer.part_names)
+        pairs = [PairVersion(self.tenant, hits[at].posting_id, hits[at].version, hits[at].revision) for at in positions]
+        caller = stages.caller(self.interactive, within_s)
+
+        def timed(items: list[ScoringItem]) -> Scores:
+            began = stages.clock()
+            try:
+                scores = scorer.score(self.query, items, caller)
+            except TimeoutError:  # it may be as slow as this, or slower
+                if pace is not None:
+                    pace.measured(stages.clock(), len(items), stages.clock() - began)
+                raise
+            if pace is not None:
+                pace.measured(stages.clock(), len(items), stages.clock() - began)
+            return scores
+
+        def compute(missing: list[int]) -> Computed:
+            at = [positions[place] for place in missing]
+            with stages.stage("features"):
+                updates = self.records.get(at)
+            rows = np.full((len(at), width), np.nan)
+            live = [place for place, update in enumerate(updates) if update is not None]
+            items = [_item(hits[at[place]], update) for place, update in enumerate(updates) if update is not None]
+            with stages.stage(stage):
+                if items:
+                    scores = timed(items)
+                    stages.degrade(*scores.notes)
+                    stages.inside(stage, scores.timings)
+                    rows[live, 0], rows[live, 1:] = scores.p, scores.parts
+            keep = np.array([self.records.is_exact(one) for one in at])
+            return Computed(rows, keep)
+
+        query = self.query.identity()
+        with stages.stage("cache"):
+            found = self.cache.rows(scorer.model_id, width, query, pairs, compute, within_s, self.interactive)
+        stages.degrade(*found.degraded, *self.records.degraded)
+        return found

@@ -11,16 +11,16 @@ places and than there may be streams: so the admission queue is the only queue, 
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
 import structlog
 
 from penstock.infra.settings import Settings
-from penstock.ranker.backends.fused import FusedScorer
+from penstock.ranker.backends.load import described, load_scorers
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.calls import rank_handler
 from penstock.ranker.feature_feed import FeatureFeed
@@ -31,7 +31,6 @@ from penstock.ranker.policy import DepthLimits
 from penstock.ranker.rank_streams import MAX_STREAMS, RankStreams
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.request_feed import RequestFeed
-from penstock.ranker.scoring import Scorers
 from penstock.ranker.service import RankService
 from penstock.ranker.shaping.queue import DeadlineQueue
 from penstock.ranker.status import StatusReport
@@ -52,22 +51,12 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def load_scorers(settings: Settings) -> Scorers:
-    """The scorers that `ranker.scorer` names. Raises UnfitScorer."""
-    ranker = settings.ranker
-    fused = FusedScorer.shipped()
-    if ranker.scorer == "fused":
-        return Scorers(fused)
-    from penstock.ranker.backends.yes_no import YesNoScorer  # torch and transformers only where they are asked for
-
-    model = YesNoScorer(Path(ranker.scorer), threads=ranker.threads, device=ranker.device)
-    return Scorers(fused, model, ranker.lm_items)
-
-
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Blocks until `stop` is set, then answers what it has taken in. Raises UnfitScorer, PortInUse."""
     ranker = settings.ranker
-    scorers = load_scorers(settings)
+    workers = ranker.workers_in_force
+    scorers = load_scorers(ranker)
+    model = scorers.language_model
     known_answer = KnownAnswer(scorers, now_ms)
     link = RedisLink(connect(settings.redis), time.monotonic)
     background_link = RedisLink(connect(settings.redis), time.monotonic)
@@ -88,13 +77,14 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         now_ms=now_ms,
         clock=time.monotonic,
     )
-    service = RankService(DeadlineQueue(ranker.max_queue), pipeline.rank, ranker.workers, now_ms)
+    service = RankService(DeadlineQueue(ranker.max_queue), pipeline.rank, workers, now_ms)
     features = FeatureFeed(
         FeatureStore(background_link, prefix, window_ms),
         lambda rebalance: KafkaSource(settings.kafka, topics.INDEX.name, f"{ranker.group}-features", rebalance),
         topic_codec(topics.INDEX, settings.kafka.schema_registry),
         now_ms,
         time.monotonic,
+        model.ingest if model is not None else None,
     )
     sink = KafkaSink(settings.kafka)
     requests = RequestFeed(
@@ -107,7 +97,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         topic_codec(topics.RANK_RESULTS, settings.kafka.schema_registry),
         now_ms,
     )
-    report = StatusReport(service, cache, link, features, known_answer, scorers.model_id, models, retrieval, now_ms)
+    about = described(ranker)
+    report = StatusReport(service, cache, link, features, known_answer, scorers, models, retrieval, now_ms, about)
     report.export()
     streams = RankStreams(service, pipeline.check, ranker.max_queue, now_ms)
     handlers: dict[Method, Handler] = {
@@ -115,7 +106,10 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         Ranker.RANK_STREAM: streams.rank,
         Ranker.STATUS: _status_handler(report),
     }
-    listener_threads = ranker.max_queue + ranker.workers + MAX_STREAMS + SPARE_THREADS
+    # What is there now stays: the garbage collector need not walk it again.
+    gc.collect()
+    gc.freeze()
+    listener_threads = ranker.max_queue + workers + MAX_STREAMS + SPARE_THREADS
     listener = grpc_avro.serve(ranker.listen, handlers, workers=listener_threads)
     threads = [
         threading.Thread(target=run, args=(stop,), name=name, daemon=True)
@@ -124,10 +118,11 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     service.start()
     for thread in threads:
         thread.start()
-    log.info("ranker ready", listen=ranker.listen, model=scorers.model_id, workers=ranker.workers, depth=ranker.depth)
+    log.info("ranker ready", listen=ranker.listen, model=scorers.model_id, workers=workers, depth=ranker.depth)
     try:
         stop.wait()
     finally:
+        gc.unfreeze()
         stop.set()
         stopped = listener.stop(STOP_S)
         streams.close()
@@ -135,6 +130,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
             thread.join(STOP_S)
         service.close(STOP_S)
         stopped.wait(STOP_S)
+        if model is not None:
+            model.close(STOP_S)
         for closable in (models, retrieval, link, background_link):
             closable.close()
         log.info("ranker stopped", **service.counts())

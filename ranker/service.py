@@ -10,6 +10,7 @@ Where it stands: life-of-a-query.md, step 8.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter as Tally
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,7 +23,7 @@ from penstock.infra.telemetry import about
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull, RankFailed
 from penstock.ranker.shaping.queue import Admission, Policy, Ticket
 from penstock.schemas.errors import WireError
-from penstock.schemas.events import RankRequest, RankResult
+from penstock.schemas.events import RankClass, RankRequest, RankResult
 from penstock.schemas.validate import MAX_ECHO_BYTES
 
 log = structlog.get_logger(role="ranker")
@@ -34,6 +35,7 @@ SECONDS = Histogram(
     ["class"],
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30),
 )
+KEPT = 4  # every fourth worker is kept for those who wait: work that nobody watches may take seconds
 OUTCOMES = ("served", "failed", "expired", "refused", "left")
 
 
@@ -46,6 +48,11 @@ class Job:
     future: Future[RankResult] = field(default_factory=Future)
     left: threading.Event = field(default_factory=threading.Event)
     ticket: Ticket[Job] | None = None
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for it."""
+        return self.request.class_ is RankClass.INTERACTIVE
 
 
 Rank = Callable[[Job, float], RankResult]  # (job, milliseconds it waited)
@@ -62,7 +69,8 @@ class RankService:
         self._tally: Tally[str] = Tally()
         self._last_served_ms = clock()
         self._workers = [
-            threading.Thread(target=self._work, name=f"rank-{number}", daemon=True) for number in range(workers)
+            threading.Thread(target=self._work, args=(number < workers // KEPT,), name=f"rank-{number}", daemon=True)
+            for number in range(workers)
         ]
 
     def start(self) -> None:
@@ -70,15 +78,16 @@ class RankService:
             worker.start()
 
     def close(self, timeout_s: float) -> None:
-        """Take nothing more, answer what waits, end the workers."""
+        """Take nothing more, answer what waits, end the workers; wait for all of that so many seconds."""
         self._queue.close()
+        give_up = time.monotonic() + timeout_s
         for worker in self._workers:
-            worker.join(timeout_s)
+            worker.join(max(0.0, give_up - time.monotonic()))
 
     def submit(self, job: Job) -> None:
         """The answer comes in `job.future`. Raises QueueFull or QueueClosed: then nothing was taken in."""
         try:
-            job.ticket = self._queue.offer(job, job.deadline_ms)
+            job.ticket = self._queue.offer(job, job.deadline_ms, job.urgent)
         except (QueueFull, QueueClosed):
             self._count(job, "refused")
             raise
@@ -89,7 +98,7 @@ class RankService:
         Raises QueueClosed.
         """
         try:
-            job.ticket = self._queue.offer(job, job.deadline_ms)
+            job.ticket = self._queue.offer(job, job.deadline_ms, job.urgent)
         except QueueFull:
             return False
         return True
@@ -121,8 +130,8 @@ class RankService:
         with self._lock:
             return self._clock() - self._last_served_ms
 
-    def _work(self) -> None:
-        while (taken := self._queue.take()) is not None:
+    def _work(self, urgent_only: bool) -> None:
+        while (taken := self._queue.take(urgent_only)) is not None:
             now = self._clock()
             for ticket in taken.expired:
                 late, waited = now - ticket.deadline_ms, now - ticket.offered_ms

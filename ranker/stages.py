@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from penstock.infra import tracing
 from penstock.infra.telemetry import STAGE_SECONDS
+from penstock.ranker.backends.scorer import Caller
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, RankFailed
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import RankRequest
@@ -30,7 +31,7 @@ class Stages:
     ) -> None:
         self._deadline_ms = deadline_ms
         self._now_ms = now_ms
-        self._clock = clock
+        self.clock = clock
         self._has_left = has_left
         self._began_ms = now_ms() - waited_ms
         self._inside: list[float] = []  # seconds that stages within each open stage took
@@ -42,18 +43,18 @@ class Stages:
     def stage(self, name: str) -> Iterator[None]:
         """Raises DeadlinePassed or CallerLeft on entry; what goes wrong inside leaves as RankFailed(name)."""
         self._check(name)
-        begin, begin_ms = self._clock(), self._now_ms()
+        begin, begin_ms = self.clock(), self._now_ms()
         self._inside.append(0.0)
         try:
             yield
         except (DeadlinePassed, CallerLeft, RankFailed, WireError):
             raise
         except Exception as error:
-            if self._now_ms() >= self._deadline_ms:
+            if self.is_late:
                 raise self._too_late(f"{name} ended") from error
             raise RankFailed(name, error) from error
         finally:
-            took = self._clock() - begin
+            took = self.clock() - begin
             own = took - self._inside.pop()
             if self._inside:
                 self._inside[-1] += took
@@ -86,13 +87,27 @@ class Stages:
         """What a call to another role may take now, in (0, LONGEST_CALL_S]."""
         return min(LONGEST_CALL_S, max(0.001, (self._deadline_ms - self._now_ms()) / 1000))
 
+    @property
+    def is_late(self) -> bool:
+        return self._now_ms() >= self._deadline_ms
+
+    def caller(self, interactive: bool, within_s: float) -> Caller:
+        """Who waits, for what takes at most `within_s` seconds from now."""
+        return Caller(interactive, self.clock() + within_s, self._has_left)
+
+    def inside(self, stage: str, timings: Mapping[str, float]) -> None:
+        """Milliseconds that a part spent in stages of its own, within one of these."""
+        for name, spent in timings.items():
+            key = f"{stage}_{name}"
+            self.timings[key] = self.timings.get(key, 0.0) + spent
+
     def degrade(self, *reasons: str) -> None:
         self.degraded.update(dict.fromkeys(reasons))
 
     def _check(self, name: str) -> None:
         if self._has_left():
             raise CallerLeft(f"the caller left before {name}")
-        if self._now_ms() >= self._deadline_ms:
+        if self.is_late:
             raise self._too_late(name)
 
     def _too_late(self, name: str) -> DeadlinePassed:

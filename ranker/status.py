@@ -5,17 +5,19 @@ Redis is not one of them: without it answers are dearer, not fewer, and they say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client import Gauge
 
+from penstock.ranker.backends.scorer import Health
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.errors import RedisAway
 from penstock.ranker.feature_feed import FeatureFeed
 from penstock.ranker.known_answer import KnownAnswer
 from penstock.ranker.redis_link import RedisLink
+from penstock.ranker.scoring import Scorers
 from penstock.ranker.service import RankService
 from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import RoleStatus
@@ -45,15 +47,19 @@ class StatusReport:
     link: RedisLink
     features: FeatureFeed
     known_answer: KnownAnswer
-    model_id: str
+    scorers: Scorers
     models: OneRole
     retrieval: ManyRoles
     now_ms: Callable[[], int]
+    about: Mapping[str, str]  # what the scorer is
 
     def status(self) -> RoleStatus:
         verdict = self.known_answer.verdict(self.service.idle_ms)
         progress = self.features.progress
-        troubles = [reason for reason in (self._models(), self._retrieval(), verdict.reason) if reason]
+        model = self.scorers.language_model
+        health = model.health() if model is not None else Health()
+        waits_for = "" if health.ready else f"language model: {health.reason}"
+        troubles = [reason for reason in (self._models(), self._retrieval(), verdict.reason, waits_for) if reason]
         numbers = {f"{outcome}_total": float(count) for outcome, count in self.service.counts().items()}
         numbers |= {
             "queue_depth": float(self.service.depth),
@@ -65,7 +71,10 @@ class StatusReport:
             "known_answer_ok": float(verdict.ok),
             "known_answer_age_seconds": (self.now_ms() - verdict.checked_ms) / 1000,
         }
-        texts = {"model_id": self.model_id, "features": progress.state}
+        numbers |= health.numbers
+        texts = {**self.about, "model_id": self.scorers.model_id, "features": progress.state}
+        if model is not None:
+            texts["language_model"] = health.reason or "well"
         return RoleStatus(role="ranker", ready=not troubles, reason="; ".join(troubles), numbers=numbers, texts=texts)
 
     def export(self) -> None:

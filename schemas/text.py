@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import threading
 
 import snowballstemmer
 
@@ -22,7 +23,15 @@ _GRADE_RANGE = re.compile(r"(?<=\b[a-z]{2})-(\d{1,2})/(\d{1,2})\b")
 _WORD = re.compile(r"[^\W_]+(?:-\d{1,3}\b|\+\++|#)?|\.net\b")
 _GRADE = re.compile(r"([^\W_]+)-0*(\d+)")
 
-_STEMMER = snowballstemmer.stemmer("english")
+
+class _Stemmers(threading.local):
+    """One a thread: a stemmer keeps the word it is at in itself, so two threads would spoil each other's."""
+
+    def __init__(self) -> None:
+        self.english = snowballstemmer.stemmer("english")
+
+
+_STEMMERS = _Stemmers()
 
 STOPWORDS = frozenset(
     [
@@ -154,7 +163,7 @@ def term(word: str) -> str | None:
         return word.lstrip("0") or "0"
     if not word.isalpha() or len(word) > 40:
         return word[:40]
-    stem: str = _STEMMER.stemWord(word)
+    stem: str = _STEMMERS.english.stemWord(word)
     return stem
 
 

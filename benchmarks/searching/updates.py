@@ -31,7 +31,7 @@ TOGETHER = 4_096  # vectors made at a time
 class Updates:
     """The real records that all updates are made of. Owns nothing that changes."""
 
-    def __init__(self, data: Path, build: Path) -> None:
+    def __init__(self, data: Path, build: Path, summary_tokens: int = SUMMARY_TOKENS) -> None:
         source = load(data)
         self.name = source.name
         self.dense, self.sketch, queries, lexical = encoded_planes(source, data, build)
@@ -39,7 +39,7 @@ class Updates:
             QueryVector(space_id=SHIPPED_SPACE, encoder_id="benchmark", dense=one.tobytes(), lexical=other.tobytes())
             for one, other in zip(queries.astype("<f4"), lexical.astype("<f4"), strict=True)
         ]
-        summarizer = ExtractiveSummarizer(SUMMARY_TOKENS)
+        summarizer = ExtractiveSummarizer(summary_tokens)
         step = max(1, len(source.postings) // ENCODED)
         self.records: list[IndexUpdate] = []
         for posting in source.postings[::step]:
@@ -96,8 +96,8 @@ class Updates:
             expires_at=expires_at,
         )
 
-    def batches(self, count: int, batch: int) -> Iterator[list[IndexUpdate]]:
-        """Numbers 0 to `count` in batches, posted over four weeks, none expired at NOW_MS."""
+    def batches(self, count: int, batch: int, now_ms: int = NOW_MS) -> Iterator[list[IndexUpdate]]:
+        """Numbers 0 to `count` in batches, posted over four weeks, none expired at `now_ms`."""
         for start in range(0, count, TOGETHER):
             size = min(TOGETHER, count - start)
             dense, sketch = self.planes(start, size)
@@ -106,8 +106,8 @@ class Updates:
                     self.update(
                         start + one,
                         (dense[one], sketch[one]),
-                        posted_at=NOW_MS - ((start + one) * 7_919 % 28) * DAY_MS,
-                        expires_at=NOW_MS + 60 * DAY_MS,
+                        posted_at=now_ms - ((start + one) * 7_919 % 28) * DAY_MS,
+                        expires_at=now_ms + 60 * DAY_MS,
                     )
                     for one in range(begin, min(begin + batch, size))
                 ]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from penstock.infra.cli.scorer import ModelOption, ScorerOption
+
 
 def register(app: typer.Typer) -> None:
     """Add `demo` to `app`."""
@@ -26,6 +28,8 @@ def demo(
     seconds: Annotated[
         float | None, typer.Option("--seconds", min=1.0, help="How long to publish; 45 for the sample, else all of it.")
     ] = None,
+    scorer: ScorerOption = None,
+    model: ModelOption = None,
     rankings: Annotated[
         Path | None, typer.Option("--rankings", dir_okay=False, help="Write 1,000 ranked ids for each query here.")
     ] = None,
@@ -66,6 +70,7 @@ def demo(
     """
     from rich.console import Console
 
+    from penstock.infra import scorers
     from penstock.infra.cli.output import now_ms
     from penstock.infra.demo.run import Options, run
 
@@ -74,6 +79,7 @@ def demo(
         queries=queries,
         rate=rate,
         seconds=seconds,
+        scorer=scorers.asked(scorer, model),
         rankings=rankings,
         report=report,
         keep=keep,

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
-    """Check this machine: platform, Python, disk, memory, Java, Maven, ports. Exit code 1 when something is missing."""
+    """Check this machine: system, Python, disk, memory, Java, Maven, ports, scorer. Exit code 1 when one is not met."""
     from penstock.infra import doctor as checks
     from penstock.infra.local import jars
     from penstock.infra.settings import data_dir

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from penstock.infra.cli.scorer import ModelOption, ScorerOption
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -27,24 +29,32 @@ def register(app: typer.Typer) -> None:
         app.command(rich_help_panel=PANEL)(command)
 
 
-def up() -> None:
+def up(scorer: ScorerOption = None, model: ModelOption = None) -> None:
     """Start Kafka, Flink, Redis, the roles and the jobs; again: heal what died.
 
     Everything lives in one directory: PENSTOCK_DATA_DIR, or ./.penstock.
 
     It listens on loopback alone, on free ports unless settings name them.
 
+    A scorer that is named stays until another is; a ranker that is up with another one is started anew.
+
     When it fails, or on Ctrl-C, what it started is stopped again.
     """
+    from penstock.infra import scorers
     from penstock.infra.cli.output import say
 
     stack = _stack()
+    root = stack.layout.root
+    choice = scorers.asked(scorer, model)
+    if choice is not None:
+        ranker = stack.settings().ranker
+        choice = scorers.completed(choice, ranker, root, root / "models", lambda line: say(line, style="yellow"))
     signal.signal(signal.SIGTERM, _interrupt)
     began = time.monotonic()
     again = stack.running()
     say(f"{'Looking after' if again else 'Starting'} the stack in {stack.layout.root}")
     try:
-        stack.up(say)
+        stack.up(say, choice)
     except KeyboardInterrupt:
         say("Interrupted. " + ("The parts that were up still are." if again else "Nothing is left running."))
         raise typer.Exit(130) from None
@@ -54,6 +64,7 @@ def up() -> None:
     say(f"  Flink     http://127.0.0.1:{ports['flink_rest']}")
     say(f"  Redis     127.0.0.1:{ports['redis']}")
     say(f"  HTTP      http://127.0.0.1:{ports['gateway']}")
+    say(f"  scorer    {stack.scorer() or 'the ranker does not answer'}")
     say(f"  settings  {stack.layout.settings}")
     say(f"  logs      {stack.layout.logs} (penstock logs PART)")
     say(

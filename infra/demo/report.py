@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,12 +17,15 @@ from penstock.infra.demo.alert_accounting import AlertAccounting
 from penstock.infra.demo.replay import Replay
 from penstock.infra.demo.settle import Settled
 from penstock.infra.demo.watch import Watch, percentile
-from penstock.schemas.events import IndexOp
+from penstock.infra.scorers import Running
+from penstock.schemas.events import IndexOp, RankResult
 from penstock.schemas.rpc import Row
 
 # Not to the alert's Kafka timestamp: Flink's sink hands on that of the record it came from.
 ALERTED_OVER = "alerts, once each, from the posting event's Kafka timestamp until the alert was made"
 # A version overtaken before anyone looked has no sample; what models were late for (revision -1) has one.
+_NUMBER = re.compile(r"(?<![\w.:/-])\d+(?:\.\d+)?(?=[ ,;)]|$)")  # an amount; not part of an address, a version, a name
+REASONS_SHOWN = 5
 FRESHNESS_OVER = "accepted upsert versions of the fast lane as the watch first saw them, not only each posting's last"
 
 
@@ -44,6 +49,7 @@ class Report:
     lines_refused: int
     interruptions: Mapping[str, int]  # why retrieval did not answer, and how often
     machine: Mapping[str, Any]
+    scorer: Running | None = None  # None: the ranker did not say
     searches: tuple[Mapping[str, Any], ...] = ()
     alert_examples: tuple[Mapping[str, Any], ...] = ()
     elapsed_s: float = 0.0
@@ -77,6 +83,7 @@ def summarise(
     seed: int | None,
     lines_refused: int,
     warm_up_s: float,
+    scorer: Running | None,
 ) -> Report:
     """The report without its searches."""
     rows = settled.rows.values()
@@ -113,6 +120,7 @@ def summarise(
         warm_up_s=round(warm_up_s, 1),
         interruptions=dict(watch.interruptions),
         machine=machine(),
+        scorer=scorer,
     )
 
 
@@ -136,18 +144,31 @@ def _is_event(row: Row) -> bool:
 
 
 def _queries(done: Replay, watch: Watch) -> dict[str, Any]:
-    results = watch.results()
-    answered = {request_id: results[request_id] for request_id in done.asked if request_id in results}
+    seen = watch.results()
+    answered = {request_id: seen[request_id] for request_id in done.asked if request_id in seen}
     good = {
         request_id: at - done.asked[request_id] for request_id, (at, result) in answered.items() if not result.error
     }
+    results = [result for _, result in answered.values()]
+    read = [result.lm_scored for result in results if not result.error]
     return {
         "published": len(done.asked),
         "answered": len(answered),
         "with_error": len(answered) - len(good),
-        "degraded": sum(1 for _, result in answered.values() if result.degraded),
+        "degraded": sum(1 for result in results if result.degraded),
+        "degraded_reasons": degraded_reasons(results),
         "latency_ms": {"p50": percentile(good.values(), 0.5), "p99": percentile(good.values(), 0.99)},
+        "lm_scored": {"median": percentile(read, 0.5), "max": max(read, default=None)},
+        "model_ids": dict(Counter(result.model_id for result in results if not result.error)),
     }
+
+
+def degraded_reasons(results: Iterable[RankResult]) -> dict[str, int]:
+    """How many results name each reason, the most frequent first; reasons that differ in a number alone are one."""
+    reasons = Counter(
+        reason for result in results for reason in {_NUMBER.sub("…", reason) for reason in result.degraded}
+    )
+    return dict(reasons.most_common())
 
 
 def machine() -> dict[str, Any]:
@@ -166,7 +187,7 @@ def machine() -> dict[str, Any]:
 
 def rows_of(report: Report) -> list[tuple[str, str]]:
     """The report's lines for people."""
-    a, fresh, queries = report.accounting, report.freshness_ms["searchable"], report.queries
+    a, fresh = report.accounting, report.freshness_ms["searchable"]
     out = [
         ("published", f"{a.published} records in {report.seconds:.1f} s, {report.postings_per_second:.1f}/s"),
         ("live · deleted · expired · rejected", f"{a.live} · {a.deleted} · {a.expired} · {a.rejected}"),
@@ -174,17 +195,7 @@ def rows_of(report: Report) -> list[tuple[str, str]]:
         ("lost · wrong", f"{a.lost} · {a.wrong}"),
         ("produced to searchable", f"p50 {_ms(fresh['p50'])}, p99 {_ms(fresh['p99'])} ({fresh['samples']} versions)"),
     ]
-    if queries["published"]:
-        latency = queries["latency_ms"]
-        out.append(
-            (
-                "queries answered",
-                f"{queries['answered']} of {queries['published']}, "
-                + (f"{report.unanswered} NEVER ANSWERED, " if report.unanswered else "")
-                + f"{queries['with_error']} with an error, "
-                f"{queries['degraded']} degraded, p50 {_ms(latency['p50'])}, p99 {_ms(latency['p99'])}",
-            )
-        )
+    out += _rows_of_queries(report)
     if report.alerts is not None:
         alerted, sent = report.freshness_ms["alerted"], report.alerts
         out += [
@@ -214,6 +225,33 @@ def rows_of(report: Report) -> list[tuple[str, str]]:
     machine_ = report.machine
     out.append(("machine", f"{machine_['cores']} cores, {machine_['memory_gib']} GiB, {machine_['system']}"))
     return out
+
+
+def _rows_of_queries(report: Report) -> Iterator[tuple[str, str]]:
+    queries, scorer = report.queries, report.scorer
+    if scorer is not None:
+        yield "scorer", f"{scorer} ({scorer.model_id})"
+    if not queries["published"]:
+        return
+    latency = queries["latency_ms"]
+    yield (
+        "queries answered",
+        f"{queries['answered']} of {queries['published']}, "
+        + (f"{report.unanswered} NEVER ANSWERED, " if report.unanswered else "")
+        + f"{queries['with_error']} with an error, "
+        f"{queries['degraded']} degraded, p50 {_ms(latency['p50'])}, p99 {_ms(latency['p99'])}",
+    )
+    read = queries["lm_scored"]
+    if read["max"] or (scorer is not None and scorer.model):
+        yield (
+            "read by the language model",
+            f"median {read['median'] or 0:.0f}, most {read['max'] or 0} postings a query",
+        )
+    reasons = list(queries["degraded_reasons"].items())
+    for reason, count in reasons[:REASONS_SHOWN]:
+        yield "degraded", f"{count} × {reason}"
+    if len(reasons) > REASONS_SHOWN:
+        yield "degraded", f"{len(reasons) - REASONS_SHOWN} more reasons, all in the file of --report"
 
 
 def _ms(value: Any) -> str:

@@ -36,6 +36,7 @@ from penstock.infra.demo.subscribed import NothingGetsThrough, subscribed
 from penstock.infra.demo.view import View
 from penstock.infra.demo.watch import Watch
 from penstock.infra.kafka_clients import Publisher, check_broker
+from penstock.infra.scorers import Choice, running_at
 from penstock.infra.settings import Settings
 from penstock.ranker.client import RankerClient
 from penstock.retrieval.client import ModelsClient, RetrievalClient, shard_addresses
@@ -71,6 +72,7 @@ class Options:
     subscriptions: int = standing.COUNT  # 0: nobody wants alerts
     on_configured: bool = False  # publish to a system that settings name
     cold: bool = False  # no rounds of warming up
+    scorer: Choice | None = None  # of the stack that is started; None: whatever settings say
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,9 @@ def run(options: Options, console: Console, clock: Callable[[], int]) -> Report:
         view.say(f"{len(given.lines.refused)} lines are no record and are left out", style="yellow")
     with (
         _terminated_like_interrupted(),
-        system(keep=options.keep, on_configured=options.on_configured, tell=view.say) as settings,
+        system(
+            keep=options.keep, on_configured=options.on_configured, tell=view.say, scorer=options.scorer
+        ) as settings,
     ):
         needed = (POSTINGS, QUERIES, RANK_RESULTS, SUBSCRIPTIONS, STANDING_QUERIES, ALERTS)
         check_broker(settings.kafka, [POSTINGS.dead_letters, *(topic.name for topic in needed)])
@@ -152,7 +156,7 @@ def _on(
     clock: Callable[[], int],
 ) -> tuple[Report, Mapping[str, int]]:
     """The run on a system that is up: its report, and how many postings are live by tenant."""
-    done = Replay()
+    done, scorer = Replay(), running_at(settings.ranker.dial)
     with Watch(settings, retrieval, clock) as watch, Publisher(settings.kafka) as publisher:
         warm_up_s = _warm_up(done, publisher, watch, view, run_id, 1 if options.cold else WARM_ROUNDS, clock)
         people = _subscriptions(options, given, run_id, clock())
@@ -190,6 +194,7 @@ def _on(
             seed=options.seed if _chaos(options) else None,
             lines_refused=len(given.lines.refused) if given.lines else 0,
             warm_up_s=warm_up_s,
+            scorer=scorer,
         )
         shown = alert_accounting.examples([alert for alert in watch.alerts() if alert.person_id.startswith(run_id)])
     view.report(report)

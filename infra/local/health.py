@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from penstock.infra.local.flink import FlinkUnreachable, JobRecord, Rest
 from penstock.infra.local.parts import Kind, Part
+from penstock.infra.scorers import Running
 from penstock.infra.settings import Settings
 from penstock.schemas.grpc_avro import CallError, Client
 from penstock.schemas.rpc import EnrichWorkers, Method, Models, Ranker, Retrieval, StatusRequest
@@ -142,8 +143,10 @@ class Probe:
         finally:
             client.close()
         shown = [key for key in NOTABLE[name] if key in status.numbers]
-        numbers = ", ".join(f"{key} {status.numbers[key]:g}" for key in shown)
-        return Health(True, numbers) if status.ready else Health(False, status.reason or "not ready")
+        told = [f"{key} {status.numbers[key]:g}" for key in shown]
+        if name == "ranker":
+            told.insert(0, str(Running.of(status)))
+        return Health(True, ", ".join(told)) if status.ready else Health(False, status.reason or "not ready")
 
     def _job(self, name: str) -> Health:
         ids = self._record.ids(name)

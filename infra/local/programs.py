@@ -58,8 +58,9 @@ def redis_server() -> str:
 def environment(layout: Layout) -> dict[str, str]:
     """What every process of the stack inherits."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("FLINK_", "KAFKA_"))}
-    if "PENSTOCK_CONFIG" in inherited:  # children run in the data directory
-        inherited["PENSTOCK_CONFIG"] = str(Path(inherited["PENSTOCK_CONFIG"]).resolve())
+    for name in ("PENSTOCK_CONFIG", "PENSTOCK_RANKER__MODEL"):  # children run in the data directory
+        if inherited.get(name):
+            inherited[name] = str(Path(inherited[name]).resolve())
     return {**inherited, **config.ROLE_ENVIRONMENT, "PENSTOCK_DATA_DIR": str(layout.root), MARK: str(layout.root)}
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from penstock.infra.local.parts import PARTS, Kind
 from penstock.infra.settings import Settings
 
 _HEADER = """\
-# `penstock up` writes the addresses it chooses, and how its Flink runs Python, here.
+# `penstock up` writes the addresses it chooses, and the scorer that `penstock up --scorer` names, here.
 # Your own settings, addresses too, are kept: yours win.
 
 """
@@ -51,13 +52,11 @@ def choose_ports(layout: Layout, settings: Settings) -> Ports:
         ports.require_free(listener, port)
     everything = ports.choose(wanted, previous.chosen, ports.is_free, ports.candidate)
     fixed = Ports({name: port for name, port in everything.items() if name not in wanted}, wanted)
-    tree: dict[str, Any] = {}
-    if layout.settings.is_file():
-        tree = tomllib.loads(layout.settings.read_text(encoding="utf-8"))
+    tree = read_settings(layout)
     for listener, (section, key) in ports.SETTINGS.items():
         if listener in fixed.chosen:
             tree.setdefault(section, {})[key] = ports.address_of(listener, fixed.chosen[listener])
-    config.write(layout.settings, _HEADER + config.toml(tree))
+    write_settings(layout, tree)
     config.write(layout.ports, json.dumps(asdict(fixed), indent=2))
     return fixed
 
@@ -73,6 +72,17 @@ def unchanged_ports(layout: Layout, settings: Settings) -> dict[str, int]:
     if moved:
         raise StackError(f"{', '.join(moved)} changed while the stack runs: `penstock down` first, then `penstock up`")
     return recorded.all
+
+
+def read_settings(layout: Layout) -> dict[str, Any]:
+    """What penstock.toml says; nothing before the first `up`."""
+    if not layout.settings.is_file():
+        return {}
+    return tomllib.loads(layout.settings.read_text(encoding="utf-8"))
+
+
+def write_settings(layout: Layout, tree: Mapping[str, Any]) -> None:
+    config.write(layout.settings, _HEADER + config.toml(tree))
 
 
 def write_files(layout: Layout, settings: Settings, chosen: dict[str, int], java_path: str) -> None:

@@ -30,12 +30,14 @@ import psutil
 from penstock.infra import settings as settings_module
 from penstock.infra import topics_admin
 from penstock.infra.local import config, flink, jars, processes, programs, provision, scrape
+from penstock.infra.local import scorer as scorers
 from penstock.infra.local.bringup import LOG_LINES, Actions, BringUp, Progress
 from penstock.infra.local.errors import StackError
 from penstock.infra.local.health import Probe
 from penstock.infra.local.layout import Layout
 from penstock.infra.local.parts import PARTS, Kind, Part, find, stop_order
 from penstock.infra.local.supervise import Supervisor
+from penstock.infra.scorers import Choice, Running, running_at
 from penstock.infra.settings import Settings
 
 DISK_NEEDED = 500_000_000  # bytes free in the data directory
@@ -137,16 +139,19 @@ class Stack:
 
     # --- up ------------------------------------------------------------------------------------------------------
 
-    def up(self, progress: Progress | None = None) -> None:
+    def up(self, progress: Progress | None = None, scorer: Choice | None = None) -> None:
         """Bring every part to health, healing what died. Raises StackError (or SettingsError, JarsError).
 
-        On failure or Ctrl-C what this call started is stopped again; what was healthy before is left alone.
+        On failure or Ctrl-C what this call started is stopped again; what was healthy before is left alone. A `scorer`
+        is kept for this stack until another is named; a ranker that runs another one is started anew.
         """
         say = progress or (lambda line: None)
         with self._disk_full_explained():
             self.layout.root.mkdir(parents=True, exist_ok=True)
-            with self._locked(say):
+            with self._locked(say), scorers.remembered(self.layout, scorer) as changed:
                 fresh = not self.running()
+                if scorer is not None:
+                    self._switch(scorer, changed, say)
                 try:
                     run = self._prepare(fresh, say)
                 except BaseException:
@@ -159,12 +164,30 @@ class Stack:
                     with _undisturbed():
                         self._undo(run, fresh, say)
                     raise
+                if scorer is not None:
+                    scorers.require_running(self.scorer(), scorer)
                 for name in self._jobs():
                     flink.prune(self.layout.checkpoints, self._record, name)
+
+    def scorer(self) -> Running | None:
+        """What the ranker says that it runs; None while it does not answer."""
+        port = self.ports().get("ranker")
+        return None if port is None else running_at(f"127.0.0.1:{port}")
+
+    def _switch(self, scorer: Choice, changed: bool, say: Progress) -> None:
+        """Stop a ranker that was started with another scorer: it comes back with this one. Raises StackError."""
+        scorers.require_in_force(self.layout, self.settings(), scorer)
+        if not self.running() or not self._supervisor().process("ranker").going:
+            return
+        running = self.scorer()
+        if changed or running is None or not running.is_(scorer):
+            say(f"{'ranker':<12} stopping it, to start it with --scorer {scorer.scorer}")
+            self._supervisor().stop_process("ranker")
 
     def _prepare(self, fresh: bool, say: Progress) -> BringUp:
         """Ports, files and process manager, ready for the parts."""
         settings = self.settings()
+        scorers.require_fit(self.layout, settings)
         if fresh:
             self._check_room()
             if not jars.present():

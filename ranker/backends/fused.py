@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from penstock.ranker.backends import features, hints
 from penstock.ranker.backends.expectation import DenseExpectation
 from penstock.ranker.backends.features import FEATURES, ItemFeatures, Rarity, compute, query_features
-from penstock.ranker.backends.scorer import Scores, ScoringItem, ScoringQuery
+from penstock.ranker.backends.scorer import ANYONE, Caller, Scores, ScoringItem, ScoringQuery, probability
 from penstock.ranker.errors import UnfitScorer
 from penstock.schemas import text
 from penstock.schemas.events import EmploymentType, Location, Remote
@@ -52,6 +51,8 @@ _ABOUT = {
 class FusedScorer:
     """Immutable once made; safe to share between threads."""
 
+    tolerance = 1e-6
+
     def __init__(self, source: bytes, name: str, expectation: DenseExpectation | None = None) -> None:
         """`source` is what training/fused_scorer.py writes. Raises UnfitScorer saying what is wrong with it.
 
@@ -79,7 +80,8 @@ class FusedScorer:
             raise UnfitScorer(f"{file} is missing: install the whole wheel, or run training/fused_scorer.py") from error
         return cls(source, str(file), DenseExpectation.shipped())
 
-    def score(self, query: ScoringQuery, items: Sequence[ScoringItem]) -> Scores:
+    def score(self, query: ScoringQuery, items: Sequence[ScoringItem], caller: Caller = ANYONE) -> Scores:
+        """See Scorer; it is too quick for anybody to leave meanwhile."""
         if query.vector is not None and self._space_id not in (None, query.vector.space_id):
             self._warn(query.vector.space_id)
         values = compute(query_features(query.text, self._rarity), [item_features(item) for item in items])
@@ -89,7 +91,7 @@ class FusedScorer:
         terms = values * self._weights
         parts = terms @ self._gather
         parts[:, 0] += self._intercept
-        return Scores(_sigmoid(terms.sum(axis=1) + self._intercept), parts)
+        return Scores(probability(terms.sum(axis=1) + self._intercept), parts)
 
     def _warn(self, space_id: str) -> None:
         """Once a space: the order still holds, the probability is only as good as the spaces are alike."""
@@ -126,11 +128,6 @@ def _place(place: Location | None) -> str | None:
 
 def _about(feature: str) -> str:
     return next((about for start, about in _ABOUT.items() if feature.startswith(start)), "base")
-
-
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    p: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(0.5 * x))  # never overflows
-    return p
 
 
 def _parsed(source: bytes, name: str) -> Mapping[str, Any]:

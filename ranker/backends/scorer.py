@@ -6,14 +6,16 @@ can be cached. Whatever a scorer cannot score is an error: a number that is not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.ranker.errors import NonFiniteScore
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore
 from penstock.schemas.events import IndexUpdate, QueryVector
 
 
@@ -43,6 +45,30 @@ class ScoringItem:
     has_dense: bool = True  # False: nobody could compute `dense`, which is 0 then
 
 
+def nobody_left() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who waits for scores, and how long."""
+
+    interactive: bool = True  # a person waits
+    deadline_s: float = math.inf  # of time.monotonic
+    has_left: Callable[[], bool] = nobody_left
+
+    def check(self, before: str) -> None:
+        """Raises CallerLeft or DeadlinePassed: nobody waits for what would come."""
+        if self.has_left():
+            raise CallerLeft(f"the caller left before {before}")
+        late_s = time.monotonic() - self.deadline_s
+        if late_s >= 0:
+            raise DeadlinePassed(before, late_ms=int(late_s * 1000))
+
+
+ANYONE = Caller()
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Checked when made: raises NonFiniteScore unless every p is in [0, 1] and every part is finite."""
@@ -50,6 +76,9 @@ class Scores:
     p: NDArray[np.float64]  # [n]
     parts: NDArray[np.float64]  # [n, len(scorer.part_names)]
     notes: tuple[str, ...] = ()  # what was done to the input, for the result's `degraded`
+    timings: Mapping[str, float] = field(
+        default_factory=dict
+    )  # milliseconds by the scorer's own stages, where it has any
 
     def __post_init__(self) -> None:
         if self.parts.shape[:1] != self.p.shape:
@@ -73,5 +102,41 @@ class Scorer(Protocol):
     @property
     def part_names(self) -> tuple[str, ...]: ...
 
-    def score(self, query: ScoringQuery, items: Sequence[ScoringItem]) -> Scores:
-        """One score an item, in order. Raises NonFiniteScore."""
+    @property
+    def tolerance(self) -> float:
+        """By how much the p of one pair may differ between two askings."""
+
+    def score(self, query: ScoringQuery, items: Sequence[ScoringItem], caller: Caller = ANYONE) -> Scores:
+        """One score an item, in order. Raises NonFiniteScore, NoScores, DeadlinePassed, CallerLeft."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a language model is. `ready` false: the ranker waits for it; a `reason` alone: answers say `degraded`."""
+
+    ready: bool = True
+    reason: str = ""  # what is wrong, empty when nothing is
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+class LanguageModel(Scorer, Protocol):
+    """A dear scorer, for the best of a request. Owns memory, threads or connections: close it."""
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds after which it gives a call up by itself; infinite where it does not."""
+
+    def health(self) -> Health:
+        """Of work done lately; costs nothing."""
+
+    def ingest(self, updates: Sequence[IndexUpdate]) -> None:
+        """Index updates as they are read, in order, on the reader's thread: whatever can be made ready for them is."""
+
+    def close(self, timeout_s: float) -> None: ...
+
+
+def probability(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of yes, from log-odds; [n] each."""
+    with np.errstate(over="ignore"):
+        p: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-logits))
+    return p

@@ -1,111 +1,102 @@
-"""A decoder-only language model that answers yes or no: p = sigmoid(logit of yes - logit of no) at the last position.
+"""The plain yes/no scorer: any causal language model that transformers runs, by transformers' own forward.
 
-Any Qwen3-style directory that transformers can load (config, tokenizer, safetensors); nothing is fetched. Prefill only.
-A prompt is before + query + between + item + after; query and item are tokenised apart, so an item's tokens do not
-depend on the query. Batches are padded on the left with explicit positions: a score does not depend on the padding.
-A directory may bring the wording it was trained with in `penstock_template.json` ({"before", "between", "after"}).
+p = sigmoid(logit of yes - logit of no) at the last position; prefill only. It packs nothing and shares nothing: the
+engine (ranker/engine) does, for the architecture it knows, and is held against this one in its tests. Prompts are
+tokenised as the engine's are. Batches are padded on the left with explicit positions: a score does not depend on the
+padding. Nothing is fetched.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.ranker.backends.scorer import Scores, ScoringItem, ScoringQuery
-from penstock.ranker.errors import UnfitScorer
+from penstock.ranker.backends.prompt import item_text
+from penstock.ranker.backends.scorer import ANYONE, Caller, Health, Scores, ScoringItem, ScoringQuery, probability
+from penstock.ranker.engine.tokens import Tokenizer, identity_of, notes
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, UnfitScorer
 from penstock.schemas.events import IndexUpdate
 
-MAX_QUERY_TOKENS = 256
-MAX_ITEM_TOKENS = 512
+LONGEST_WAIT_S = 30.0  # for other callers' forwards, of one without a deadline
 FORWARD_TOKENS = 4_096  # padded tokens a forward, at most (one prompt always fits)
-TEMPLATE_FILE = "penstock_template.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    before: str
-    between: str
-    after: str
-
-
-TEMPLATE = Template(
-    before=(
-        "<|im_start|>system\nYou are given what a person looking for work typed, and one job posting. "
-        "Say yes if this person would want to see the posting, no if not.<|im_end|>\n<|im_start|>user\nSearch: "
-    ),
-    between="\nPosting: ",
-    after="<|im_end|>\n<|im_start|>assistant\n",
-)
 
 
 class YesNoScorer:
     """Loads once; forwards run one at a time under a lock, on `threads` CPU threads or on `device`."""
 
     part_names = ("yes_no_logit",)
+    longest_s = math.inf
+    tolerance = 1e-3  # a GPU's sums may differ in order between runs
 
     def __init__(self, directory: Path, *, threads: int = 1, device: str = "cpu") -> None:
         """Raises UnfitScorer when the directory is missing, damaged or has no yes and no."""
         import torch
 
-        if not (directory / "config.json").is_file():
-            raise UnfitScorer(
-                f"ranker.scorer names {directory}, which has no config.json; expected 'fused' or the directory of a "
-                "causal language model (config.json, tokenizer.json, model.safetensors)"
-            )
+        self._tokenizer = Tokenizer(directory, threads=threads)
         if device == "cpu":
             torch.set_num_threads(threads)
         self._torch = torch
         self._lock = threading.Lock()
+        self._trouble = ""
         self._device = device
-        self._template = _template(directory)
-        self._tokenizer, self._model = _load(directory, device)
-        self._yes, self._no = (_single_token(self._tokenizer, word, directory) for word in ("yes", "no"))
-        self.model_id = f"yes-no:{directory.name}:{_digest(directory, self._template)}"
+        self._model = _load(directory, device)
+        computes_in = f"{self._model.dtype}-{torch.device(device).type}".removeprefix("torch.")
+        self.model_id = f"yes-no-{computes_in}:{directory.name}:{identity_of(directory, self._tokenizer)}"
 
-    def score(self, query: ScoringQuery, items: Sequence[ScoringItem]) -> Scores:
-        head, tail, query_cut = self._frame(query.text)
-        texts = [self._encode(item_text(item.update)) for item in items]
-        prompts = [head + text[:MAX_ITEM_TOKENS] + tail for text in texts]
+    def score(self, query: ScoringQuery, items: Sequence[ScoringItem], caller: Caller = ANYONE) -> Scores:
+        """One score an item, in order. Whether the caller still waits is asked before each forward, never in one.
+
+        Raises UnreadableText, NonFiniteScore, CallerLeft, DeadlinePassed.
+        """
+        prefix = self._tokenizer.prefix(query.text)
+        encoded = self._tokenizer.items([item_text(item.update) for item in items])
+        prompts = [np.concatenate([prefix.tokens, item.tokens]) for item in encoded]
         logits = np.zeros(len(items))
         for batch in batches([len(prompt) for prompt in prompts], FORWARD_TOKENS):
-            logits[batch] = self._forward([prompts[at] for at in batch])
-        notes = []
-        if query_cut:
-            notes.append(f"language model: query cut to {MAX_QUERY_TOKENS} tokens")
-        if cut := sum(len(text) > MAX_ITEM_TOKENS for text in texts):
-            notes.append(f"language model: {cut} postings cut to {MAX_ITEM_TOKENS} tokens")
-        with np.errstate(over="ignore"):
-            p = 1.0 / (1.0 + np.exp(-logits))
-        return Scores(p, logits[:, None], tuple(notes))
+            caller.check("its forward")
+            if not self._lock.acquire(timeout=min(caller.deadline_s - time.monotonic(), LONGEST_WAIT_S)):
+                raise DeadlinePassed("its forward", late_ms=0)
+            try:
+                caller.check("its forward")
+                logits[batch] = self._forward([prompts[at] for at in batch])
+                self._trouble = ""
+            except (CallerLeft, DeadlinePassed):
+                raise
+            except Exception as error:
+                self._trouble = f"the last forward failed: {type(error).__name__}: {error}"
+                raise
+            finally:
+                self._lock.release()
+        return Scores(probability(logits), logits[:, None], tuple(notes(prefix, encoded)))
 
-    def _frame(self, text: str) -> tuple[list[int], list[int], bool]:
-        """(tokens before the item, tokens after it, whether the query was cut)."""
-        query = self._encode(text)
-        head = self._encode(self._template.before) + query[:MAX_QUERY_TOKENS] + self._encode(self._template.between)
-        return head, self._encode(self._template.after), len(query) > MAX_QUERY_TOKENS
+    def health(self) -> Health:
+        """Not ready from a forward that fails to one that does not: a dead GPU fails them all."""
+        return Health(not self._trouble, self._trouble)
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False)) if text else []
+    def ingest(self, updates: Sequence[IndexUpdate]) -> None:
+        """Nothing: postings are tokenised with each query."""
 
-    def _forward(self, prompts: Sequence[list[int]]) -> NDArray[np.float64]:
-        """logit of yes - logit of no, float64 [len(prompts)]."""
+    def close(self, timeout_s: float = 0.0) -> None:
+        self._tokenizer.close()
+
+    def _forward(self, prompts: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:
+        """logit of yes - logit of no, float64 [len(prompts)]. The lock is held."""
         torch = self._torch
         longest = max(len(prompt) for prompt in prompts)
         ids = torch.zeros((len(prompts), longest), dtype=torch.long)
         mask = torch.zeros((len(prompts), longest), dtype=torch.long)
         for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
             mask[row, longest - len(prompt) :] = 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with self._lock, torch.inference_mode():
+        with torch.inference_mode():
             out = self._model(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),
@@ -114,16 +105,8 @@ class YesNoScorer:
                 logits_to_keep=1,
             )
             last = out.logits[:, -1, :]
-            difference = (last[:, self._yes] - last[:, self._no]).double().cpu().numpy()
+            difference = (last[:, self._tokenizer.yes] - last[:, self._tokenizer.no]).double().cpu().numpy()
         return np.asarray(difference, dtype=np.float64)
-
-
-def item_text(update: IndexUpdate) -> str:
-    """What the model reads of a posting: its item text, else title and summary."""
-    if update.item_text:
-        return update.item_text
-    title = update.attributes.title if update.attributes is not None else None
-    return "\n".join(part for part in (title, update.summary) if part)
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -138,12 +121,11 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _load(directory: Path, device: str) -> tuple[Any, Any]:
+def _load(directory: Path, device: str) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know output_loading_info
         model, info = load(
             directory,
@@ -162,43 +144,4 @@ def _load(directory: Path, device: str) -> tuple[Any, Any]:
             f"{directory}: {len(missing)} weights are not in its safetensors ({', '.join(missing[:3])}, …); "
             "they would be random: give the whole model"
         )
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > vocabulary:
-        raise UnfitScorer(
-            f"{directory}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}: "
-            "they do not belong together"
-        )
-    return tokenizer, model.eval().to(device)
-
-
-def _single_token(tokenizer: Any, word: str, directory: Path) -> int:
-    ids = tokenizer.encode(word, add_special_tokens=False)
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise UnfitScorer(
-            f"{directory}: its tokenizer has no single token for {word!r} (got {ids}); "
-            "a yes/no scorer needs one for each"
-        )
-    return int(ids[0])
-
-
-def _template(directory: Path) -> Template:
-    path = directory / TEMPLATE_FILE
-    if not path.is_file():
-        return TEMPLATE
-    try:
-        return Template(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UnfitScorer(f"{path}: {error}; expected an object with before, between, after") from error
-
-
-def _digest(directory: Path, template: Template) -> str:
-    """12 hex digits of weights, config, tokenizer, template and limits."""
-    digest = hashlib.blake2b(digest_size=6)
-    named = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-    files = [directory / name for name in named if (directory / name).is_file()]
-    for path in [*files, *sorted(directory.glob("*.safetensors"))]:
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    form = [template.before, template.between, template.after, MAX_QUERY_TOKENS, MAX_ITEM_TOKENS]
-    digest.update(json.dumps(form).encode())
-    return digest.hexdigest()
+    return model.eval().to(device)

@@ -1,8 +1,11 @@
-"""Item tokens kept by posting and version, so that a request tokenises its query alone.
+"""Item tokens kept by posting, version and text, so that a request tokenises its query alone.
 
 One slab of int32 in blocks of BLOCK tokens; an item lies in as many blocks as it needs, anywhere. The slab is as large
 as it is told to be and never grows; what is on it is the newest version read of each posting. Room is made by dropping
 what has expired, earliest first, then what was used longest ago. An item larger than the slab is not kept.
+
+The text is part of the key: (version, revision) says what kind of content an update carries, but a replay after a crash
+may carry another text of that kind, so that the feature store and retrieval's rows can differ under one stamp.
 
 Filled at ingest (`Filler`) and by whoever had to tokenise an item because it was missing. It belongs to one tokenizer
 and template. Safe to share between threads; the lock is held only to copy.
@@ -20,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
 
-from penstock.ranker.backends.yes_no import item_text
-from penstock.ranker.engine.tokens import Encoded, Tokenizer
+from penstock.ranker.backends.prompt import item_text
+from penstock.ranker.engine.tokens import SLICE, Encoded, Tokenizer
 from penstock.schemas.events import IndexOp, IndexUpdate
 
 BLOCK = 32  # tokens: half of it is lost to an item on average
@@ -39,11 +42,13 @@ class ItemKey:
     tenant: str
     posting_id: str
     stamp: tuple[int, int]
+    text: int  # hash of its item text, of this process
 
 
 @dataclass(slots=True, eq=False)
 class _Held:
     stamp: tuple[int, int]
+    text: int
     blocks: NDArray[np.int32]  # rows of the slab
     length: int  # tokens
     cut: bool
@@ -68,7 +73,7 @@ class Arena:
         self._lock = threading.Lock()
 
     def read(self, keys: Sequence[ItemKey]) -> list[Encoded | None]:
-        """A copy of the tokens of each, in order; None where that very version is not held."""
+        """A copy of the tokens of each, in order; None where that very version and text is not held."""
         with self._lock:
             found = [self._read(key) for key in keys]
         missing = sum(item is None for item in found)
@@ -77,13 +82,14 @@ class Arena:
         return found
 
     def lacks(self, key: ItemKey) -> bool:
-        """Whether `write` would keep this version: neither it nor a newer one is held."""
+        """Whether it is not held, and nothing newer is."""
         with self._lock:
             held = self._held.get((key.tenant, key.posting_id))
-            return held is None or held.stamp < key.stamp
+            return held is None or held.stamp < key.stamp or (held.stamp == key.stamp and held.text != key.text)
 
     def write(self, key: ItemKey, item: Encoded, expires_ms: int | None) -> bool:
-        """Keep the item unless a newer version of it is held. False when it is not kept."""
+        """Keep the item unless a newer version of it is held; of one version the last text written is kept. False when
+        it is not kept."""
         name = (key.tenant, key.posting_id)
         needed = max(1, -(-len(item.tokens) // BLOCK))
         with self._lock:
@@ -100,7 +106,7 @@ class Arena:
             padded[: len(item.tokens)] = item.tokens
             self._slab[blocks] = padded.reshape(needed, BLOCK)
             self._held[name] = _Held(
-                key.stamp, blocks, len(item.tokens), item.cut, item.empty, item.unknown, expires_ms
+                key.stamp, key.text, blocks, len(item.tokens), item.cut, item.empty, item.unknown, expires_ms
             )
             if expires_ms is not None:
                 heapq.heappush(self._expiries, (expires_ms, name, key.stamp))
@@ -137,7 +143,7 @@ class Arena:
     def _read(self, key: ItemKey) -> Encoded | None:
         name = (key.tenant, key.posting_id)
         held = self._held.get(name)
-        if held is None or held.stamp != key.stamp:
+        if held is None or held.stamp != key.stamp or held.text != key.text:
             return None
         self._held.move_to_end(name)
         tokens = self._slab[held.blocks].reshape(-1)[: held.length]
@@ -177,7 +183,7 @@ class Filler:
         self._tokenizer = tokenizer
 
     def fill(self, updates: Sequence[IndexUpdate]) -> int:
-        """Tokenise what is new, in one batch; how many items were written. What is deleted or expired is dropped.
+        """Tokenise what is new, slice by slice; how many items were written. What is deleted or expired is dropped.
 
         Raises UnreadableText.
         """
@@ -192,13 +198,14 @@ class Filler:
                 self._arena.remove(key_of(update))
             elif self._arena.lacks(key_of(update)):
                 wanted.append(update)
-        items = self._tokenizer.items([item_text(update) for update in wanted])
-        written = [
-            self._arena.write(key_of(update), item, update.expires_at)
-            for update, item in zip(wanted, items, strict=True)
-        ]
-        return sum(written)
+        written = 0
+        for start in range(0, len(wanted), SLICE):  # on this thread: the worker threads are for those who wait
+            some = wanted[start : start + SLICE]
+            items = self._tokenizer.items([item_text(update) for update in some])
+            for update, item in zip(some, items, strict=True):
+                written += self._arena.write(key_of(update), item, update.expires_at)
+        return written
 
 
 def key_of(update: IndexUpdate) -> ItemKey:
-    return ItemKey(update.tenant, update.posting_id, (update.version, update.revision))
+    return ItemKey(update.tenant, update.posting_id, (update.version, update.revision), hash(item_text(update)))

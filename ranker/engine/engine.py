@@ -9,12 +9,13 @@
 
 Invariant: every request that was taken in is answered, with all its scores or with an error. When a forward fails, the
 engine is unready until the known answer comes out right again, of the backend as it is or else of one made anew; the
-requests in the forward are then tried once more, each alone, so that one which breaks forwards breaks no other's.
+requests in the forward are then tried once more, each alone, so that one which breaks forwards breaks no other's. While
+a forward hangs, which nothing can end, the engine is unready and takes nothing in.
 """
 
 from __future__ import annotations
 
-import gc
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,9 +28,10 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge, Histogram
 
 from penstock.infra.telemetry import DEGRADED, STAGE_SECONDS
-from penstock.ranker.engine.errors import EngineClosed, EngineFull, ForwardFailed, ItemTooLong
-from penstock.ranker.engine.plan import Forward, MalformedRequest, Request, plan
-from penstock.ranker.engine.turns import Answer, Part, Pending, choose, given_back, nobody_left, taken
+from penstock.ranker.backends.scorer import nobody_left, probability
+from penstock.ranker.engine.errors import EngineClosed, EngineFull, EngineStalled, ForwardFailed, ItemTooLong
+from penstock.ranker.engine.plan import Forward, MalformedRequest, Request, check, plan
+from penstock.ranker.engine.turns import Answer, Part, Pending, choose, given_back, taken
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore
 
 if TYPE_CHECKING:  # it brings torch, which this file does not need
@@ -43,7 +45,7 @@ STALLED_S = 30.0  # a forward that takes longer has hung
 ATTEMPTS = 2  # forwards that may fail under a request
 TOLERANCE = 1e-3  # of the known answer's probability
 LONGEST_WAIT_S = 30.0  # of a request without a deadline
-_BACK_OFF_S = (0.1, 0.5, 1.0, 5.0)  # between attempts to make a backend, the last again and again
+BACK_OFF_S = (0.1, 0.5, 1.0, 5.0)  # between attempts to make a backend, the last again and again
 
 REQUESTS = Counter("penstock_engine_requests_total", "Scoring requests by how they ended", ["outcome"])
 RESTARTS = Counter("penstock_engine_restarts_total", "Backends made anew after a failure")
@@ -85,12 +87,14 @@ class Engine:
         limits: Limits | None = None,
         *,
         check_every_s: float = CHECK_EVERY_S,
+        back_off_s: Sequence[float] = BACK_OFF_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._make_backend = make_backend
         self._known = known
         self._limits = limits or Limits()
         self._check_every_s = check_every_s
+        self._back_off_s = back_off_s
         self._clock = clock
         self._changed = threading.Condition()
         self._waiting: list[Pending] = []
@@ -111,11 +115,10 @@ class Engine:
 
     # --- what callers do ---------------------------------------------------------------------------------------
 
-    def start(self, *, freeze: bool = True) -> None:
+    def start(self) -> None:
         """Make the backend, warm it up, take the known answer, begin.
 
-        `freeze`: put all objects of the process there are then out of the garbage collector's sight, so that it does
-        not walk them again. Raises what making the backend raises, NonFiniteScore, ItemTooLong.
+        Raises what making the backend raises, NonFiniteScore, ItemTooLong.
         """
         self._check_length(self._known)
         self._backend = self._make_backend()
@@ -123,26 +126,25 @@ class Engine:
             self._logits_of(self._backend, request)
         self._expected = probability(self._logits_of(self._backend, self._known))
         self._checked_s = self._worked_s = self._clock()
-        if freeze:
-            gc.collect()
-            gc.freeze()
         self._running, self._trouble = True, ""
         self._thread.start()
 
     def submit(
         self,
         request: Request,
-        deadline_s: float | None = None,
+        deadline_s: float = math.inf,
         has_left: Callable[[], bool] = nobody_left,
     ) -> Pending:
         """Take a request in; its `future` ends with an Answer or an error: DeadlinePassed, CallerLeft, NonFiniteScore,
-        MalformedRequest, ForwardFailed, EngineClosed.
+        ForwardFailed, EngineClosed, and MalformedRequest for what only the backend can know.
 
-        `deadline_s` is of the engine's clock. Raises EngineFull, EngineClosed, ItemTooLong: then nothing was taken in.
+        `deadline_s` is of the engine's clock; what is not finite is LONGEST_WAIT_S from now. Raises MalformedRequest,
+        ItemTooLong, EngineFull, EngineStalled, EngineClosed: then nothing was taken in.
         """
+        check(request)
         self._check_length(request)
         now = self._clock()
-        deadline = now + LONGEST_WAIT_S if deadline_s is None else deadline_s
+        deadline = deadline_s if math.isfinite(deadline_s) else now + LONGEST_WAIT_S
         pending = Pending(request, deadline, now, 0, has_left)
         pending.future.set_running_or_notify_cancel()  # whoever leaves says so by `leave`
         if not request.items:
@@ -152,6 +154,12 @@ class Engine:
         with self._changed:
             if not self._running:
                 raise EngineClosed
+            hung_s = self._hung_s(now)
+            if hung_s > STALLED_S or self._tokens + cost > self._limits.waiting:
+                self._drop(now)  # the forward thread may be long in coming to it
+            if hung_s > STALLED_S:
+                REQUESTS.labels("refused").inc()
+                raise EngineStalled(hung_s)
             if self._tokens + cost > self._limits.waiting:
                 REQUESTS.labels("refused").inc()
                 raise EngineFull(self._tokens, cost, self._limits.waiting)
@@ -165,13 +173,14 @@ class Engine:
     def ask(
         self,
         request: Request,
-        deadline_s: float | None = None,
+        deadline_s: float = math.inf,
         has_left: Callable[[], bool] = nobody_left,
     ) -> Answer:
         """`submit`, and wait no longer than the deadline. Raises what either raises."""
         pending = self.submit(request, deadline_s, has_left)
         try:
-            return pending.future.result(max(0.0, pending.deadline_s - self._clock()))
+            wait_s = max(0.0, pending.deadline_s - self._clock())
+            return pending.future.result(min(wait_s, threading.TIMEOUT_MAX))
         except DeadlinePassed:
             raise
         except TimeoutError as error:
@@ -181,9 +190,8 @@ class Engine:
     def status(self) -> EngineStatus:
         with self._changed:
             trouble = self._trouble
-            since = self._forward_since_s
-            if not trouble and since is not None and self._clock() - since > STALLED_S:
-                trouble = f"a forward has not come back for {self._clock() - since:.0f} s"
+            if not trouble and (hung_s := self._hung_s(self._clock())) > STALLED_S:
+                trouble = f"a forward has not come back for {hung_s:.0f} s"
             return EngineStatus(
                 ready=not trouble,
                 reason=trouble,
@@ -213,17 +221,23 @@ class Engine:
     # --- the forward thread ------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (parts := self._next()) is not None:
+        while True:
+            parts: list[Part] | None = []
             try:
+                parts = self._next()
+                if parts is None:
+                    return
                 if parts:
                     self._work(parts)
                 else:
                     self._check()
-            except MalformedRequest as error:  # of one of them; alone, of which
-                self._fail(parts, error, error if len(parts) == 1 else None)
             except BaseException as error:  # SystemExit too: nothing may end this thread
+                parts = parts or []
+                if parts and isinstance(error, MalformedRequest):
+                    self._refuse(parts, error)
+                    continue
                 log.exception("a forward failed", requests=len(parts))
-                self._fail(parts, error, None)
+                self._fail(parts, error)
                 self._revive(error)
 
     def _work(self, parts: Sequence[Part]) -> None:
@@ -267,7 +281,7 @@ class Engine:
                     wait_s = max(self._worked_s, self._checked_s) + self._check_every_s - now
                     if wait_s <= 0:
                         return []
-                self._changed.wait(wait_s)
+                self._changed.wait(min(wait_s, threading.TIMEOUT_MAX))
 
     def _gather_s(self, now: float) -> float:
         """How long to wait for company; nothing when there is no load or a forward is full already."""
@@ -280,7 +294,12 @@ class Engine:
     def _drop(self, now: float) -> None:
         """Answer whoever came too late or left. The lock is held."""
         for one in list(self._waiting):
-            if one.gone:
+            try:
+                gone = one.gone
+            except BaseException as error:  # the caller's own function
+                self._end(one, "left", CallerLeft(f"whether the caller left: {type(error).__name__}: {error}"))
+                continue
+            if gone:
                 self._end(one, "left", CallerLeft("the caller left before its forward"))
             elif one.deadline_s <= now:
                 self._end(one, "expired", _too_late(one, now))
@@ -302,17 +321,25 @@ class Engine:
             with self._changed:
                 self._end(one, "served", Answer(one.logits, dict(one.spent_ms), one.forwards))
 
-    def _fail(self, parts: Sequence[Part], cause: BaseException, verdict: Exception | None) -> None:
-        """Their forward gave nothing: back to the queue to be tried alone, or answered with `verdict` or the cause."""
+    def _fail(self, parts: Sequence[Part], cause: BaseException) -> None:
+        """Their forward gave nothing: back to the queue to be tried alone, or answered with the cause."""
         with self._changed:
             given_back(parts)
             for part in parts:
                 one = part.of
+                one.alone = True
                 one.failures += 1
-                if verdict is not None:
-                    self._end(one, "failed", verdict)
-                elif one.failures >= ATTEMPTS:
+                if one.failures >= ATTEMPTS:
                     self._end(one, "failed", ForwardFailed(cause, one.failures))
+
+    def _refuse(self, parts: Sequence[Part], error: MalformedRequest) -> None:
+        """One of them cannot be scored: tried alone, it is known which."""
+        with self._changed:
+            given_back(parts)
+            for part in parts:
+                part.of.alone = True
+            if len(parts) == 1:
+                self._end(parts[0].of, "failed", error)
 
     def _end(self, one: Pending, outcome: str, end: Answer | Exception) -> None:
         """Answer a request, once. The lock is held."""
@@ -350,7 +377,7 @@ class Engine:
             except BaseException as error:
                 self._backend = None  # its memory is needed for the next
                 self._tell(f"making the backend anew: {type(error).__name__}: {error}")
-                if attempt and not self._wait_a_while(_BACK_OFF_S[min(attempt - 1, len(_BACK_OFF_S) - 1)]):
+                if attempt and not self._wait_a_while(self._back_off_s[min(attempt, len(self._back_off_s)) - 1]):
                     return
                 attempt += 1
         self._tell("")
@@ -409,6 +436,11 @@ class Engine:
         FORWARD_TOKENS.observe(len(forward))
         return logits
 
+    def _hung_s(self, now: float) -> float:
+        """How long the forward takes that is under way, 0 when none is."""
+        since = self._forward_since_s
+        return 0.0 if since is None else now - since
+
     def _the_backend(self) -> Backend:
         if self._backend is None:  # the engine stopped while it was made
             raise EngineClosed
@@ -427,13 +459,6 @@ class Engine:
     def _spent(self, one: Pending, stage: str, seconds: float) -> None:
         one.spend(stage, seconds)
         STAGE_SECONDS.labels("engine", stage).observe(seconds)
-
-
-def probability(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of yes; [n] each."""
-    with np.errstate(over="ignore"):
-        p: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-logits))
-    return p
 
 
 def _too_late(one: Pending, now: float) -> DeadlinePassed:

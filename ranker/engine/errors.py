@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from penstock.ranker.errors import RankerError
+from penstock.ranker.errors import NoScores
 
 
-class UnreadableText(RankerError):
+class UnreadableText(NoScores):
     """The tokenizer failed on a text."""
 
 
-class EngineFull(RankerError):
+class EngineFull(NoScores):
     """As many tokens as may wait for a forward do. The caller tries later or scores without the language model."""
 
     def __init__(self, waiting: int, asked: int, limit: int) -> None:
@@ -20,14 +20,23 @@ class EngineFull(RankerError):
         )
 
 
-class EngineClosed(RankerError):
+class EngineClosed(NoScores):
     """The engine is stopping, or was never started, and takes no requests."""
 
     def __init__(self) -> None:
         super().__init__("the engine is not running; ask another replica or try again")
 
 
-class ItemTooLong(RankerError):
+class EngineStalled(NoScores):
+    """A forward has hung. Nothing is taken in until it comes back; a worker whose device is lost must be restarted."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"a forward has not come back for {seconds:.0f} s; ask another replica, and restart this one if it stays so"
+        )
+
+
+class ItemTooLong(NoScores):
     """One prompt alone is longer than a forward may be."""
 
     def __init__(self, tokens: int, budget: int) -> None:
@@ -37,7 +46,7 @@ class ItemTooLong(RankerError):
         )
 
 
-class ForwardFailed(RankerError):
+class ForwardFailed(NoScores):
     """The forward of a request failed, and again when it was tried alone on a restarted worker."""
 
     def __init__(self, cause: BaseException, attempts: int) -> None:

@@ -3,6 +3,9 @@
 Attention is two attentions merged by log-sum-exp, which is exact: an item's tokens to its prefix (one call a prefix),
 and to themselves, causal (one call a run of items of equal length). In the last layer only the places that are scored
 go on after keys and values. Everything else is a matter of single tokens and goes in chunks that stay in cache.
+
+Invariant: a probability depends on its prompt alone. What shares the forward, and in which order, moves it by no more
+than BOUND: sums of other lengths and places are rounded otherwise.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch import Tensor
 from penstock.ranker.engine.plan import Forward, MalformedRequest
 from penstock.ranker.engine.weights import Layer, Weights
 
+BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of a probability; held by tests/ranker/engine/test_determinism.py
 CHUNK_TOKENS = 512  # a chunk of the MLP's input, output and weights fits a core's share of the last-level cache
 
 

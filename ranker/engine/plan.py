@@ -88,8 +88,8 @@ def plan(requests: Sequence[Request], budget: int, interactive: int) -> list[For
     """
     if min(budget, interactive) < 1:
         raise ValueError(f"a forward of {min(budget, interactive)} tokens: expected at least 1")
-    for number, request in enumerate(requests):
-        _check(number, request)
+    for request in requests:
+        check(request)
     if len(widths := {item.rows.shape[1] for one in requests for item in one.items if isinstance(item, Vectors)}) > 1:
         raise MalformedRequest(f"items as vectors of {sorted(widths)} numbers: a model has one hidden size")
     made = []
@@ -97,6 +97,23 @@ def plan(requests: Sequence[Request], budget: int, interactive: int) -> list[For
         chosen = [(number, request) for number, request in enumerate(requests) if request.interactive is urgent]
         made += [_lay_out(bin_.parts) for bin_ in _packed(_groups(chosen), room)]
     return made
+
+
+def check(request: Request) -> None:
+    """Raises MalformedRequest: nothing to score in an item, wrong shapes or types, numbers not finite."""
+    _check_tokens("the prefix", request.prefix)
+    for at, item in enumerate(request.items):
+        if isinstance(item, Vectors):
+            _check_tokens(f"the tail of item {at}", item.tail)
+            rows = item.rows
+            if rows.ndim != 2 or rows.dtype != np.float32 or not np.isfinite(rows).all():
+                raise MalformedRequest(
+                    f"item {at}: rows of {rows.dtype} {list(rows.shape)}: expected finite float32 [m, hidden]"
+                )
+        else:
+            _check_tokens(f"item {at}", item.tokens)
+        if not len(item):
+            raise MalformedRequest(f"item {at} has no token: there is no place to score; give it what closes a prompt")
 
 
 def unpack(
@@ -229,23 +246,6 @@ def _lay_out(groups: Sequence[_Group]) -> Forward:
 def _tiles(first: int, end: int, prefix: tuple[int, int]) -> Iterator[tuple[int, int, int, int, int]]:
     for start in range(first, end, TILE_TOKENS):
         yield start, min(start + TILE_TOKENS, end), first, *prefix
-
-
-def _check(number: int, request: Request) -> None:
-    _check_tokens(f"request {number}'s prefix", request.prefix)
-    for at, item in enumerate(request.items):
-        name = f"item {at} of request {number}"
-        if isinstance(item, Vectors):
-            _check_tokens(f"the tail of {name}", item.tail)
-            rows = item.rows
-            if rows.ndim != 2 or rows.dtype != np.float32 or not np.isfinite(rows).all():
-                raise MalformedRequest(
-                    f"{name}: rows of {rows.dtype} {list(rows.shape)}: expected finite float32 [m, hidden]"
-                )
-        else:
-            _check_tokens(name, item.tokens)
-        if not len(item):
-            raise MalformedRequest(f"{name} has no token: there is no place to score; give it what closes a prompt")
 
 
 def _check_tokens(name: str, tokens: Tokens) -> None:

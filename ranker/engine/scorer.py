@@ -6,56 +6,51 @@ More items than a request may hold go as several requests, one after the other, 
 
 from __future__ import annotations
 
-import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from penstock.infra.telemetry import STAGE_SECONDS
-from penstock.ranker.backends.scorer import Scores, ScoringItem, ScoringQuery
-from penstock.ranker.backends.yes_no import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS, item_text
+from penstock.ranker.backends.prompt import item_text
+from penstock.ranker.backends.scorer import ANYONE, Caller, Health, Scores, ScoringItem, ScoringQuery, probability
 from penstock.ranker.engine.arena import Arena, Filler, key_of
-from penstock.ranker.engine.engine import Engine, EngineStatus, Limits, probability
+from penstock.ranker.engine.engine import TOLERANCE, Engine, EngineStatus, Limits
 from penstock.ranker.engine.plan import Request, Text
-from penstock.ranker.engine.tokens import Encoded, Tokenizer
-from penstock.ranker.engine.turns import nobody_left
-from penstock.ranker.errors import UnfitScorer
+from penstock.ranker.engine.tokens import Encoded, Tokenizer, identity_of, notes
+from penstock.ranker.errors import RankerError, UnfitScorer
+from penstock.schemas.events import IndexUpdate
 
-ARENA_BYTES = 1 << 28  # 256 MiB: 400,000 postings of 160 tokens
+ARENA_BYTES = 64 << 20  # 100,000 postings of 160 tokens
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _KNOWN = ("registered nurse in Ohio, night shift", "Registered Nurse, Columbus General Hospital. Night shifts.")
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Scores and where the time went."""
-
-    scores: Scores
-    timings: dict[str, float]  # milliseconds in tokenise, queue, pack, forward, reply
 
 
 class EngineScorer:
     """Safe to share between threads. Owns the engine, the tokenizer and the arena."""
 
     part_names = ("yes_no_logit",)
+    longest_s = math.inf
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, arena: Arena, model_id: str) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, arena: Arena, model_id: str, tolerance: float = TOLERANCE
+    ) -> None:
         """Raises UnfitScorer when the engine's forwards are too small for the longest prompt."""
         limits = engine.limits
         if tokenizer.longest > (room := min(limits.budget, limits.interactive, limits.waiting)):
             raise UnfitScorer(
                 f"a prompt of this template has up to {tokenizer.longest} tokens, a forward takes {room}: "
-                "raise the forward's budget"
+                "raise the forward's budget (ranker.forward_tokens)"
             )
         self._engine = engine
         self._tokenizer = tokenizer
         self._arena = arena
+        self._filler = Filler(arena, tokenizer)
         self._slice = max(tokenizer.longest, limits.waiting // 4)  # tokens a request, at most
         self.model_id = model_id
-        self.filler = Filler(arena, tokenizer)
+        self.tolerance = tolerance
 
     @classmethod
     def load(
@@ -67,12 +62,11 @@ class EngineScorer:
         limits: Limits | None = None,
         arena_bytes: int = ARENA_BYTES,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-        freeze: bool = True,
     ) -> EngineScorer:
         """A warm engine on a Qwen3-architecture directory. `now_ms` gives epoch milliseconds. Raises UnfitScorer."""
         import torch
 
-        from penstock.ranker.engine.forward import Backend, TorchBackend
+        from penstock.ranker.engine.forward import BOUND, Backend, TorchBackend
         from penstock.ranker.engine.weights import Weights
 
         if dtype not in DTYPES:
@@ -80,39 +74,28 @@ class EngineScorer:
         tokenizer = Tokenizer(directory, threads=threads)
 
         def make_backend() -> Backend:
-            answers = (tokenizer.yes, tokenizer.no)
-            return TorchBackend(Weights.load(directory, getattr(torch, DTYPES[dtype]), answers), threads)
+            weights = Weights.load(directory, getattr(torch, DTYPES[dtype]), (tokenizer.yes, tokenizer.no))
+            if tokenizer.longest > weights.shape.max_positions:
+                raise UnfitScorer(
+                    f"{directory}: its positions end at {weights.shape.max_positions} (max_position_embeddings), a "
+                    f"prompt of its template has up to {tokenizer.longest} tokens"
+                )
+            return TorchBackend(weights, threads)
 
         engine = Engine(
             make_backend, _request(tokenizer.prefix(_KNOWN[0]), tokenizer.items([_KNOWN[1]]), False), limits
         )
-        model_id = f"engine-{dtype}:{directory.name}:{_digest(directory, tokenizer)}"
-        scorer = cls(engine, tokenizer, Arena(arena_bytes, now_ms), model_id)
-        engine.start(freeze=freeze)
+        model_id = f"engine-{dtype}:{directory.name}:{identity_of(directory, tokenizer)}"
+        tolerance = max(TOLERANCE, BOUND[getattr(torch, DTYPES[dtype])])  # it may be asked in company
+        scorer = cls(engine, tokenizer, Arena(arena_bytes, now_ms), model_id, tolerance)
+        try:
+            engine.start()
+        except RankerError as error:
+            raise error if isinstance(error, UnfitScorer) else UnfitScorer(f"{directory}: {error}") from error
         return scorer
 
-    def score(
-        self,
-        query: ScoringQuery,
-        items: Sequence[ScoringItem],
-        *,
-        interactive: bool = True,
-        deadline_s: float | None = None,
-        has_left: Callable[[], bool] = nobody_left,
-    ) -> Scores:
-        """One score an item, in order; see `reply`."""
-        return self.reply(query, items, interactive=interactive, deadline_s=deadline_s, has_left=has_left).scores
-
-    def reply(
-        self,
-        query: ScoringQuery,
-        items: Sequence[ScoringItem],
-        *,
-        interactive: bool = True,
-        deadline_s: float | None = None,
-        has_left: Callable[[], bool] = nobody_left,
-    ) -> Reply:
-        """`deadline_s` is of time.monotonic. Raises UnreadableText, NonFiniteScore and what Engine.ask raises."""
+    def score(self, query: ScoringQuery, items: Sequence[ScoringItem], caller: Caller = ANYONE) -> Scores:
+        """One score an item, in order. Raises UnreadableText, NonFiniteScore and what Engine.ask raises."""
         began = time.monotonic()
         prefix = self._tokenizer.prefix(query.text)
         encoded = self._encoded(items)
@@ -121,11 +104,29 @@ class EngineScorer:
         timings = {"tokenise": took * 1000}
         logits = np.empty(0)
         for part in self._slices(prefix, encoded):
-            answer = self._engine.ask(_request(prefix, part, interactive), deadline_s, has_left)
+            request = _request(prefix, part, caller.interactive)
+            answer = self._engine.ask(request, caller.deadline_s, caller.has_left)
             logits = np.concatenate([logits, answer.logits])
             for stage, spent in answer.timings.items():
                 timings[stage] = timings.get(stage, 0.0) + spent
-        return Reply(Scores(probability(logits), logits[:, None], tuple(_notes(prefix, encoded))), timings)
+        return Scores(probability(logits), logits[:, None], tuple(notes(prefix, encoded)), timings)
+
+    def ingest(self, updates: Sequence[IndexUpdate]) -> None:
+        """Tokenise what is new, so that no query has to. Raises UnreadableText."""
+        self._filler.fill(updates)
+
+    def health(self) -> Health:
+        """Not ready while the engine's known answer does not come."""
+        status = self._engine.status()
+        numbers = {
+            "engine_waiting": float(status.waiting),
+            "engine_waiting_tokens": float(status.waiting_tokens),
+            "engine_forwards_total": float(status.forwards),
+            "engine_restarts_total": float(status.restarts),
+            "arena_items": float(len(self._arena)),
+            "arena_bytes": float(self._arena.bytes_used),
+        }
+        return Health(status.ready, status.reason, numbers)
 
     def status(self) -> EngineStatus:
         return self._engine.status()
@@ -157,27 +158,3 @@ class EngineScorer:
 
 def _request(prefix: Encoded, items: Sequence[Encoded], interactive: bool) -> Request:
     return Request(prefix.tokens, tuple(Text(item.tokens) for item in items), interactive)
-
-
-def _notes(query: Encoded, items: Sequence[Encoded]) -> Iterator[str]:
-    if query.cut:
-        yield f"language model: query cut to {MAX_QUERY_TOKENS} tokens"
-    if query.empty:
-        yield "language model: the query has no text"
-    if query.unknown:
-        yield "language model: the query has no known token"
-    if number := sum(item.cut for item in items):
-        yield f"language model: {number} postings cut to {MAX_ITEM_TOKENS} tokens"
-    if number := sum(item.empty for item in items):
-        yield f"language model: {number} postings without text"
-    if number := sum(item.unknown for item in items):
-        yield f"language model: {number} postings without a known token"
-
-
-def _digest(directory: Path, tokenizer: Tokenizer) -> str:
-    """12 hex digits of weights, config, tokenizer, template and limits."""
-    digest = hashlib.blake2b(tokenizer.identity.encode(), digest_size=6)
-    for path in [directory / "config.json", *sorted(directory.glob("*.safetensors"))]:
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

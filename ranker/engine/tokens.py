@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.ranker.backends.yes_no import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS, TEMPLATE, TEMPLATE_FILE, Template
+from penstock.ranker.backends.prompt import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS, Template, read_template
 from penstock.ranker.engine.errors import UnreadableText
 from penstock.ranker.errors import UnfitScorer
 
@@ -126,18 +126,35 @@ class Tokenizer:
         return encoded
 
 
-def read_template(directory: Path) -> Template:
-    """The wording the directory was trained with, else the shipped one. Raises UnfitScorer."""
-    path = directory / TEMPLATE_FILE
-    if not path.is_file():
-        return TEMPLATE
-    try:
-        template = Template(**json.loads(path.read_text(encoding="utf-8")))
-        if all(isinstance(piece, str) for piece in (template.before, template.between, template.after)):
-            return template
-        raise ValueError("a piece is not text")
-    except (ValueError, TypeError) as error:
-        raise UnfitScorer(f"{path}: {error}; expected an object with before, between, after") from error
+def answers(directory: Path) -> tuple[int, int]:
+    """The tokens of yes and no. Raises UnfitScorer."""
+    whole = _load(directory)
+    return _single_token(whole, "yes", directory), _single_token(whole, "no", directory)
+
+
+def notes(query: Encoded, items: Sequence[Encoded]) -> Iterator[str]:
+    """What a result says of its input: what was cut, what had no text, what the tokenizer knows nothing of."""
+    if query.cut:
+        yield f"language model: query cut to {MAX_QUERY_TOKENS} tokens"
+    if query.empty:
+        yield "language model: the query has no text"
+    if query.unknown:
+        yield "language model: the query has no known token"
+    if number := sum(item.cut for item in items):
+        yield f"language model: {number} postings cut to {MAX_ITEM_TOKENS} tokens"
+    if number := sum(item.empty for item in items):
+        yield f"language model: {number} postings without text"
+    if number := sum(item.unknown for item in items):
+        yield f"language model: {number} postings without a known token"
+
+
+def identity_of(directory: Path, tokenizer: Tokenizer) -> str:
+    """12 hex digits of weights, config, tokenizer, template and limits: equal ones score equally."""
+    digest = hashlib.blake2b(tokenizer.identity.encode(), digest_size=6)
+    for path in [directory / "config.json", *sorted(directory.glob("*.safetensors"))]:
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _framed(before: NDArray[np.int32], encoded: Encoded, after: NDArray[np.int32]) -> Encoded:
@@ -159,6 +176,11 @@ def _load(directory: Path) -> Any:
     """The directory's tokenizer as a tokenizers.Tokenizer that neither pads nor cuts."""
     from transformers import AutoTokenizer
 
+    if not (directory / "config.json").is_file():
+        raise UnfitScorer(
+            f"{directory} has no config.json; expected the directory of a causal language model "
+            "(config.json, tokenizer.json, model.safetensors)"
+        )
     try:
         loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         tokenizer = copy.deepcopy(loaded.backend_tokenizer)

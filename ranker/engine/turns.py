@@ -3,7 +3,7 @@
 The earliest deadline comes first and decides what kind of forward is next: one of interactive requests, which is kept
 small, or one of the others. Into it go the waiting items of that kind, request by request in the order of their
 deadlines, until it is full. What did not fit keeps its place, so a large request is served over several turns and a
-more urgent one passes it between two of them. A request whose forward failed is tried again alone.
+more urgent one passes it between two of them. A request whose forward gave nothing is tried again alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.ranker.backends.scorer import nobody_left
 from penstock.ranker.engine.plan import Request
 
 
@@ -27,10 +28,6 @@ class Answer:
     logits: NDArray[np.float64]  # [items], yes - no
     timings: dict[str, float]  # milliseconds in queue, pack, forward, reply
     forwards: int  # that held a part of it
-
-
-def nobody_left() -> bool:
-    return False
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +43,7 @@ class Pending:
     remaining: deque[int] = field(init=False)  # items without a score, shortest first
     logits: NDArray[np.float64] = field(init=False)
     began_s: float | None = None  # its first forward
+    alone: bool = False  # it shares no forward: one that it was in gave nothing
     failures: int = 0  # of forwards that held a part of it
     forwards: int = 0
     spent_ms: dict[str, float] = field(default_factory=dict)
@@ -92,12 +90,12 @@ def choose(waiting: Iterable[Pending], budget: int, interactive: int) -> list[Pa
     order = sorted((one for one in waiting if one.remaining), key=lambda one: (one.deadline_s, one.number))
     if not order:
         return []
-    failed = [one for one in order if one.failures]
-    kind = (failed or order)[0].request.interactive
+    alone = [one for one in order if one.alone]
+    kind = (alone or order)[0].request.interactive
     room = interactive if kind else budget
     parts: list[Part] = []
     prefixes: set[bytes] = set()
-    for one in failed[:1] or [one for one in order if one.request.interactive is kind]:
+    for one in alone[:1] or [one for one in order if one.request.interactive is kind]:
         prefix = one.request.prefix.tobytes()
         left = room if prefix in prefixes else room - len(one.request.prefix)
         items: list[int] = []

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from penstock.ranker.engine import tokens
 from penstock.ranker.errors import UnfitScorer
 
 # Their frequencies depend on the longest prompt of a batch, so a score would depend on its company.
@@ -85,7 +87,7 @@ class Weights:
         """
         config = _config(directory)
         shape = _shape(directory, config)
-        yes, no = answers or _answers(directory)
+        yes, no = answers or tokens.answers(directory)
         if not all(0 <= token < shape.vocabulary for token in (yes, no)):
             raise UnfitScorer(
                 f"{directory}: yes and no are tokens {yes} and {no}, the model has {shape.vocabulary}: "
@@ -222,46 +224,46 @@ def _shape(directory: Path, config: Any) -> Shape:
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
+        head_dim=config.head_dim or config.hidden_size // (config.num_attention_heads or 1),
         intermediate=config.intermediate_size,
         vocabulary=config.vocab_size,
         max_positions=config.max_position_embeddings,
         epsilon=config.rms_norm_eps,
     )
-    if shape.layers < 1 or shape.heads % shape.kv_heads or shape.head_dim % 2:
+    positive = all(getattr(shape, field.name) > 0 for field in fields(shape))
+    if not positive or shape.heads % shape.kv_heads or shape.head_dim % 2:
         raise UnfitScorer(
-            f"{directory}: {shape.layers} layers, {shape.heads} heads over {shape.kv_heads} of {shape.head_dim} "
-            "numbers; expected at least one layer, heads in equal groups, and heads of an even size"
+            f"{directory}: its config.json describes {shape}; expected positive sizes, heads in equal groups, and "
+            "heads of an even size"
         )
     return shape
 
 
 def _rope(directory: Path, config: Any) -> tuple[Tensor, float]:
-    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+    """Frequencies and scale, as transformers' Qwen3RotaryEmbedding has them.
+
+    Not from itself: its module brings transformers' whole modelling, many seconds of a ranker's start.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     kind = config.rope_parameters["rope_type"]
     if kind in _BATCH_ROPE:
         raise UnfitScorer(
             f"{directory} has positions of type {kind!r}: a score would depend on the batch's longest prompt"
         )
-    rotary: Any = Qwen3RotaryEmbedding(config)
-    return rotary.inv_freq.float(), float(rotary.attention_scaling)
-
-
-def _answers(directory: Path) -> tuple[int, int]:
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # as above
-        raise UnfitScorer(f"{directory}: its tokenizer cannot be read ({type(error).__name__}: {error})") from error
-    found = []
-    for word in ("yes", "no"):
-        ids = tokenizer.encode(word, add_special_tokens=False)
-        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-            raise UnfitScorer(
-                f"{directory}: its tokenizer has no single token for {word!r} (got {ids}); "
-                "a yes/no scorer needs one for each"
-            )
-        found.append(int(ids[0]))
-    return found[0], found[1]
+        if kind == "default":
+            size = config.head_dim or config.hidden_size // config.num_attention_heads
+            places = torch.arange(0, size, 2, dtype=torch.float32) / size
+            found = 1.0 / float(config.rope_parameters["rope_theta"]) ** places, 1.0
+        else:
+            inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config)
+            found = inv_freq.float(), float(scale)
+    except Exception as error:  # a kind that transformers does not know, or parameters that it cannot compute with
+        raise UnfitScorer(
+            f"{directory}: positions of type {kind!r} cannot be computed ({type(error).__name__}: {error}); expected "
+            f"one of default, {', '.join(ROPE_INIT_FUNCTIONS)}"
+        ) from error
+    if not torch.isfinite(found[0]).all() or not math.isfinite(found[1]):
+        raise UnfitScorer(f"{directory}: positions of type {kind!r} have frequencies that are not finite")
+    return found

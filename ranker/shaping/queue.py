@@ -39,11 +39,14 @@ class Taken(Generic[T]):
 
 
 class Policy(Protocol[T]):
-    """Who may come in and who is next. Times are epoch milliseconds; not safe for threads."""
+    """Who may come in and who is next. Times are epoch milliseconds; not safe for threads.
 
-    def offer(self, item: T, deadline_ms: int, now_ms: int) -> Ticket[T]: ...
+    `urgent`: somebody waits for it. `urgent_only`: nothing else is taken.
+    """
 
-    def take(self, now_ms: int) -> Taken[T]: ...
+    def offer(self, item: T, deadline_ms: int, now_ms: int, urgent: bool = True) -> Ticket[T]: ...
+
+    def take(self, now_ms: int, urgent_only: bool = False) -> Taken[T]: ...
 
     def withdraw(self, ticket: Ticket[T]) -> bool: ...
 
@@ -57,28 +60,30 @@ class DeadlineQueue(Generic[T]):
         if capacity < 1:
             raise ValueError(f"capacity {capacity}: expected at least 1 (ranker.max_queue)")
         self.capacity = capacity
-        self._heap: list[tuple[int, int, Ticket[T]]] = []
+        self._urgent: list[tuple[int, int, Ticket[T]]] = []  # heaps
+        self._others: list[tuple[int, int, Ticket[T]]] = []
         self._offers = 0
         self._waiting = 0
 
     def __len__(self) -> int:
         return self._waiting
 
-    def offer(self, item: T, deadline_ms: int, now_ms: int) -> Ticket[T]:
+    def offer(self, item: T, deadline_ms: int, now_ms: int, urgent: bool = True) -> Ticket[T]:
         """A place in the queue. Raises QueueFull; the queue is then as it was."""
         if self._waiting >= self.capacity:
             raise QueueFull(self._waiting, self.capacity)
         ticket = Ticket(item, deadline_ms, now_ms)
-        heapq.heappush(self._heap, (deadline_ms, self._offers, ticket))
+        heapq.heappush(self._urgent if urgent else self._others, (deadline_ms, self._offers, ticket))
         self._offers += 1
         self._waiting += 1
         return ticket
 
-    def take(self, now_ms: int) -> Taken[T]:
-        """The waiting request with the earliest deadline after `now_ms`, and every one whose deadline has come."""
+    def take(self, now_ms: int, urgent_only: bool = False) -> Taken[T]:
+        """The waiting request with the earliest deadline after `now_ms`, and every one before it whose deadline has
+        come."""
         expired: list[Ticket[T]] = []
-        while self._heap:
-            ticket = heapq.heappop(self._heap)[2]
+        while heaps := [heap for heap in (self._urgent, *(() if urgent_only else (self._others,))) if heap]:
+            ticket = heapq.heappop(min(heaps, key=lambda heap: heap[0][:2]))[2]
             if not ticket.waiting:
                 continue
             ticket.waiting = False
@@ -94,9 +99,10 @@ class DeadlineQueue(Generic[T]):
             return False
         ticket.waiting = False
         self._waiting -= 1
-        if len(self._heap) > 2 * self.capacity:  # the withdrawn stay in the heap until they surface: keep them few
-            self._heap = [entry for entry in self._heap if entry[2].waiting]
-            heapq.heapify(self._heap)
+        for heap in (self._urgent, self._others):
+            if len(heap) > 2 * self.capacity:  # the withdrawn stay in the heap until they surface: keep them few
+                heap[:] = [entry for entry in heap if entry[2].waiting]
+                heapq.heapify(heap)
         return True
 
 
@@ -117,20 +123,20 @@ class Admission(Generic[T]):
         with self._changed:
             return len(self._policy)
 
-    def offer(self, item: T, deadline_ms: int) -> Ticket[T]:
+    def offer(self, item: T, deadline_ms: int, urgent: bool = True) -> Ticket[T]:
         """Raises QueueFull or QueueClosed; otherwise the item will leave through `take` unless withdrawn."""
         with self._changed:
             if self._closed:
                 raise QueueClosed
-            ticket = self._policy.offer(item, deadline_ms, self._clock())
-            self._changed.notify()
+            ticket = self._policy.offer(item, deadline_ms, self._clock(), urgent)
+            self._changed.notify_all()  # one alone might be woken who takes urgent work only
             return ticket
 
-    def take(self) -> Taken[T] | None:
-        """The next work, waiting for it; None once closed and empty."""
+    def take(self, urgent_only: bool = False) -> Taken[T] | None:
+        """The next work, waiting for it; None once closed and empty of what may be taken."""
         with self._changed:
             while True:
-                taken = self._policy.take(self._clock())
+                taken = self._policy.take(self._clock(), urgent_only)
                 if taken.work is not None or taken.expired:
                     return taken
                 if self._closed:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.ranker import score, tokens_of_answers, whole
-from benchmarks.ranking.models import ModelShape, item_texts, make_directory, queries, real
+from benchmarks.ranker import score, whole
+from benchmarks.ranking.models import item_texts, queries, real
 from benchmarks.ranking.peers import Transformers, oracle
 from benchmarks.streaming.source import load
-from penstock.ranker.backends.yes_no import TEMPLATE
+from penstock.ranker.backends.prompt import TEMPLATE
 from penstock.ranker.engine.forward import TorchBackend
+from penstock.ranker.engine.tokens import Tokenizer
+from penstock.ranker.engine.untrained import ModelShape, write
 from penstock.ranker.engine.weights import Weights
 
 TINY = ModelShape(2_000, 32, 64, 2, 4, 2, 8)
@@ -24,25 +26,32 @@ def texts():
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory, texts):
-    return make_directory(tmp_path_factory.mktemp("tiny"), TINY, texts)
+    return write(tmp_path_factory.mktemp("tiny"), texts, TINY)
 
 
 @pytest.fixture(scope="module")
-def request_(directory, texts):
-    return real(directory, "nurse in Ohio", texts[:9])
+def tokenizer(directory):
+    made = Tokenizer(directory)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def request_(tokenizer, texts):
+    return real(tokenizer, "nurse in Ohio", texts[:9])
 
 
 def test_prompts_are_the_template_around_query_and_posting(directory, request_, texts):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    assert tokenizer.decode(request_.prefix) == TEMPLATE.before + "nurse in Ohio" + TEMPLATE.between
-    assert tokenizer.decode(request_.items[3].tokens) == texts[3] + TEMPLATE.after
+    plain = AutoTokenizer.from_pretrained(directory)
+    assert plain.decode(request_.prefix) == TEMPLATE.before + "nurse in Ohio" + TEMPLATE.between
+    assert plain.decode(request_.items[3].tokens) == texts[3] + TEMPLATE.after
     assert len({len(item) for item in request_.items}) > 1
 
 
-def test_contenders_agree(directory, request_):
-    answers = tokens_of_answers(directory)
+def test_contenders_agree(directory, tokenizer, request_):
+    answers = tokenizer.yes, tokenizer.no
     peer = Transformers(directory, answers)
     backend = TorchBackend(Weights.load(directory, torch.float32, answers), 1)
     right = oracle(directory, answers, torch.float32)(request_)

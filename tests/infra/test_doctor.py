@@ -171,3 +171,81 @@ def test_docker_is_told_of_and_never_missing(tmp_path):
     stopped = doctor.check_docker({"PATH": f"{tmp_path}:/bin:/usr/bin"})
     assert stopped.ok
     assert "no engine runs" in stopped.found
+
+
+# --- the scorer ----------------------------------------------------------------------------------------------------
+
+
+def model(path, kind="qwen3", **files):
+    path.mkdir(parents=True)
+    contents = {"config.json": json.dumps({"model_type": kind}), "tokenizer.json": "{}", "model.safetensors": ""}
+    for name, text in {**contents, **files}.items():
+        if text is not None:
+            (path / name).write_text(text)
+    return path
+
+
+def test_the_scorer_is_what_variables_say_else_files(tmp_path):
+    assert doctor.configured_scorer({}, tmp_path) == ("fused", None, "")
+    (tmp_path / "penstock.toml").write_text(
+        '[ranker]\nscorer = "engine"\nmodel = "models/small"\n[ranker.remote]\nurl = "http://a:1"\n'
+    )
+    assert doctor.configured_scorer({}, tmp_path) == ("engine", tmp_path / "models" / "small", "http://a:1")
+    stronger = tmp_path / "mine.toml"
+    stronger.write_text('[ranker]\nscorer = "transformers"\n')
+    environment = {"PENSTOCK_CONFIG": str(stronger), "PENSTOCK_RANKER__REMOTE__URL": "http://b:2"}
+    assert doctor.configured_scorer(environment, tmp_path) == (
+        "transformers",
+        tmp_path / "models" / "small",
+        "http://b:2",
+    )
+    environment |= {"PENSTOCK_RANKER__SCORER": "remote", "PENSTOCK_RANKER__MODEL": "/m"}
+    assert doctor.configured_scorer(environment, tmp_path)[:2] == ("remote", Path("/m"))
+
+
+def test_a_model_directory_that_fits(tmp_path):
+    qwen, llama = model(tmp_path / "qwen"), model(tmp_path / "llama", "llama")
+    old = model(tmp_path / "old", **{"tokenizer.json": None, "vocab.json": "{}"})
+    for scorer, directory in (("engine", qwen), ("engine", old), ("transformers", qwen), ("transformers", llama)):
+        check = doctor.check_scorer(scorer, directory, "")
+        assert check.ok and check.found == f"{scorer}, {directory}", check
+    (qwen / doctor.UNTRAINED_MARK).write_text("random")
+    assert doctor.check_scorer("engine", qwen, "").found.endswith("untrained: its scores mean nothing")
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"config.json": None}, "has no config.json"),
+        ({"config.json": None, "model.safetensors": None}, "has no config.json and no *.safetensors"),
+        ({"tokenizer.json": None}, "has no tokenizer.json"),
+        ({"config.json": "{"}, "config.json does not say its model_type"),
+        ({"config.json": "[]"}, "config.json does not say its model_type"),
+        ({"config.json": '{"model_type": "bert"}'}, "is of architecture 'bert'"),
+    ],
+)
+def test_a_model_directory_that_does_not_fit(tmp_path, files, reason):
+    check = doctor.check_scorer("engine", model(tmp_path / "m", **files), "")
+    assert not check.ok
+    assert check.found.startswith("engine, but ") and check.found.endswith(reason)
+    assert "Qwen3" in check.needed and "penstock up --scorer engine --model DIR" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("scorer", "directory", "url", "reason"),
+    [
+        ("engine", None, "", "engine, and no model for it"),
+        ("transformers", Path("/nowhere"), "", "/nowhere is not a directory"),
+        ("remote", None, "", "remote, and no address for it"),
+        ("remote", None, "10.0.0.5:8000", "remote, 10.0.0.5:8000"),
+        ("/models/qwen3", None, "", "/models/qwen3"),
+    ],
+)
+def test_a_scorer_that_lacks_something(scorer, directory, url, reason):
+    check = doctor.check_scorer(scorer, directory, url)
+    assert not check.ok and reason in check.found and check.needed and check.remedy
+
+
+def test_a_scorer_elsewhere_and_none_at_all():
+    assert doctor.check_scorer("remote", None, "https://rerank.example/v1").ok
+    assert doctor.check_scorer("fused", None, "").ok

@@ -16,6 +16,8 @@ MODULES = (
     "penstock.infra.gateway.server",
     "penstock.infra.spans",
     "penstock.infra.telemetry",
+    "penstock.ranker.backends.remote.scorer",
+    "penstock.ranker.engine.scorer",
     "penstock.ranker.server",
     "penstock.retrieval.encoder.server",
     "penstock.retrieval.enrichment.server",
@@ -83,7 +85,7 @@ def test_every_metric_of_the_roles_has_the_prefix_a_base_unit_and_help(registere
         assert told.strip(), name
         assert kind in ("counter", "gauge", "histogram"), name
         if kind == "histogram":
-            assert name.endswith(("_seconds", "_bytes")), name
+            assert name.endswith(("_seconds", "_bytes", "_tokens", "_items")), name
         assert not name.endswith("_rate"), f"{name}: a rate is Prometheus's to compute, a share is a _ratio"
 
 

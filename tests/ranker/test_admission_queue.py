@@ -68,11 +68,24 @@ def test_against_a_sorted_list_with_offers_takes_and_withdrawals_in_any_order(st
         assert len(queue) == len(model)
 
 
+@given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=40))
+def test_who_takes_urgent_work_only_leaves_the_rest_where_it_is(offers):
+    queue = DeadlineQueue(100)
+    for number, (deadline, urgent) in enumerate(offers):
+        queue.offer((deadline, number, urgent), deadline, 0, urgent)
+    urgent = []
+    while (taken := queue.take(-1, urgent_only=True)).work is not None:
+        urgent.append(taken.work.item)
+    everything = sorted((deadline, number, urgent) for number, (deadline, urgent) in enumerate(offers))
+    assert urgent == [item for item in everything if item[2]]
+    assert drain(queue, -1)[0] == [item for item in everything if not item[2]]
+
+
 def test_withdrawn_requests_do_not_pile_up():
     queue = DeadlineQueue(4)
     for _ in range(1_000):
         queue.withdraw(queue.offer("gone", 10, 0))
-    assert len(queue._heap) <= 2 * queue.capacity + 1
+    assert len(queue._urgent) <= 2 * queue.capacity + 1
 
 
 def test_concurrent_producers_and_consumers_lose_and_double_nothing():

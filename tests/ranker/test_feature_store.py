@@ -13,6 +13,7 @@ from log_in_memory import Log, LogSource
 from registry_server import RegistryServer
 
 from penstock.infra.settings import RedisSettings
+from penstock.infra.telemetry import DEGRADED
 from penstock.ranker.errors import RedisAway
 from penstock.ranker.feature_feed import FeatureFeed
 from penstock.ranker.feature_store import Batch, FeatureStore, PositionsMoved, _stamp
@@ -126,11 +127,11 @@ def test_reading_without_redis_says_so(redis_server):
 class Running:
     """A feed on a thread over a log; `source` is the one it opened last."""
 
-    def __init__(self, store, log, registry=None):
+    def __init__(self, store, log, registry=None, ingest=None):
         self.log = log
         self.stop = threading.Event()
         updates = topic_codec(topics.INDEX, registry or {})
-        self.feed = FeatureFeed(store, self._open, updates, now_ms=lambda: 5_000, clock=time.monotonic)
+        self.feed = FeatureFeed(store, self._open, updates, now_ms=lambda: 5_000, clock=time.monotonic, ingest=ingest)
         self.thread = threading.Thread(target=self.feed.run, args=(self.stop,))
 
     def _open(self, rebalance):
@@ -166,6 +167,25 @@ def test_the_feed_writes_what_comes_and_skips_what_it_cannot_read(redis_url, unt
         publish(log, update("a", 2))
         until(lambda: store.read(["a"]) == [update("a", 2)])
     assert running.source.closed
+
+
+def test_what_was_written_is_made_ready_for_the_language_model_whose_trouble_stops_nothing(redis_url, until):
+    store, log, ingested = store_on(redis_url), Log(), []
+
+    def ingest(updates):
+        assert store.read([one.posting_id for one in updates]) == list(updates)
+        ingested.extend(one.posting_id for one in updates)
+        if "a" in ingested[-len(updates) :]:
+            raise RuntimeError("the tokenizer failed")
+
+    counted = DEGRADED.labels("ranker", "features: not made ready for the language model")
+    before = counted._value.get()
+    with Running(store, log, ingest=ingest) as running:
+        publish(log, update("a"))
+        until(lambda: ingested == ["a"])
+        publish(log, update("b"))
+        until(lambda: ingested == ["a", "b"] and running.log.committed == {0: 2})
+    assert counted._value.get() == before + 1
 
 
 def test_a_restart_goes_on_where_redis_stands_whatever_kafka_has_committed(redis_url, until):

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from shelf_in_memory import Shelf
 
 from penstock.infra.settings import RedisSettings
+from penstock.infra.telemetry import DEGRADED
 from penstock.ranker import scoring
+from penstock.ranker.backends.remote.errors import RemoteAway
 from penstock.ranker.backends.scorer import Scores
 from penstock.ranker.cache import ScoreCache
-from penstock.ranker.errors import CallerLeft, DeadlinePassed, RankFailed
+from penstock.ranker.engine.errors import EngineClosed, EngineFull, ForwardFailed
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore, RankFailed
 from penstock.ranker.feature_store import Batch, FeatureStore
 from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.policy import DepthLimits
@@ -32,6 +35,7 @@ from penstock.schemas.events import (
     Missing,
     Page,
     QueryVector,
+    RankClass,
     RankQuery,
     RankRequest,
     Understood,
@@ -60,14 +64,17 @@ def posting(name, version=1, revision=0, region=None, posted_at=None):
 class Reader:
     """p from the title's last digit; remembers what it scored."""
 
+    tolerance, longest_s = 0.0, float("inf")
+
     def __init__(self, model_id="reader", sign=1.0):
         self.model_id = model_id
         self.part_names = ("title", "dense")
         self.sign = sign
-        self.scored = []
+        self.scored, self.callers = [], []
         self.broken = False
 
-    def score(self, query, items):
+    def score(self, query, items, caller):
+        self.callers.append(caller)
         self.scored += [item.update.posting_id for item in items]
         digit = np.array([float(item.update.attributes.title[-1]) for item in items])
         p = np.full(len(items), np.nan) if self.broken else 0.5 + self.sign * digit / 100
@@ -89,10 +96,10 @@ class Encoder:
 class World:
     """A ranker's surroundings, and the pipeline in them."""
 
-    def __init__(self, redis_url, count=10, lm=None, lm_items=0, shards=1, models=None, limits=LIMITS):
+    def __init__(self, redis_url, count=10, lm=None, depths=(3,), shards=1, models=None, limits=LIMITS):
         self.shelf, self.fused, self.models = Shelf(), Reader(), models or Encoder()
         self.now, self.clock_s = NOW, 0.0
-        link = RedisLink(connect(RedisSettings(url=redis_url)), time.monotonic)
+        self.link = link = RedisLink(connect(RedisSettings(url=redis_url)), time.monotonic)
         self.store = FeatureStore(link, "t", 60_000)
         self.pipeline = Pipeline(
             models=self.models,
@@ -100,7 +107,7 @@ class World:
             shards=shards,
             store=self.store,
             cache=ScoreCache(link, "t", 900, time.monotonic),
-            scorers=Scorers(self.fused, lm, lm_items),
+            scorers=Scorers(self.fused, lm, depths),
             limits=limits,
             now_ms=lambda: self.now,
             clock=lambda: self.clock_s,
@@ -395,7 +402,7 @@ def test_without_redis_the_answer_is_the_same_and_says_what_it_did(redis_server)
 
 def test_the_language_model_scores_the_top_and_the_rest_stays_below(redis_url):
     lm = Reader("lm", sign=-5.0)  # of the opposite opinion, and a stronger one
-    world = World(redis_url, lm=lm, lm_items=3, limits=DepthLimits(10, 40))
+    world = World(redis_url, lm=lm, limits=DepthLimits(10, 40))
     result = world.rank()
     assert sorted(lm.scored) == ["p7", "p8", "p9"]
     assert result.lm_scored == 3
@@ -409,6 +416,171 @@ def test_the_language_model_scores_the_top_and_the_rest_stays_below(redis_url):
     assert (again.cache_hits, again.lm_scored, len(lm.scored)) == (13, 3, 3)
 
 
+class Model(Reader):
+    """A language model whose calls take seconds of the world's clock, or fail."""
+
+    def __init__(self, error=None):
+        super().__init__("lm", sign=-5.0)
+        self.seconds_an_item, self.error, self.world = 0.0, error, None
+
+    def score(self, query, items, caller):
+        self.world.clock_s += len(items) * self.seconds_an_item
+        if self.error is not None:
+            raise self.error
+        return super().score(query, items, caller)
+
+
+def with_model(redis_url, model, **options):
+    model.world = World(redis_url, lm=model, limits=DepthLimits(10, 40), **options)
+    return model.world
+
+
+FAILURES = [
+    EngineFull(900, 200, 1_000),
+    EngineClosed(),
+    ForwardFailed(MemoryError("no room"), 2),
+    RemoteAway("no connection"),
+    NonFiniteScore("weights are damaged"),
+    DeadlinePassed("its forward", late_ms=3),
+    TimeoutError("an identical request took too long"),
+    RuntimeError("a bug"),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+def test_when_the_language_model_gives_nothing_the_fused_order_stands_and_says_so(redis_url, error):
+    world = with_model(redis_url, Model(error=error))
+    counted = DEGRADED.labels("ranker", "language model")._value.get()
+    result = world.rank()
+    assert ids(result) == [f"p{number}" for number in reversed(range(10))]
+    assert [item.score for item in result.items] == pytest.approx(
+        [0.5 + number / 100 for number in reversed(range(10))]
+    )
+    assert result.lm_scored == 0 and "yes_no" not in result.items[0].parts
+    [reason] = result.degraded
+    assert reason.startswith("language model: ") and str(error) in reason and "fused scores alone" in reason
+    assert DEGRADED.labels("ranker", "language model")._value.get() == counted + 1
+
+
+def test_a_caller_that_leaves_the_language_model_leaves_the_request(redis_url):
+    with pytest.raises(CallerLeft):
+        with_model(redis_url, Model(error=CallerLeft("gone"))).rank()
+
+
+def test_a_request_whose_own_deadline_passed_in_the_language_model_is_late(redis_url):
+    model = Model(error=DeadlinePassed("its forward", late_ms=3))
+    world = with_model(redis_url, model)
+    score = model.score
+
+    def slow(query, items, caller):
+        world.now = NOW + 11_000
+        return score(query, items, caller)
+
+    model.score = slow
+    with pytest.raises(DeadlinePassed):
+        world.rank()
+
+
+def test_the_language_model_is_told_who_waits_and_has_part_of_the_time(redis_url):
+    world = with_model(redis_url, model := Model())
+    world.rank(deadline=NOW + 500)
+    world.rank(text="other", class_=RankClass.ALERT, deadline=NOW + 1_000)
+    world.rank(text="third")
+    world.rank(text="fourth", class_=RankClass.ALERT, deadline=NOW + 60_000)
+    searching, alert, patient, idle = model.callers
+    assert (searching.interactive, searching.deadline_s) == (True, pytest.approx(scoring.SHARE * 0.5))
+    assert (alert.interactive, alert.deadline_s) == (False, pytest.approx(scoring.SHARE * 1.0))
+    assert patient.deadline_s == pytest.approx(scoring.PATIENCE * 0.2)
+    assert idle.deadline_s == pytest.approx(scoring.PATIENCE * scoring.ALONE * 0.2)
+    model.longest_s = 0.1
+    world.rank(text="fifth")
+    assert model.callers[-1].deadline_s == pytest.approx(0.1)
+
+
+def test_a_slow_model_scores_as_many_as_its_budget_allows_and_an_alert_waits_for_more(redis_url):
+    world = with_model(redis_url, model := Model(), depths=(2, 4, 8))
+    texts = iter(str(number) for number in range(1_000))
+
+    def served(seconds_an_item, count, **changes):
+        model.seconds_an_item = seconds_an_item
+        return [world.rank(text=next(texts), **changes).lm_scored for _ in range(count)]
+
+    assert served(0.09, 4) == [2, 2, 2, 2]
+    quick = served(0.001, 60)
+    assert quick[0] == 2 and quick[-1] == 8 and sorted(quick) == quick
+    assert served(0.09, 30)[-1] == 2
+    alert = {"class_": RankClass.ALERT, "deadline": NOW + 60_000}
+    assert served(0.09, 3, **alert) == [2, 8, 8]  # of a budget five times as large
+    model.seconds_an_item = 10.0
+    slow = [world.rank(text=next(texts)) for _ in range(20)]
+    assert slow[-1].lm_scored == 0
+    assert "language model: not asked, a posting takes" in slow[-1].degraded[0]
+    model.seconds_an_item = 0.001
+    assert world.rank(text=next(texts)).lm_scored == 0
+    world.clock_s += 3_600.0  # long ago: it is tried again
+    assert world.rank(text=next(texts)).lm_scored == 8
+
+
+def test_a_model_that_outlasts_the_deadline_is_asked_for_less_next_time(redis_url):
+    world = with_model(redis_url, model := Model(error=DeadlinePassed("its forward", late_ms=3)), depths=(8,))
+    score = model.score
+
+    def slow(query, items, caller):
+        world.now, world.clock_s = world.now + 11_000, world.clock_s + 11.0
+        return score(query, items, caller)
+
+    model.score = slow
+    with pytest.raises(DeadlinePassed):
+        world.rank()
+    assert world.rank(text="other", deadline=world.now + 10_000).lm_scored == 0
+    assert model.callers == [] and world.now == NOW + 11_000  # not asked again
+
+
+def test_the_pages_of_a_search_are_ordered_alike_whatever_the_pace_is_meanwhile(redis_url):
+    world = with_model(redis_url, model := Model(), depths=(2, 4, 8))
+    model.seconds_an_item = 0.05
+    first = world.rank(page=Page(size=5), depth=10)  # 2: nothing is measured yet
+    model.seconds_an_item = 0.0001
+    for number in range(60):
+        deep = world.rank(text=f"other {number}").lm_scored
+    assert (first.lm_scored, deep) == (2, 8)
+    second = world.rank(page=Page(size=5, cursor=first.next_cursor), depth=10)
+    assert second.lm_scored == 2 and sorted(ids(first) + ids(second)) == [f"p{number}" for number in range(10)]
+    model.error = RemoteAway("no connection")
+    world.pipeline._cache = ScoreCache(world.link, "emptied", 900, time.monotonic)
+    alone = world.rank(page=Page(size=5, cursor=first.next_cursor), depth=10)
+    assert "page: ordered without the language model" in alone.degraded[-1]
+
+
+def test_who_waits_for_a_search_does_not_wait_for_the_same_pair_of_an_alert(redis_url):
+    world, entered, release = with_model(redis_url, model := Model()), threading.Event(), threading.Event()
+    score = model.score
+
+    def slow(query, items, caller):
+        if not caller.interactive:
+            entered.set()
+            assert release.wait(20)
+        return score(query, items, caller)
+
+    model.score = slow
+    alert = threading.Thread(target=world.rank, kwargs={"class_": RankClass.ALERT})
+    alert.start()
+    assert entered.wait(20)
+    assert world.rank().lm_scored == 3  # while the alert's are not done
+    release.set()
+    alert.join(20)
+    assert not alert.is_alive()
+
+
+def test_what_a_model_spent_where_is_in_the_timings(redis_url):
+    world = with_model(redis_url, model := Model())
+    score = model.score
+    model.score = lambda *asked: replace(score(*asked), timings={"forward": 12.0, "queue": 3.0})
+    result = world.rank()
+    assert result.timings.keys() == STAGES | {"lm", "lm_forward", "lm_queue"}
+    assert (result.timings["lm_forward"], result.timings["lm_queue"]) == (12.0, 3.0)
+
+
 probabilities = st.lists(st.floats(0, 1), max_size=8).map(lambda values: np.array(values, dtype=np.float64))
 
 
@@ -417,7 +589,7 @@ def test_the_rest_keeps_its_order_below_the_top(rest, top):
     scaled = scoring.below(rest, top)
     assert scaled.shape == rest.shape
     if rest.size and top.size:
-        assert scaled.max() <= top.min()
+        assert scaled.max() < top.min() or scaled.max() == top.min() == 0
     assert (np.diff(scaled[np.argsort(rest, kind="stable")]) >= 0).all()
 
 
@@ -479,10 +651,10 @@ def test_identical_requests_at_once_score_each_pair_once(redis_url):
     world, entered, release = World(redis_url), threading.Event(), threading.Event()
     score = world.fused.score
 
-    def slow(query, items):
+    def slow(query, items, caller):
         entered.set()
         assert release.wait(20)
-        return score(query, items)
+        return score(query, items, caller)
 
     world.fused.score = slow
     results = []

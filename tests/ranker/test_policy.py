@@ -31,7 +31,7 @@ def pages(available, size, depth, limits=LIMITS):
         window = decide_window(asked, limits)
         in_block = max(0, min(window.stop, available) - window.start)
         out.append(range(window.start + window.first, window.start + min(window.last, in_block)))
-        cursor = next_cursor(asked, window, in_block=in_block, epoch=7, limits=limits)
+        cursor = next_cursor(asked, window, in_block=in_block, lm_items=5, epoch=7, limits=limits)
         if cursor is None:
             return out
         asked = replace(asked, page=Page(size=size, cursor=cursor))
@@ -54,6 +54,17 @@ def test_depth_is_at_least_what_was_asked_and_the_page_and_at_most_the_ceiling(s
     assert window.stop == window.depth
 
 
+@given(st.integers(1, 40), st.integers(1, 120), st.integers(0, 64))
+def test_the_pages_of_a_block_are_ordered_alike_and_the_next_block_anew(size, available, lm_items):
+    asked, limits = request(page=Page(size=size), depth=50), DepthLimits(50, 100)
+    while asked is not None:
+        window = decide_window(asked, limits)
+        assert window.lm_items == (None if window.first == 0 else lm_items)
+        in_block = max(0, min(window.stop, available) - window.start)
+        cursor = next_cursor(asked, window, in_block=in_block, lm_items=lm_items, epoch=7, limits=limits)
+        asked = None if cursor is None else replace(asked, page=Page(size=size, cursor=cursor))
+
+
 def test_a_page_lies_in_one_block_so_that_no_page_scores_two():
     assert all(len(page) == 20 for page in pages(1_000, 20, 250))
 
@@ -62,15 +73,16 @@ def test_candidates_are_one_block_whatever_their_number():
     asked = request(candidates=("a", "b", "b", "c"), page=Page(size=2))
     window = decide_window(asked, LIMITS)
     assert (window.depth, window.stop) == (3, 3)
-    cursor = next_cursor(asked, window, in_block=3, epoch=1, limits=LIMITS)
+    cursor = next_cursor(asked, window, in_block=3, lm_items=5, epoch=1, limits=LIMITS)
     again = replace(asked, page=Page(size=2, cursor=cursor))
     window = decide_window(again, LIMITS)
     assert (window.start, window.first, window.last) == (0, 2, 4)
-    assert next_cursor(again, window, in_block=3, epoch=1, limits=LIMITS) is None
+    assert next_cursor(again, window, in_block=3, lm_items=5, epoch=1, limits=LIMITS) is None
 
 
 @pytest.mark.parametrize(
-    "cursor", ["", "no cursor", "AAAA", "ä", base64.urlsafe_b64encode(struct.pack("<BIIQ8s", 1, 5, 0, 0, b"")).decode()]
+    "cursor",
+    ["", "no cursor", "AAAA", "ä", base64.urlsafe_b64encode(struct.pack("<BIIIQ8s", 2, 5, 0, 0, 0, b"")).decode()],
 )
 def test_a_cursor_that_is_not_ours_is_refused_by_name(cursor):
     with pytest.raises(InvalidRecord, match=r"page\.cursor"):
@@ -79,7 +91,7 @@ def test_a_cursor_that_is_not_ours_is_refused_by_name(cursor):
 
 def test_a_cursor_belongs_to_its_query_and_not_to_its_request_id_or_vector():
     asked = request()
-    cursor = next_cursor(asked, decide_window(asked, LIMITS), in_block=250, epoch=3, limits=LIMITS)
+    cursor = next_cursor(asked, decide_window(asked, LIMITS), in_block=250, lm_items=5, epoch=3, limits=LIMITS)
     vector = QueryVector(space_id="s", encoder_id="e", dense=b"\0\0\0\0")
     same = request(request_id="other", page=Page(cursor=cursor), query=RankQuery(text="nurse in ohio", vector=vector))
     assert decide_window(same, LIMITS).epoch == 3

@@ -1,6 +1,7 @@
 """The desk and its Kafka feed: everything that came in is answered, committed only once delivered."""
 
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -16,7 +17,7 @@ from penstock.ranker.request_feed import RequestFeed
 from penstock.ranker.service import Job, RankService, error_result
 from penstock.ranker.shaping.queue import DeadlineQueue
 from penstock.schemas import topics, validate
-from penstock.schemas.events import DeadLetter, Page, RankQuery, RankRequest, RankResult
+from penstock.schemas.events import DeadLetter, Page, RankClass, RankQuery, RankRequest, RankResult
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.wire import codec
 
@@ -71,6 +72,32 @@ def test_answers_come_and_are_counted(desk):
         service.submit(job)
     assert [job.future.result(20).request_id for job in jobs] == [str(number) for number in range(20)]
     assert service.counts() == {"served": 20, "failed": 0, "expired": 0, "refused": 0, "left": 0}
+
+
+def test_a_search_finds_a_worker_however_much_nobody_watches_is_under_way(desk):
+    gate = Gate()
+    service = desk(gate, workers=8)
+    for number in range(20):
+        service.submit(Job(request(f"alert {number}", class_=RankClass.ALERT), LATER))
+    for _ in range(6):
+        assert gate.entered.acquire(timeout=20)
+    assert not gate.entered.acquire(blocking=False)
+    service.submit(Job(request("search"), LATER))
+    assert gate.entered.acquire(timeout=20)
+    assert gate.order[-1] == "search"
+    gate.open.set()
+
+
+def test_closing_waits_no_longer_than_it_is_told(desk):
+    gate = Gate()
+    service = desk(gate, workers=4)
+    for number in range(4):
+        service.submit(Job(request(str(number)), LATER))
+        assert gate.entered.acquire(timeout=20)
+    began = time.monotonic()
+    service.close(0.2)
+    assert time.monotonic() - began < 0.7  # once, not once a worker
+    gate.open.set()
 
 
 def test_an_expired_request_costs_no_work_and_says_why(desk):

@@ -3,12 +3,17 @@
 Kafka is away throughout: the loops that need it wait for it, and nobody who calls over gRPC notices.
 """
 
+import gc
+import time
+
 import grpc
 import numpy as np
 import pytest
+from qwen3_directory import make_directory
 from ranker_stack import Stack, ask, status
 
-from penstock.ranker.known_answer import CHECK_EVERY_MS, KnownAnswer
+from penstock.ranker.errors import DeadlinePassed
+from penstock.ranker.known_answer import CHECK_EVERY_MS, CHECK_S, KnownAnswer
 from penstock.ranker.scoring import Scorers
 from penstock.schemas import grpc_avro
 from penstock.schemas.events import Page
@@ -68,6 +73,26 @@ def test_bad_full_late_and_gone_callers_each_get_their_own_answer(redis_url, fre
         channel.close()
 
 
+def test_with_the_engine_the_best_are_read_by_the_model_and_what_goes_where_is_told(
+    redis_url, free_port, until, tmp_path
+):
+    model = make_directory(tmp_path)
+    with Stack(redis_url, free_port, scorer="engine", model=model, lm_depths=(2,)) as stack:
+        until(lambda: status(stack))
+        assert gc.get_freeze_count() > 0
+        result = stack.client.rank(ask(), 10)
+        assert result.lm_scored == 2
+        assert "+engine-fp32:" in result.model_id
+        assert {"lm", "lm_tokenise", "lm_queue", "lm_pack", "lm_forward", "lm_reply"} <= result.timings.keys()
+        assert [("yes_no" in item.parts) for item in result.items] == [True, True, False]
+        again = stack.client.rank(ask(), 10)
+        assert again.cache_hits == 5
+        assert [item.posting_id for item in again.items] == [item.posting_id for item in result.items]
+        told = status(stack)
+        assert told.ready and told.texts["language_model"] == "well"
+        assert told.numbers["engine_forwards_total"] >= 1 and told.numbers["arena_items"] >= 2
+
+
 def test_without_redis_the_role_answers_and_says_so(redis_server, free_port, until):
     redis_server.stop()
     with Stack(redis_server.url, free_port) as stack:
@@ -83,15 +108,17 @@ def test_without_redis_the_role_answers_and_says_so(redis_server, free_port, unt
 
 
 class Fickle:
-    model_id, part_names = "fickle", ()
+    model_id, part_names, tolerance = "fickle", (), 1e-6
 
     def __init__(self):
-        self.p, self.asked = 0.5, 0
+        self.p, self.asked, self.error = 0.5, 0, None
 
-    def score(self, query, items):
+    def score(self, query, items, caller=None):
         from penstock.ranker.backends.scorer import Scores
 
-        self.asked += 1
+        self.asked, self.caller = self.asked + 1, caller
+        if self.error is not None:
+            raise self.error
         return Scores(np.full(len(items), self.p), np.zeros((len(items), 0)))
 
 
@@ -101,7 +128,7 @@ def test_a_scorer_is_only_asked_when_idle_and_a_changed_answer_is_seen():
     now[0] = 5 * CHECK_EVERY_MS
     scorer.p = 0.6
     assert known.verdict(idle_ms=0).ok and scorer.asked == 1
-    assert "a known pair scores [0.6], at the start it scored [0.5]" in known.verdict(CHECK_EVERY_MS).reason
+    assert "a known pair scores 0.6 by fickle, at the start it scored 0.5" in known.verdict(CHECK_EVERY_MS).reason
     assert not known.verdict(CHECK_EVERY_MS).ok and scorer.asked == 2
     now[0] += CHECK_EVERY_MS
     scorer.p = float("nan")
@@ -109,3 +136,13 @@ def test_a_scorer_is_only_asked_when_idle_and_a_changed_answer_is_seen():
     now[0] += CHECK_EVERY_MS
     scorer.p = 0.5
     assert known.verdict(CHECK_EVERY_MS).ok
+
+
+def test_a_scorer_that_is_busy_is_not_waited_for_and_not_ill():
+    scorer, now = Fickle(), [0]
+    known = KnownAnswer(Scorers(scorer), lambda: now[0])
+    now[0] += CHECK_EVERY_MS
+    scorer.error = DeadlinePassed("its forward", late_ms=1)
+    began = time.monotonic()
+    assert known.verdict(CHECK_EVERY_MS).ok and scorer.asked == 2
+    assert began + CHECK_S <= scorer.caller.deadline_s <= time.monotonic() + CHECK_S

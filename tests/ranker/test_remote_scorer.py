@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from rerank_server import NO, REPLACED, SPOILED, YES, RerankServer, logit, sigmoid
 from waiting import eventually
 
+from penstock.ranker.backends.prompt import TEMPLATE, Template
 from penstock.ranker.backends.remote import scorer as remote
 from penstock.ranker.backends.remote.errors import (
     BadAnswer,
@@ -24,8 +25,7 @@ from penstock.ranker.backends.remote.guards import BreakerLimits, State
 from penstock.ranker.backends.remote.options import RemoteOptions
 from penstock.ranker.backends.remote.scorer import RemoteScorer
 from penstock.ranker.backends.remote.texts import NO_TEXT
-from penstock.ranker.backends.scorer import ScoringItem, ScoringQuery
-from penstock.ranker.backends.yes_no import TEMPLATE, Template
+from penstock.ranker.backends.scorer import Caller, ScoringItem, ScoringQuery
 from penstock.ranker.errors import CallerLeft, NonFiniteScore, UnfitScorer
 from penstock.schemas.events import IndexOp, IndexUpdate
 
@@ -256,7 +256,7 @@ def test_a_deadline_ends_the_wait_whatever_the_server_does(server, connect, faul
     scorer = connect()
     server.fault = fault
     with pytest.raises(RemoteTimeout, match=r"did not answer within (9\d|100) ms") as late:
-        scorer.score(QUERY, ITEMS, deadline_s=time.monotonic() + 0.1)
+        scorer.score(QUERY, ITEMS, Caller(deadline_s=time.monotonic() + 0.1))
     assert isinstance(late.value, TimeoutError)
     server.fault = None
     assert scorer.score(QUERY, ITEMS).p == pytest.approx(expected("vllm-rerank"))
@@ -266,23 +266,23 @@ def test_the_options_bound_a_later_deadline(server, connect):
     scorer = connect(timeout_s=0.5)
     server.fault = "hang"
     with pytest.raises(RemoteTimeout, match="within 500 ms"):
-        scorer.score(QUERY, ITEMS, deadline_s=time.monotonic() + 60.0)
+        scorer.score(QUERY, ITEMS, Caller(deadline_s=time.monotonic() + 60.0))
 
 
 @pytest.mark.parametrize("left_s", [0.0, -1.0])
 def test_with_no_time_left_nothing_is_asked(server, connect, left_s):
     scorer = connect()
     with pytest.raises(RemoteTimeout, match="was not asked"):
-        scorer.score(QUERY, ITEMS, deadline_s=time.monotonic() + left_s)
+        scorer.score(QUERY, ITEMS, Caller(deadline_s=time.monotonic() + left_s))
     assert not server.requests
 
 
 def test_for_a_caller_who_left_nothing_is_asked(server, connect):
     scorer = connect()
     with pytest.raises(CallerLeft):
-        scorer.score(QUERY, ITEMS, has_left=lambda: True)
+        scorer.score(QUERY, ITEMS, Caller(has_left=lambda: True))
     assert not server.requests
-    scorer.score(QUERY, ITEMS, has_left=lambda: False)
+    scorer.score(QUERY, ITEMS, Caller(has_left=lambda: False))
 
 
 def test_one_failed_batch_fails_the_call_and_ends_the_others(server, connect):
@@ -371,7 +371,7 @@ def test_what_counts_against_the_backend(server, connect, fault, left_s, state):
     server.fault = fault
     for _ in range(3):
         with pytest.raises((RemoteRefused, BadAnswer, RemoteTimeout)):
-            scorer.score(QUERY, ITEMS, deadline_s=time.monotonic() + left_s)
+            scorer.score(QUERY, ITEMS, Caller(deadline_s=time.monotonic() + left_s))
     assert scorer.circuit is state
 
 

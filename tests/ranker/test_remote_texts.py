@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.ranker.backends.prompt import TEMPLATE, Template
 from penstock.ranker.backends.remote.options import RemoteOptions
 from penstock.ranker.backends.remote.texts import NO_TEXT, plain, prepared
-from penstock.ranker.backends.yes_no import TEMPLATE, Template
 
 OPTIONS = RemoteOptions(url="http://127.0.0.1:8000", form="rerank", max_query_chars=20, max_item_chars=30)
 SPECIAL = ["<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<s>", "</s>", "<eos>", "[SEP]", "[CLS]"]

@@ -1,22 +1,24 @@
 """The yes/no scorer on a tiny random Qwen3 directory made here."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from qwen3_directory import make_directory
 
 from penstock.ranker.backends import yes_no
-from penstock.ranker.backends.scorer import ScoringItem, ScoringQuery
-from penstock.ranker.backends.yes_no import YesNoScorer, batches, item_text
-from penstock.ranker.errors import NonFiniteScore, UnfitScorer
+from penstock.ranker.backends.prompt import TEMPLATE, TEMPLATE_FILE, item_text
+from penstock.ranker.backends.scorer import Caller, ScoringItem, ScoringQuery
+from penstock.ranker.backends.yes_no import YesNoScorer, batches
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore, UnfitScorer
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
 
-_TEXT = "yes no nurse welder night shift ohio remote senior clerk search posting say person want . , :"
-WORDS = _TEXT.split()
 TOLERANCE = 1e-5  # fp32, 2 layers
+YES, NO = 1, 2  # their tokens
 
 
 def item(text, **changes):
@@ -24,30 +26,6 @@ def item(text, **changes):
         posting_id="p", version=1, op=IndexOp.UPSERT, attributes=Attributes(title="x"), item_text=text, produced_at=0
     )
     return ScoringItem(0.0, 0.0, replace(update, **changes))
-
-
-def make_directory(path, words=WORDS, vocabulary=64, seed=0):
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    tokenizer = Tokenizer(models.WordLevel({w: at for at, w in enumerate(["<unk>", *words])}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(path)
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        initializer_range=0.5,
-        tie_word_embeddings=False,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +49,11 @@ def test_p_is_what_a_plain_forward_gives(scorer, directory):
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     scores = scorer.score(QUERY, [item(text) for text in TEXTS])
-    template = yes_no.TEMPLATE
     for text, p, parts in zip(TEXTS[:3], scores.p, scores.parts, strict=False):
-        prompt = template.before + QUERY.text + template.between + text + template.after
+        prompt = TEMPLATE.before + QUERY.text + TEMPLATE.between + text + TEMPLATE.after
         with torch.no_grad():
             logits = model(**tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)).logits[0, -1]
-        difference = float(logits[1] - logits[2])  # yes, no
+        difference = float(logits[YES] - logits[NO])
         assert parts[0] == pytest.approx(difference, abs=TOLERANCE)
         assert p == pytest.approx(1 / (1 + np.exp(-difference)), abs=TOLERANCE)
     assert ((scores.p > 0) & (scores.p < 1)).all()
@@ -124,15 +101,15 @@ def test_the_model_id_changes_with_weights_and_wording(scorer, directory, tmp_pa
     other = make_directory(tmp_path / directory.name, seed=1)
     changed = YesNoScorer(other)
     assert changed.model_id != scorer.model_id
-    (other / yes_no.TEMPLATE_FILE).write_text(json.dumps({"before": "a", "between": "b", "after": "c"}))
+    (other / TEMPLATE_FILE).write_text(json.dumps({"before": "a", "between": "b", "after": "c"}))
     assert YesNoScorer(other).model_id != changed.model_id
-    (other / yes_no.TEMPLATE_FILE).write_text(json.dumps({"before": "a"}))
+    (other / TEMPLATE_FILE).write_text(json.dumps({"before": "a"}))
     with pytest.raises(UnfitScorer, match="before, between, after"):
         YesNoScorer(other)
 
 
 def test_no_such_directory(tmp_path):
-    with pytest.raises(UnfitScorer, match=r"has no config\.json; expected 'fused' or the directory"):
+    with pytest.raises(UnfitScorer, match=r"has no config\.json; expected the directory"):
         YesNoScorer(tmp_path / "missing")
 
 
@@ -168,3 +145,33 @@ def test_weights_with_nan_score_nothing(tmp_path):
     safetensors.torch.save_file(weights, path, {"format": "pt"})
     with pytest.raises(NonFiniteScore, match="1 of 1 scores are not probabilities"):
         YesNoScorer(tmp_path).score(QUERY, [item("nurse")])
+
+
+def test_nobody_waits_for_a_forward(scorer):
+    with pytest.raises(CallerLeft):
+        scorer.score(QUERY, [item("nurse")], Caller(has_left=lambda: True))
+    with pytest.raises(DeadlinePassed, match="before its forward"):
+        scorer.score(QUERY, [item("nurse")], Caller(deadline_s=0.0))
+
+
+def test_nobody_waits_past_a_deadline_for_somebody_elses_forward(scorer):
+    with scorer._lock, pytest.raises(DeadlinePassed, match="before its forward"):
+        scorer.score(QUERY, [item("nurse")], Caller(deadline_s=time.monotonic() + 0.05))
+
+
+def test_a_forward_that_fails_is_told_until_one_does_not(scorer, monkeypatch):
+    def dead(**_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert scorer.health().ready
+    with monkeypatch.context() as broken:
+        broken.setattr(scorer, "_model", dead)
+        with pytest.raises(RuntimeError):
+            scorer.score(QUERY, [item("nurse")])
+        assert (scorer.health().ready, "illegal memory access" in scorer.health().reason) == (False, True)
+    scorer.score(QUERY, [item("nurse")])
+    assert scorer.health().ready
+
+
+def test_the_model_id_says_what_it_computes_in_and_where(scorer, directory):
+    assert scorer.model_id.startswith(f"yes-no-float32-cpu:{directory.name}:")

@@ -34,25 +34,3 @@ def make_directory(path, *, words=WORDS, vocabulary=64, seed=0, unknown="<unk>",
     config = getattr(transformers, f"{architecture}Config")(**sizes)
     getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(path)
     return path
-
-
-def make_bytes_tokenizer(path, texts):
-    """A byte-level BPE, as Qwen's is, trained on `texts`; `config.json` says its size."""
-    import json
-
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*texts, *["yes", "no"] * 20], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
-    (path / "config.json").write_text(json.dumps({"vocab_size": tokenizer.get_vocab_size()}))
-    return path

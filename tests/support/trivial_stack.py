@@ -70,10 +70,10 @@ class TrivialStack(Stack):
         if fresh:
             processes.sweep(layout.root)
             layout.make()
-            kept = [part for part in PARTS if part.kind is Kind.PROCESS]
+            kept = [part for part in self.parts if part.kind is Kind.PROCESS]
             commands = {part.name: programs.launcher(layout, part.name) for part in kept}
             config.write(layout.supervisor_conf, config.supervisord_conf(layout, kept, commands))
-        for part in PARTS:
+        for part in self.parts:
             argv = [sys.executable, "-c", self._script(part.name)]
             plan = {"part": part.name, "stack": str(layout.root), "argv": argv, "env": {}}
             config.write(layout.launch / f"{part.name}.json", json.dumps({**plan, "has_children": part.name == "roof"}))
@@ -86,7 +86,7 @@ class TrivialStack(Stack):
             log_tail=self._log_tail,
             log_path=layout.log,
         )
-        return BringUp(self.parts, self._supervisor(), FileProbe(self), self._record, {}, actions, say)
+        return BringUp(self.parts, self._supervisor(), FileProbe(self), self._record, self.ports(), actions, say)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ against the backend in its circuit breaker; a request that was refused for what 
 
 from __future__ import annotations
 
-from penstock.ranker.errors import NonFiniteScore, RankerError
+from penstock.ranker.errors import NonFiniteScore, NoScores
 
 OF_THE_REQUEST = (400, 413, 422)  # refusals for what is in the request: another request may pass
 
 
-class RemoteScorerError(RankerError):
+class RemoteScorerError(NoScores):
     """Base of a remote scorer's errors."""
 
     retryable = False

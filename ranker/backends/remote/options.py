@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from penstock.ranker.backends.prompt import TEMPLATE, Template
 from penstock.ranker.backends.remote.forms import FORMS, Form
 from penstock.ranker.backends.remote.guards import BreakerLimits
-from penstock.ranker.backends.yes_no import TEMPLATE, Template
 from penstock.ranker.errors import UnfitScorer
 
 

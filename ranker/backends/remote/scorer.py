@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
 
 from penstock.infra.telemetry import DEGRADED, STAGE_SECONDS
+from penstock.ranker.backends.prompt import item_text
 from penstock.ranker.backends.remote import forms
 from penstock.ranker.backends.remote.errors import (
     BadAnswer,
@@ -42,9 +43,9 @@ from penstock.ranker.backends.remote.guards import Breaker, Permit, RetryBudget,
 from penstock.ranker.backends.remote.link import Link
 from penstock.ranker.backends.remote.options import RemoteOptions
 from penstock.ranker.backends.remote.texts import MARKS, NO_TEXT, prepared
-from penstock.ranker.backends.scorer import Scores, ScoringItem, ScoringQuery
-from penstock.ranker.backends.yes_no import item_text
+from penstock.ranker.backends.scorer import ANYONE, Caller, Health, Scores, ScoringItem, ScoringQuery
 from penstock.ranker.errors import CallerLeft, UnfitScorer
+from penstock.schemas.events import IndexUpdate
 
 log = structlog.get_logger(role="ranker")
 
@@ -68,6 +69,7 @@ class RemoteScorer:
     """
 
     part_names: tuple[str, ...] = ()
+    tolerance = 0.05  # servers compute in bfloat16, in batches of varying company
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class RemoteScorer:
         self._max_batch = options.max_batch
         self._lock = threading.Lock()  # guards `_closed`
         self._closed = False
+        self.longest_s = options.timeout_s
         self._link = Link(options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="remote-scorer", daemon=True)
@@ -102,27 +105,18 @@ class RemoteScorer:
         self.model_id = f"remote:{options.form}:{options.model or 'unnamed'}:{_digest(options, served)}"
         log.info("remote scorer ready", url=options.url, model=self.model_id, serves=list(served.models))
 
-    def score(
-        self,
-        query: ScoringQuery,
-        items: Sequence[ScoringItem],
-        *,
-        deadline_s: float | None = None,
-        has_left: Callable[[], bool] | None = None,
-    ) -> Scores:
-        """One score an item, in order, by `deadline_s` of the clock and within what the options allow.
+    def score(self, query: ScoringQuery, items: Sequence[ScoringItem], caller: Caller = ANYONE) -> Scores:
+        """One score an item, in order, by the caller's deadline and within what the options allow.
 
-        Raises RemoteScorerError, of which NotAProbability is a NonFiniteScore, and CallerLeft when `has_left` says so
+        Raises RemoteScorerError, of which NotAProbability is a NonFiniteScore, and CallerLeft when the caller has left
         before anything is asked.
         """
         if not items:
             return Scores(np.zeros(0), np.zeros((0, 0)))
         sent = prepared(query.text, [item_text(item.update) for item in items], self._options)
-        if has_left is not None and has_left():
+        if caller.has_left():
             raise CallerLeft("the caller left before its postings were sent")
-        granted_s = self._options.timeout_s
-        if deadline_s is not None:
-            granted_s = min(granted_s, deadline_s - self._clock())
+        granted_s = min(self._options.timeout_s, caller.deadline_s - self._clock())
         if granted_s <= 0:
             raise RemoteTimeout(
                 f"{self._options.url} was not asked: the deadline passed {-granted_s * 1000:.0f} ms ago"
@@ -145,8 +139,17 @@ class RemoteScorer:
         """Whether the backend is asked, as of the last call."""
         return self._breaker.state
 
-    def close(self) -> None:
-        """Calls under way end with an error. Idempotent."""
+    def health(self) -> Health:
+        """Ready even while the backend is away: its answers are then the fused score's, and say so."""
+        opened = self._breaker.state is State.OPEN
+        reason = f"{self._options.url} is not asked: {self._breaker.reason}" if opened else ""
+        return Health(True, reason, {"remote_scorer_circuit_open": float(opened)})
+
+    def ingest(self, updates: Sequence[IndexUpdate]) -> None:
+        """Nothing: texts are sent with each call."""
+
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Calls under way end with an error at once. Idempotent."""
         with self._lock:
             if self._closed:
                 return

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from penstock.ranker.backends.prompt import Template
 from penstock.ranker.backends.remote.options import RemoteOptions
-from penstock.ranker.backends.yes_no import Template
 
 NO_TEXT = "(no text)"  # in place of a text that is blank, which some servers refuse with the whole batch
 # <|im_end|>, <think>, <s>, <bos>, [SEP]: Qwen and what looks like it, Llama, Gemma, BERT

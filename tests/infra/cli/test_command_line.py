@@ -381,3 +381,27 @@ def test_the_shell_completes_commands_filters_and_topics(alone, monkeypatch, wor
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     result = CliRunner().invoke(app, [], prog_name="penstock")
     assert sorted(result.stdout.split()) == sorted(offers)
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--model", "."), "--model"),
+        (("--scorer", "fused", "--model", "."), "goes with --scorer engine or --scorer transformers"),
+        (("--scorer", "remote"), "expected its address in ranker.remote.url"),
+        (("--scorer", "transformers"), "needs --model DIR"),
+        (("--scorer", "engine", "--model", "."), "has no config.json"),
+        (("--scorer", "engine", "--model", "gone"), "gone"),
+        (("--scorer", "qwen3"), "qwen3"),
+    ],
+)
+def test_a_scorer_that_cannot_be_is_refused_before_anything_starts(tmp_path, monkeypatch, command, arguments, says):
+    for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [command, *arguments])
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert not (tmp_path / ".penstock").exists()

@@ -6,9 +6,10 @@ from penstock.infra.demo import sample
 from penstock.infra.demo.accounting import Accounting
 from penstock.infra.demo.alert_accounting import AlertAccounting
 from penstock.infra.demo.rankings import too_short
-from penstock.infra.demo.report import Report, rows_of
+from penstock.infra.demo.report import Report, degraded_reasons, rows_of
 from penstock.infra.demo.watch import Freshness, freshness_ms, percentile
-from penstock.schemas.events import IndexOp, IndexUpdate
+from penstock.infra.scorers import Running
+from penstock.schemas.events import IndexOp, IndexUpdate, RankResult
 from penstock.schemas.rpc import Row, RowState
 
 
@@ -56,7 +57,10 @@ def test_each_version_asked_for_is_sampled_once_as_first_seen():
     assert fresh.samples() == (100.0, 300.0)
 
 
-def report(lost=0, alerts=None, **queries):
+NOT_ASKED = {"degraded": 0, "degraded_reasons": {}, "lm_scored": {"median": 0, "max": 0}}
+
+
+def report(lost=0, alerts=None, scorer=None, **queries):
     return Report(
         accounting=Accounting(10, 4, 3, 2, 1, 1, lost, 0),
         alerts=alerts,
@@ -74,6 +78,7 @@ def report(lost=0, alerts=None, **queries):
         warm_up_s=3.21,
         interruptions={},
         machine={"cores": 2, "memory_gib": 8, "system": "Linux"},
+        scorer=scorer,
     )
 
 
@@ -87,12 +92,57 @@ def test_the_report_has_the_promised_keys():
 
 
 def test_a_query_never_answered_makes_the_run_unclean_and_one_with_an_error_does_not():
-    rest = {"degraded": 0, "latency_ms": {"p50": 1.0, "p99": 2.0}}
+    rest = NOT_ASKED | {"latency_ms": {"p50": 1.0, "p99": 2.0}}
     late = report(published=5, answered=5, with_error=2, **rest)
     missing = report(published=5, answered=3, with_error=0, **rest)
     assert report().clean and late.clean and not missing.clean and not report(lost=1).clean
     assert "2 NEVER ANSWERED" in dict(rows_of(missing))["queries answered"]
     assert "NEVER" not in dict(rows_of(late))["queries answered"]
+
+
+FUSED = Running("fused", "", False, "fused:1")
+ENGINE = Running("engine", "/models/untrained", True, "fused:1+engine-fp32:untrained:2")
+
+
+def test_the_scorer_and_what_it_read_are_told():
+    asked = {"published": 60, "answered": 60, "with_error": 0, "latency_ms": {"p50": 1.0, "p99": 2.0}}
+    reasons = {f"reason {number}": 9 - number for number in range(7)}
+    read = {"lm_scored": {"median": 32.0, "max": 64}, "degraded": 3, "degraded_reasons": reasons}
+    engine = report(scorer=ENGINE, **asked, **read)
+    rows = rows_of(engine)
+    assert ("scorer", "engine, model untrained: random weights (fused:1+engine-fp32:untrained:2)") in rows
+    assert ("read by the language model", "median 32, most 64 postings a query") in rows
+    told = [value for name, value in rows if name == "degraded"]
+    assert told == [*(f"{9 - n} × reason {n}" for n in range(5)), "2 more reasons, all in the file of --report"]
+    document = engine.to_json()
+    assert document["scorer"]["model"] == "/models/untrained"
+    assert document["queries"]["degraded_reasons"]["reason 6"] == 3
+    plain = dict(rows_of(report(scorer=FUSED, **asked, **NOT_ASKED)))
+    assert plain["scorer"] == "fused (fused:1)"
+    assert not {"read by the language model", "degraded"} & plain.keys()
+    silent = dict(rows_of(report(scorer=ENGINE, **asked, **NOT_ASKED)))
+    assert silent["read by the language model"] == "median 0, most 0 postings a query"
+    nobody = dict(rows_of(report(**asked, **NOT_ASKED)))
+    assert "scorer" not in nobody
+
+
+def test_reasons_that_differ_in_an_amount_are_one():
+    def result(*degraded):
+        return RankResult(request_id="r", degraded=degraded, timings={})
+
+    away = "models away, words alone (127.0.0.1:7101 does not answer)"
+    given = [
+        result("language model: 3 postings cut to 512 tokens", "score cache: Redis took 12.5 ms to answer"),
+        result("language model: 41 postings cut to 512 tokens", "language model: 7 postings cut to 512 tokens"),
+        result(away, "shard-0: no answer within 2 s"),
+        result(),
+    ]
+    assert degraded_reasons(given) == {
+        "language model: … postings cut to … tokens": 2,
+        "score cache: Redis took … ms to answer": 1,
+        away: 1,
+        "shard-0: no answer within … s": 1,
+    }
 
 
 @pytest.mark.parametrize(("lost", "wrong", "clean"), [(0, 0, True), (1, 0, False), (0, 1, False)])

@@ -16,8 +16,8 @@ from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
 BLOCK_BYTES = 4 * BLOCK
 
 
-def key(name, version=1, revision=0):
-    return ItemKey("default", name, (version, revision))
+def key(name, version=1, revision=0, text=0):
+    return ItemKey("default", name, (version, revision), text)
 
 
 def item(*tokens, **flags):
@@ -67,10 +67,23 @@ def test_the_newest_version_is_held_and_no_other_is_given_for_it():
     assert len(arena) == 1
 
 
+def test_another_text_of_the_same_version_is_another_item_and_the_last_written_is_held():
+    arena = Arena(1 << 12, Clock())
+    arena.write(key("a", text=1), item(1), None)
+    assert arena.lacks(key("a", text=2)) and not arena.lacks(key("a", text=1))
+    assert arena.read([key("a", text=2)]) == [None]
+    assert arena.write(key("a", text=2), item(2), None)
+    [one, other] = arena.read([key("a", text=1), key("a", text=2)])
+    assert one is None
+    assert other.tokens.tolist() == [2]
+    assert not arena.lacks(key("a", version=0, text=3))
+    assert len(arena) == 1
+
+
 def test_another_tenants_posting_is_another_item():
     arena = Arena(1 << 12, Clock())
     arena.write(key("a"), item(1), None)
-    assert arena.read([ItemKey("other", "a", (1, 0))]) == [None]
+    assert arena.read([ItemKey("other", "a", (1, 0), 0)]) == [None]
 
 
 def test_the_expired_go_first_then_what_was_used_longest_ago():
@@ -121,10 +134,11 @@ _operations = st.lists(
             st.just("write"),
             st.integers(0, 5),
             st.integers(1, 3),
+            st.integers(0, 1),
             st.integers(0, 3 * BLOCK),
             st.none() | st.integers(0, 40),
         ),
-        st.tuples(st.just("read"), st.integers(0, 5), st.integers(1, 3)),
+        st.tuples(st.just("read"), st.integers(0, 5), st.integers(1, 3), st.integers(0, 1)),
         st.tuples(st.just("remove"), st.integers(0, 5), st.integers(1, 3)),
         st.tuples(st.just("pass"), st.integers(1, 10)),
     ),
@@ -139,14 +153,15 @@ def test_whatever_happens_it_gives_the_right_tokens_or_none_within_its_bytes(ope
     written, serial = {}, 0
     for operation, *values in operations:
         if operation == "write":
-            name, version, length, expires = values
+            name, version, text, length, expires = values
             serial += 1
             tokens = np.full(length, serial, dtype=np.int32)
-            if arena.write(key(str(name), version), Encoded(tokens), expires):
-                written[name, version] = tokens.tolist()
+            if arena.write(key(str(name), version, text=text), Encoded(tokens), expires):
+                written[name, version, text] = tokens.tolist()
         elif operation == "read":
-            [found] = arena.read([key(str(values[0]), values[1])])
-            assert found is None or found.tokens.tolist() == written[values[0], values[1]]
+            name, version, text = values
+            [found] = arena.read([key(str(name), version, text=text)])
+            assert found is None or found.tokens.tolist() == written[name, version, text]
         elif operation == "remove":
             arena.remove(key(str(values[0]), values[1]))
             assert arena.lacks(key(str(values[0]), 4))
@@ -225,7 +240,8 @@ def test_an_update_that_expires_leaves_when_it_does(tokenizer):
     clock = Clock()
     arena = Arena(2 * BLOCK_BYTES, clock)
     filler = Filler(arena, tokenizer)
-    filler.fill([update("a", "nurse", expires_at=5), update("b", "clerk")])
+    updates = [update("a", "nurse", expires_at=5), update("b", "clerk"), update("c", "welder")]
+    filler.fill(updates[:2])
     clock.now = 5
-    filler.fill([update("c", "welder")])
-    assert [found is None for found in arena.read([key("a"), key("b"), key("c")])] == [True, False, False]
+    filler.fill(updates[2:])
+    assert [found is None for found in arena.read(list(map(key_of, updates)))] == [True, False, False]

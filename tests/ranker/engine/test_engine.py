@@ -1,6 +1,6 @@
-"""The engine under threads, deadlines and faults, on a small backend whose score of each item is known."""
+"""The engine under threads and deadlines, on a small backend whose score of each item is known."""
 
-import gc
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,103 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from known_scores import KNOWN, Held, PositionSum, expected, request, soon, tokens, wait
 
-from penstock.ranker.engine.engine import STALLED_S, Engine, Limits
-from penstock.ranker.engine.errors import EngineClosed, EngineFull, ForwardFailed, ItemTooLong
-from penstock.ranker.engine.plan import MalformedRequest, Request, Text, Vectors, plan
+from penstock.ranker.engine.engine import LONGEST_WAIT_S, STALLED_S, Engine, Limits
+from penstock.ranker.engine.errors import EngineClosed, EngineFull, ItemTooLong
+from penstock.ranker.engine.plan import MalformedRequest, Request, Vectors, plan
 from penstock.ranker.engine.turns import Pending, choose, given_back, taken
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore
-
-POISON = 666  # a token that breaks the forward it is in
-ROT = 667  # a token that makes its item's score not finite
-KILL = 668  # a token that ends the thread it is computed on
-
-
-def request(prefix, *items, interactive=True):
-    return Request(tokens(prefix), tuple(Text(tokens(item)) for item in items), interactive)
-
-
-def tokens(values):
-    return np.array(values, dtype=np.int32)
-
-
-def expected(one):
-    """What PositionSum gives, without packing."""
-    return [weigh(one.prefix, 0) - 2 * weigh(item.tokens, len(one.prefix)) for item in one.items]
-
-
-def weigh(values, first):
-    return float(np.sum(np.cos(0.1 * values) / (1 + np.arange(first, first + len(values)))))
-
-
-class PositionSum:
-    """A score from an item's tokens and its prefix's, each weighed by position: wrong when anything is misplaced."""
-
-    def __init__(self):
-        self.forwards = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.entered = threading.Semaphore(0)
-
-    def logits(self, forward):
-        self.forwards.append(forward)
-        self.entered.release()
-        assert self.gate.wait(20)
-        if POISON in forward.tokens:
-            raise RuntimeError("poisoned")
-        if KILL in forward.tokens:
-            raise SystemExit("killed")
-        weighed = np.cos(0.1 * forward.tokens) / (1 + forward.positions)
-        found = []
-        for (first, end), prefix in zip(forward.items.tolist(), forward.prefix_of.tolist(), strict=True):
-            start, stop = forward.prefixes[prefix].tolist()
-            rotten = ROT in forward.tokens[first:end]
-            found.append(np.nan if rotten else weighed[start:stop].sum() - 2 * weighed[first:end].sum())
-        return np.array(found, dtype=np.float64)
-
-
-KNOWN = request([5, 6], [7, 8, 9], interactive=False)
-
-
-@pytest.fixture
-def engines():
-    made = []
-
-    def make(backend=None, limits=None, start=True, **options):
-        engine = Engine(backend if callable(backend) else lambda: backend or PositionSum(), KNOWN, limits, **options)
-        made.append(engine)
-        if start:
-            engine.start(freeze=False)
-        return engine
-
-    yield make
-    for engine in made:
-        engine.close(20)
-
-
-def wait(pending):
-    return pending.future.result(20)
-
-
-def soon():
-    return time.monotonic() + 20
-
-
-class Held:
-    """An engine whose forward thread is held inside a forward, so that what is submitted now waits."""
-
-    def __init__(self, engines, limits=None, **options):
-        self.backend = PositionSum()
-        self.engine = engines(self.backend, limits, **options)
-        self.backend.gate.clear()
-        while self.backend.entered.acquire(blocking=False):
-            pass
-        self.first = self.engine.submit(request([1], [2]))
-        assert self.backend.entered.acquire(timeout=20)
-        self.backend.forwards.clear()
-
-    def release(self):
-        self.backend.gate.set()
 
 
 def test_an_item_scores_what_it_scores_alone(engines):
@@ -131,7 +41,7 @@ _requests = st.builds(
 def test_every_request_is_served_whole_whatever_it_shares_forwards_with(requests, budget, interactive):
     backend = PositionSum()
     engine = Engine(lambda: backend, KNOWN, Limits(budget, interactive))
-    engine.start(freeze=False)
+    engine.start()
     backend.forwards.clear()
     try:
         pending = [engine.submit(one, soon()) for one in requests]
@@ -189,6 +99,21 @@ def test_interactive_forwards_are_small_and_apart(engines):
     for forward in held.backend.forwards:
         assert len(forward) <= (20 if 4 in forward.tokens else 60)
         assert not (3 in forward.tokens and 4 in forward.tokens)
+
+
+@pytest.mark.parametrize("deadline_s", [math.inf, math.nan, 1e300])
+def test_a_request_without_a_deadline_in_sight(engines, deadline_s):
+    engine = engines()
+    assert engine.ask(request([1], [2]), deadline_s).logits == pytest.approx(expected(request([1], [2])))
+    assert engine.submit(request([1], [2]), deadline_s).deadline_s < soon() + LONGEST_WAIT_S or deadline_s == 1e300
+
+
+def test_the_known_answer_may_be_left_unasked(engines):
+    engine = engines(check_every_s=math.inf)
+    begun = engine.status().forwards
+    for number in range(3):
+        assert len(engine.ask(request([1], [number]), soon()).logits) == 1
+    assert engine.status().forwards == begun + 3
 
 
 def test_a_request_without_items(engines):
@@ -251,6 +176,23 @@ def test_more_tokens_than_may_wait_are_refused_and_room_comes_back(engines):
     assert len(held.engine.ask(request([1], [2] * 8), soon()).logits) == 1
 
 
+def test_work_that_nobody_waits_for_holds_no_room_and_costs_no_forward(engines):
+    ahead = [0.0]
+    held = Held(engines, Limits(100, 100, waiting=50), clock=lambda: time.monotonic() + ahead[0])
+    late = held.engine.submit(request([1] * 10, [50] * 15), time.monotonic() + 10)
+    left = held.engine.submit(request([1] * 10, [51] * 10), ahead[0] + soon())
+    ahead[0] = 11.0
+    left.leave()
+    taken_in = held.engine.submit(request([1] * 10, [52] * 30), ahead[0] + soon())
+    with pytest.raises(DeadlinePassed):
+        wait(late)
+    with pytest.raises(CallerLeft):
+        wait(left)
+    held.release()
+    assert wait(taken_in).logits == pytest.approx(expected(taken_in.request))
+    assert len(held.backend.forwards) == 1
+
+
 def test_a_prompt_longer_than_a_forward_is_refused(engines):
     engine = engines(limits=Limits(30, 20))
     with pytest.raises(ItemTooLong, match="a prompt of 21 tokens, a forward takes at most 20"):
@@ -258,19 +200,28 @@ def test_a_prompt_longer_than_a_forward_is_refused(engines):
     engine.ask(request([1], [2] * 20, interactive=False), soon())
 
 
-def test_a_malformed_request_fails_alone(engines):
+def test_a_malformed_request_is_not_taken_in(engines):
     held = Held(engines)
     good = held.engine.submit(request([1], [2]), soon())
-    empty = held.engine.submit(request([1], []), soon())
+    with pytest.raises(MalformedRequest, match="item 1 has no token"):
+        held.engine.submit(request([1], [2], []), soon())
     endless = Vectors(np.full((2, 4), np.inf, dtype=np.float32), tokens([3]))
-    vectors = held.engine.submit(Request(tokens([1]), (endless,)), soon())
+    with pytest.raises(MalformedRequest, match="expected finite float32"):
+        held.engine.submit(Request(tokens([1]), (endless,)), soon())
     held.release()
     assert wait(good).logits == pytest.approx(expected(request([1], [2])))
-    for one in (empty, vectors):
-        with pytest.raises(MalformedRequest):
-            wait(one)
-    assert held.engine.status().restarts == 0
+    assert len(held.backend.forwards) == 1
     assert held.engine.status().ready
+
+
+def test_vectors_of_two_sizes_do_not_share_a_forward(engines):
+    held = Held(engines)
+    some = [Request(tokens([1]), (Vectors(np.zeros((1, size), np.float32), tokens([3])),)) for size in (4, 5)]
+    asked = [held.engine.submit(one, soon()) for one in some]
+    held.release()
+    for one in asked:
+        assert len(wait(one).logits) == 1
+    assert len(held.backend.forwards) == 2
 
 
 def test_an_engine_that_is_not_running_takes_nothing(engines):
@@ -280,13 +231,12 @@ def test_an_engine_that_is_not_running_takes_nothing(engines):
         engine.submit(KNOWN)
 
 
-def test_closing_answers_what_waits(engines):
+def test_closing_answers_what_waits(engines, until):
     held = Held(engines)
     waits = held.engine.submit(request([1], [2, 3]), soon())
     closing = threading.Thread(target=held.engine.close, args=(20,))
     closing.start()
-    while held.engine.status().ready:
-        time.sleep(0.001)
+    until(lambda: not held.engine.status().ready)
     with pytest.raises(EngineClosed):
         held.engine.submit(KNOWN)
     held.release()
@@ -302,164 +252,6 @@ def test_closing_an_engine_that_hangs_fails_what_waits(engines):
         with pytest.raises(EngineClosed):
             wait(one)
     held.release()
-
-
-# --- forwards that fail --------------------------------------------------------------------------------------------
-
-
-class Factory:
-    """Makes backends; `breaks` of them refuse to be made, after the first."""
-
-    def __init__(self, breaks=0):
-        self.made = []
-        self.breaks = breaks
-
-    def __call__(self):
-        if self.made and self.breaks:
-            self.breaks -= 1
-            raise MemoryError("no room for weights")
-        self.made.append(PositionSum())
-        return self.made[-1]
-
-
-@pytest.mark.parametrize("token", [POISON, KILL])
-def test_one_that_breaks_forwards_is_told_so_and_breaks_nobody_elses(engines, token):
-    held = Held(engines)
-    good = [request([1], [number]) for number in range(10)]
-    asked = [held.engine.submit(one, soon()) for one in good[:5]]
-    bad = held.engine.submit(request([1], [token]), soon())
-    asked += [held.engine.submit(one, soon()) for one in good[5:]]
-    held.release()
-    for one, pending in zip(good, asked, strict=True):
-        assert wait(pending).logits == pytest.approx(expected(one))
-    with pytest.raises(ForwardFailed, match=r"the forward failed 2 times, last with \w+: (poisoned|killed)"):
-        wait(bad)
-    assert held.engine.ask(KNOWN, soon()).logits == pytest.approx(expected(KNOWN))
-
-
-class Dies(PositionSum):
-    """Fails every forward from the `after`th on, as a device does that is lost."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    def logits(self, forward):
-        if len(self.forwards) >= self.after:
-            raise RuntimeError("the device is lost")
-        return super().logits(forward)
-
-
-def test_a_dead_backend_is_made_anew_and_its_requests_are_served(engines, until):
-    made = []
-
-    def make():
-        made.append(Dies(6) if not made else PositionSum())
-        return made[-1]
-
-    engine = engines(make)
-    asked = [request([1], [number], [number + 1]) for number in range(30)]
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda one: engine.ask(one, soon()), asked))
-    for one, answer in zip(asked, answers, strict=True):
-        assert answer.logits == pytest.approx(expected(one))
-    assert len(made) == 2
-    until(lambda: engine.status().ready)
-    assert engine.status().restarts == 1
-
-
-def test_while_there_is_no_backend_the_engine_is_unready_and_the_late_are_told(engines, until):
-    factory = Factory(breaks=10**9)
-    engine = engines(factory)
-    factory.made[0].logits = None  # lost: calling it fails
-    waits = engine.submit(request([1], [2]), time.monotonic() + 0.1)
-    kept = engine.submit(request([1], [3]), soon())
-    with pytest.raises(DeadlinePassed):
-        wait(waits)
-    assert not engine.status().ready
-    assert "MemoryError: no room for weights" in until(
-        lambda: "Memory" in engine.status().reason and engine.status().reason
-    )
-    factory.breaks = 0
-    assert wait(kept).logits == pytest.approx(expected(request([1], [3])))
-    until(lambda: engine.status().ready)
-
-
-def test_closing_while_there_is_no_backend_answers_what_waits(engines, until):
-    factory = Factory(breaks=10**9)
-    engine = engines(factory)
-    factory.made[0].logits = None
-    waits = engine.submit(request([1], [2]), soon())
-    until(lambda: "Memory" in engine.status().reason)
-    engine.close(20)
-    with pytest.raises(EngineClosed):
-        wait(waits)
-
-
-class OfTheWrongShape(PositionSum):
-    def logits(self, forward):
-        found = super().logits(forward)
-        return found if len(self.forwards) < 6 else found[:-1]
-
-
-def test_a_backend_that_gives_too_few_scores_is_not_believed(engines):
-    made = []
-
-    def make():
-        made.append(OfTheWrongShape() if not made else PositionSum())
-        return made[-1]
-
-    engine = engines(make)
-    for number in range(12):
-        one = request([1], [number])
-        assert engine.ask(one, soon()).logits == pytest.approx(expected(one))
-    assert len(made) == 2
-
-
-def test_scores_that_are_not_finite_fail_their_own_request_and_have_the_known_answer_asked(engines, until):
-    held = Held(engines)
-    bad = held.engine.submit(request([1], [2], [ROT]), soon())
-    good = held.engine.submit(request([1], [3]), soon())
-    before = held.engine.status().checked_s
-    held.release()
-    with pytest.raises(NonFiniteScore, match=r"1 of 2 logits are not finite \(item 1: nan\)"):
-        wait(bad)
-    assert wait(good).logits == pytest.approx(expected(request([1], [3])))
-    until(lambda: held.engine.status().checked_s > before)
-    assert held.engine.status().restarts == 0
-
-
-class Flaky(PositionSum):
-    """Fails one forward in four."""
-
-    def __init__(self, rng):
-        super().__init__()
-        self.rng = rng
-
-    def logits(self, forward):
-        if len(self.forwards) > 3 and self.rng.random() < 0.25:
-            raise OSError("flaky")
-        return super().logits(forward)
-
-
-def test_under_failures_again_and_again_everything_ends_with_its_scores_or_the_cause(engines):
-    rng = np.random.default_rng(0)
-    engine = engines(lambda: Flaky(rng), Limits(64, 64))
-    asked = [request([number % 3], [number], [2, number]) for number in range(200)]
-
-    def ask(one):
-        try:
-            return engine.ask(one, time.monotonic() + 60).logits.tolist()
-        except ForwardFailed as error:
-            return str(error)
-
-    with ThreadPoolExecutor(8) as pool:
-        ends = list(pool.map(ask, asked))
-    failed = [end for end in ends if isinstance(end, str)]
-    for one, end in zip(asked, ends, strict=True):
-        assert end in failed or end == pytest.approx(expected(one))
-    assert 0 < len(failed) < 100
-    assert engine.status().waiting == 0
 
 
 # --- health --------------------------------------------------------------------------------------------------------
@@ -506,7 +298,7 @@ def test_a_backend_that_starts_without_a_number_does_not_start(engines):
 
     engine = engines(Rotten, start=False)
     with pytest.raises(NonFiniteScore, match="the weights are damaged"):
-        engine.start(freeze=False)
+        engine.start()
     assert not engine.status().ready
 
 
@@ -518,16 +310,6 @@ def test_it_is_warm_at_every_size_before_the_first_request(engines):
     assert {59, 200} <= set(sizes)
 
 
-def test_after_the_start_the_garbage_collector_leaves_what_there_is_alone(engines):
-    engine = engines(start=False)
-    before = gc.get_freeze_count()
-    try:
-        engine.start(freeze=True)
-        assert gc.get_freeze_count() > before
-    finally:
-        gc.unfreeze()
-
-
 # --- whose turn it is: pure ----------------------------------------------------------------------------------------
 
 _waiting = st.lists(st.tuples(_requests, st.integers(0, 5), st.booleans()), max_size=15)
@@ -536,16 +318,16 @@ _waiting = st.lists(st.tuples(_requests, st.integers(0, 5), st.booleans()), max_
 @given(_waiting, st.integers(16, 80), st.integers(16, 80))
 def test_turns_serve_every_item_once_within_the_budget_in_one_forward_each(described, budget, interactive):
     waiting = [
-        Pending(one, float(deadline), 0.0, number, failures=int(failed))
-        for number, (one, deadline, failed) in enumerate(described)
+        Pending(one, float(deadline), 0.0, number, alone=alone)
+        for number, (one, deadline, alone) in enumerate(described)
     ]
     served = [[] for _ in waiting]
     while parts := choose(waiting, budget, interactive):
         kind = parts[0].of.request.interactive
         assert all(part.of.request.interactive is kind for part in parts)
-        assert len(parts) == 1 or not any(part.of.failures for part in parts)
-        remaining = [one for one in waiting if one.remaining and not one.failures]
-        if not parts[0].of.failures and remaining:
+        assert len(parts) == 1 or not any(part.of.alone for part in parts)
+        remaining = [one for one in waiting if one.remaining and not one.alone]
+        if not parts[0].of.alone and remaining:
             assert parts[0].of.deadline_s == min(one.deadline_s for one in remaining)
         [forward] = plan([part.request for part in parts], budget, interactive)
         assert len(forward) <= (interactive if kind else budget)

@@ -178,8 +178,8 @@ def test_nothing_to_score():
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (Request(np.array([1.0]), ()), "request 0's prefix: tokens of float64"),
-        (Request(tokens(1), (Text(tokens()),)), "item 0 of request 0 has no token"),
+        (Request(np.array([1.0]), ()), "the prefix: tokens of float64"),
+        (Request(tokens(1), (Text(tokens()),)), "item 0 has no token"),
         (Request(tokens(1), (Text(np.zeros((2, 2), np.int32)),)), r"int32 \[2, 2\]: expected int32 \[n\]"),
         (Request(tokens(1), (_vectors(0, tokens()),)), "has no token"),
         (Request(tokens(1), (Vectors(np.zeros(3, np.float32), tokens(1)),)), r"float32 \[3\]"),

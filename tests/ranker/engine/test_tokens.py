@@ -6,11 +6,12 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from qwen3_directory import SPECIALS, make_bytes_tokenizer, make_directory
+from qwen3_directory import SPECIALS, make_directory
 from tokenizers import Tokenizer as Reference
 
-from penstock.ranker.backends.yes_no import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS, TEMPLATE, TEMPLATE_FILE, Template
+from penstock.ranker.backends.prompt import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS, TEMPLATE, TEMPLATE_FILE, Template
 from penstock.ranker.engine.tokens import SLICE, Tokenizer
+from penstock.ranker.engine.untrained import ModelShape, write
 from penstock.ranker.errors import UnfitScorer
 
 POSTINGS = [f"registered nurse, night shift {number}, Columbus Ohio; welder and senior clerk" for number in range(80)]
@@ -25,7 +26,7 @@ def words(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bytes_directory(tmp_path_factory):
-    return make_bytes_tokenizer(tmp_path_factory.mktemp("bytes"), POSTINGS)
+    return write(tmp_path_factory.mktemp("bytes"), POSTINGS, ModelShape(600, 32, 64, 1, 4, 2, 8))
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def test_a_tokenizer_that_fails_on_what_it_does_not_know(tmp_path):
 
 
 def test_no_directory_and_a_damaged_one(tmp_path):
-    with pytest.raises(UnfitScorer, match="no tokenizer that can be used"):
+    with pytest.raises(UnfitScorer, match=r"has no config\.json; expected the directory"):
         Tokenizer(tmp_path / "missing")
     directory = make_directory(tmp_path / "damaged")
     (directory / "tokenizer.json").write_text("{")

@@ -1,6 +1,8 @@
 """Directories that load, and every kind that does not."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -116,10 +118,76 @@ def test_another_activation(directory):
         Weights.load(directory)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_key_value_heads": 0},
+        {"num_key_value_heads": 3},
+        {"num_attention_heads": 0, "head_dim": None},
+        {"num_hidden_layers": 0, "layer_types": []},
+        {"head_dim": 7},
+        {"rms_norm_eps": float("nan")},
+        {"max_position_embeddings": -1},
+    ],
+    ids=str,
+)
+def test_sizes_that_no_model_has(directory, sizes):
+    configure(directory, **sizes)
+    with pytest.raises(UnfitScorer, match=r"expected positive sizes|config\.json cannot be read"):
+        Weights.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [
+        ({"rope_type": "nonsense"}, "'nonsense' cannot be computed"),
+        ({"rope_type": "default", "rope_theta": "x"}, r"cannot be computed|config\.json cannot be read"),
+        ({"rope_type": "default", "rope_theta": -5}, "not finite"),
+        ({"rope_type": "default", "rope_theta": 0}, "not finite"),
+    ],
+    ids=str,
+)
+def test_positions_that_cannot_be_computed(directory, positions, said):
+    configure(directory, rope_parameters=positions)
+    with pytest.raises(UnfitScorer, match=said):
+        Weights.load(directory)
+
+
 def test_positions_that_depend_on_the_batch(directory):
     configure(directory, rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0})
     with pytest.raises(UnfitScorer, match="longest prompt"):
         Weights.load(directory)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 1_000_000.0},
+        {"rope_type": "default", "rope_theta": 12_345.6},
+        {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+        {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 256},
+    ],
+    ids=str,
+)
+def test_positions_are_transformers_own_to_the_last_bit(tmp_path, rope):
+    from transformers import AutoConfig
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+    directory = random_qwen3(tmp_path, rope_parameters=rope)
+    own = Qwen3RotaryEmbedding(AutoConfig.from_pretrained(directory))
+    weights = Weights.load(directory)
+    assert torch.equal(weights.inv_freq, own.inv_freq)
+    assert weights.rope_scale == own.attention_scaling
+
+
+def test_a_ranker_starts_without_transformers_modelling(directory):
+    script = (
+        "import sys; from pathlib import Path; from penstock.ranker.engine.weights import Weights\n"
+        "Weights.load(Path(sys.argv[1])); print('transformers.modeling_utils' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("name", ["model_layers_1_self_attn_k_proj_weight", "lm_head_weight", "model_norm_weight"])
