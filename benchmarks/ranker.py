@@ -1,6 +1,6 @@
 """The ranker engine against transformers on the same weights, in the same run, interleaved; and its own invariants.
 
-    python benchmarks/ranker.py --json build/ranker.json                 # about a quarter of an hour
+    python benchmarks/ranker.py --json build/ranker.json                 # about half an hour
     python benchmarks/ranker.py --cells errors,packed --repeats 2        # a trial
     python benchmarks/ranker.py --cells e2e,cache --requests 200 --rows 5000
     python benchmarks/ranker.py --soak --json build/ranker-soak.json     # an hour on one thread, and nothing else
