@@ -233,7 +233,7 @@ def _stub(channel: Any, method: Method) -> Any:
 
 _RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # despite its name: what a connection may take to be made
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 # A caller that vanished without a word is noticed within 40 s: an idle stream would hold its place for hours.
