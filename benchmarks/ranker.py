@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -309,6 +310,7 @@ def main() -> int:
         "--soak", type=float, nargs="?", const=3_600.0, metavar="SECONDS", help="this alone; see ranking/soaking.py"
     )
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs beside ends too
     threads = given.threads or (1 if given.soak else os.cpu_count() or 1)
     chosen = given.cells.split(",")
     if unknown := set(chosen) - set(CELLS):

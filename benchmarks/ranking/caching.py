@@ -33,22 +33,17 @@ EXPONENT = 1.0
 TURNOVER = 0.2  # postings with a new version, a request
 RENEWED = 10  # at a time
 SAMPLED = 400  # requests that also go to who has no cache
+SAY_EVERY = 2_000  # requests
 SAME = 1e-12
+
+Pairs = Sequence[PairVersion]
+Compute = Callable[[list[int]], Computed]
 
 
 class NoCache:
     """In a ScoreCache's place, where there is none."""
 
-    def rows(
-        self,
-        model_id: str,
-        width: int,
-        query: bytes,
-        pairs: Sequence[PairVersion],
-        compute: Callable[[list[int]], Computed],
-        timeout_s: float,
-        interactive: bool = True,
-    ) -> Cached:
+    def rows(self, _id: str, width: int, _query: bytes, pairs: Pairs, compute: Compute, _within_s: float) -> Cached:
         rows = compute(list(range(len(pairs)))).rows if pairs else np.empty((0, width))
         return Cached(rows, 0, ())
 
@@ -79,6 +74,8 @@ def _run(
     depths: list[int] = []
     renewed = fell_back = wrong = 0
     for number, query in enumerate(drawn):
+        if number and number % SAY_EVERY == 0:
+            print(f"  {number} requests, {sum(took) / 1e3:.0f} s, hit rate {cache.hit_rate:.3f}", flush=True)
         if number * TURNOVER >= renewed + RENEWED:
             around.renew(rng.choice(len(around.versions), RENEWED, replace=False).tolist())
             renewed += RENEWED

@@ -39,7 +39,7 @@ from penstock.retrieval.client import ModelsClient, RetrievalClient
 from penstock.retrieval.encoder.embedded import EmbeddedEncoder
 from penstock.schemas.events import IndexUpdate, RankQuery, RankRequest, RankResult
 
-ROWS = 50_000
+ROWS = 20_000
 BATCH = 1_000  # updates at a time
 JUDGED = 780  # queries
 PREFIX = "penstock"
@@ -159,7 +159,7 @@ def timed(pipeline: Pipeline, job: Job) -> tuple[float, RankResult]:
 
 def _titles(data: Path) -> list[str]:
     """What is asked where there are no judgement queries, as many as those are."""
-    return list(dict.fromkeys(posting.title for posting in load(data).postings))[:JUDGED]
+    return list(dict.fromkeys(posting.title for posting in load(data).postings if posting.title))[:JUDGED]
 
 
 def _with_vectors(texts: Sequence[str]) -> list[RankQuery]:

@@ -21,7 +21,8 @@ from penstock.retrieval.server import SWITCH_S, WORKERS, RetrievalService, limit
 from penstock.retrieval.store.store import Store
 from penstock.schemas import grpc_avro
 from penstock.schemas.events import IndexUpdate
-from penstock.schemas.rpc import Retrieval
+from penstock.schemas.grpc_avro import Handler
+from penstock.schemas.rpc import Method, Retrieval
 
 
 def listen(store: Store, name: str, limits: Limits) -> tuple[str, grpc.Server]:
@@ -32,7 +33,11 @@ def listen(store: Store, name: str, limits: Limits) -> tuple[str, grpc.Server]:
     standing: Any = SimpleNamespace(store=StandingQueries(), not_ready=lambda: "", may_answer=lambda: True)
     service = RetrievalService(shard, standing, name, 1, limits=limits)
     address = f"127.0.0.1:{free_port()}"
-    handlers = {Retrieval.SEARCH: service.search, Retrieval.GET: service.get, Retrieval.HOLDS: service.holds}
+    handlers: dict[Method, Handler] = {
+        Retrieval.SEARCH: service.search,
+        Retrieval.GET: service.get,
+        Retrieval.HOLDS: service.holds,
+    }
     return address, grpc_avro.serve(address, handlers, workers=WORKERS + limits.max_waiting + limits.max_batch)
 
 
