@@ -58,6 +58,8 @@ class View:
 
     def report(self, report: Report) -> None:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         for name, value in rows_of(report):
             bad = (
                 (name.startswith("lost") and not report.accounting.clean)
