@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import structlog
 from hypothesis import HealthCheck, settings
 from redis_server import RedisServer
 
@@ -19,6 +20,14 @@ settings.register_profile(
     "penstock", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 settings.load_profile("penstock")
+
+# What a test logs is read when it fails. By default a traceback is drawn with every variable in it: that takes seconds.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 FIXTURES = ("embedded", "containers")
 FIXTURE = os.environ.get("PENSTOCK_TEST_FIXTURE", FIXTURES[0])
