@@ -49,7 +49,7 @@ def test_every_role_is_scraped_under_one_prefix_with_help(system, published, rol
         assert OURS.fullmatch(family.name), family.name
         assert family.documentation, family.name
         if family.type == "histogram":
-            assert family.name.endswith(("_seconds", "_bytes"))
+            assert family.name.endswith(("_seconds", "_bytes", "_tokens", "_items"))
 
 
 def test_freshness_is_observed_where_postings_become_searchable(system, published):
