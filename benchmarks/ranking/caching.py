@@ -43,7 +43,7 @@ Compute = Callable[[list[int]], Computed]
 class NoCache:
     """In a ScoreCache's place, where there is none."""
 
-    def rows(self, _id: str, width: int, _query: bytes, pairs: Pairs, compute: Compute, _within_s: float) -> Cached:
+    def rows(self, _id: str, width: int, _query: bytes, pairs: Pairs, compute: Compute, *_: object) -> Cached:
         rows = compute(list(range(len(pairs)))).rows if pairs else np.empty((0, width))
         return Cached(rows, 0, ())
 

@@ -221,7 +221,9 @@ class _Role:
 
         try:
             wait_s = max(0.001, wanted.deadline_s)
-            found = self._cache.rows(self._scorer.model_id, 2, query.identity(), pairs, compute, wait_s)
+            found = self._cache.rows(
+                self._scorer.model_id, 2, query.identity(), pairs, compute, wait_s, wanted.interactive
+            )
         except Exception as error:
             outcome = _outcome(error)
             self._count(outcome, 1)
