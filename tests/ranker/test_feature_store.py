@@ -129,14 +129,20 @@ class Running:
 
     def __init__(self, store, log, registry=None, ingest=None):
         self.log = log
-        self.stop = threading.Event()
+        self.stop, self._opened = threading.Event(), threading.Event()
         updates = topic_codec(topics.INDEX, registry or {})
         self.feed = FeatureFeed(store, self._open, updates, now_ms=lambda: 5_000, clock=time.monotonic, ingest=ingest)
         self.thread = threading.Thread(target=self.feed.run, args=(self.stop,))
 
     def _open(self, rebalance):
-        self.source = LogSource(self.log, rebalance)
-        return self.source
+        self._source = LogSource(self.log, rebalance)
+        self._opened.set()
+        return self._source
+
+    @property
+    def source(self):
+        assert self._opened.wait(20)
+        return self._source
 
     def __enter__(self):
         self.thread.start()

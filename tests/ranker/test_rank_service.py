@@ -216,7 +216,7 @@ class Running:
 
     def __init__(self, service, log, sink, limit=8, registry=None):
         self.log, self.sink = log, sink
-        self.stop = threading.Event()
+        self.stop, self._opened = threading.Event(), threading.Event()
         self.feed = RequestFeed(
             service,
             lambda asked: policy.check_request(asked, LIMITS),
@@ -230,8 +230,14 @@ class Running:
         self.thread = threading.Thread(target=self.feed.run, args=(self.stop,))
 
     def _open(self, rebalance):
-        self.source = LogSource(self.log, rebalance)
-        return self.source
+        self._source = LogSource(self.log, rebalance)
+        self._opened.set()
+        return self._source
+
+    @property
+    def source(self):
+        assert self._opened.wait(20)
+        return self._source
 
     def __enter__(self):
         self.thread.start()
