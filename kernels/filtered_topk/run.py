@@ -124,6 +124,7 @@ class Run:
 
     def answer(self, queries: Prepared) -> Found:
         capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
+        self.reruns = 0
         self.plan()
         tau = self.workspace.take("tau", (queries.batch,), torch.float32)
         totals = self.workspace.take("totals", (self.filters.count,), torch.int64)
@@ -198,8 +199,6 @@ class Run:
         tile = min(queries.batch, tuning.queries)
         word = torch.int32 if filters.count < 32 else torch.int64
         arrays = layout.arrays
-        width = layout.width
-        piece = tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
         scan.scan[(programs, queries.batch // tile)](
             self.slabs.table,
             self.slabs.offsets,
@@ -235,8 +234,8 @@ class Run:
             0 if maxima is None else maxima.shape[1],
             queries.batch,
             BLOCKS=layout.blocks,
-            D=width,
-            PIECE=piece,
+            D=layout.width,
+            PIECE=self.piece(),
             L=layout.sketch,
             T=queries.terms.shape[0],
             BN=tile,
@@ -249,6 +248,11 @@ class Run:
             INTERPRET=INTERPRETED,
             num_warps=tuning.warps,
         )
+
+    def piece(self) -> int:
+        """Values of a row that are loaded together."""
+        width = self.layout.width
+        return self.tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
 
     def programs(self, most: int) -> int:
         """How many programs a launch has: as many as run at once, which a CPU does one by one."""
