@@ -19,7 +19,7 @@ def modules(name: str) -> dict[str, ModuleType]:
 
 
 def configs(operator: str | None = None) -> tuple[Config, ...]:
-    """Those of one operator, or of all, in order of operator; ValueError where a name is there twice or a folder is not."""
+    """Those of one operator, or of all; ValueError where there is no such operator, or a name is there twice."""
     found = modules("configs")
     if operator is not None and operator not in found:
         raise ValueError(f"no operator {operator!r} with configs: there are {', '.join(found) or 'none'}")
