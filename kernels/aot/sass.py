@@ -105,7 +105,7 @@ def read(text: str, entry: str, registers: int, stack: int, shared: int, warps: 
 
 
 def main_loop(graph: list[Block]) -> Loop | None:
-    """The innermost loop with warpgroup instructions; else the innermost of those that load most bytes; None: no loop."""
+    """The innermost loop with warpgroup instructions, else that which loads most bytes; None where there is no loop."""
     found = loops(graph)  # the smallest first
     for names in (TENSOR_CORE, OLD_TENSOR_CORE):
         for loop in found:
