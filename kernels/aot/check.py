@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import Any
 
-from penstock.kernels.aot.compile import NotCompiled, compiled
 from penstock.kernels.aot.config import Config
 from penstock.kernels.aot.registry import configs
 from penstock.kernels.aot.sass import SHARED_PER_CTA, Figures, Part, figures
@@ -94,6 +93,8 @@ def wide_share(main: Part) -> float:
 
 
 def check(config: Config) -> Checked:
+    from penstock.kernels.aot.compile import NotCompiled, compiled  # here: to read JSON, nobody needs Triton
+
     try:
         made = compiled(config)
     except NotCompiled as error:

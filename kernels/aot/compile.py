@@ -8,6 +8,8 @@ integer that happens to be 1 is not specialised, as in a launch with `do_not_spe
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import time
 from dataclasses import dataclass
@@ -66,8 +68,10 @@ def compiled(config: Config, target: GPUTarget = HOPPER) -> Compiled:
         raise NotCompiled("TRITON_INTERPRET is set: kernels are Python functions here; compile in another process")
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, **config.options}
     began = time.perf_counter()
+    said = io.StringIO()  # where ptxas fails, Triton prints the whole PTX
     try:
-        kernel = triton.compile(source(config, target), target=target, options=options)
+        with contextlib.redirect_stdout(said):
+            kernel = triton.compile(source(config, target), target=target, options=options)
     except NotCompiled:
         raise
     except Exception as error:  # the compiler's passes raise what they like

@@ -14,8 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton import knobs
-
 from penstock.kernels.aot.flow import Block, Instruction, Loop, blocks, loops, reachable, shortest_round
 
 # Compute capability 9.0: CUDA C++ Programming Guide, table of technical specifications; granularities as in NVIDIA's
@@ -169,5 +167,9 @@ def _usage(text: str, entry: str) -> tuple[int, int, int]:
 
 
 def _tool(name: str, *arguments: str) -> str:
+    from triton import (
+        knobs,
+    )  # here: whoever reads figures from JSON, as a test beside the interpreter's, loads no Triton
+
     path = getattr(knobs.nvidia, name).path
     return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
