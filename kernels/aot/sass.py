@@ -167,9 +167,7 @@ def _usage(text: str, entry: str) -> tuple[int, int, int]:
 
 
 def _tool(name: str, *arguments: str) -> str:
-    from triton import (
-        knobs,
-    )  # here: whoever reads figures from JSON, as a test beside the interpreter's, loads no Triton
+    from triton import knobs  # here: to read figures from JSON, nobody needs Triton
 
     path = getattr(knobs.nvidia, name).path
     return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
