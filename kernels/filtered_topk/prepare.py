@@ -14,7 +14,7 @@ from torch import Tensor
 from penstock.kernels.slabs.batch import TERMS, Queries
 from penstock.kernels.slabs.layout import Layout
 
-NOBODY = 63  # the filter of a query that only fills a batch: no row has this bit, since filters are fewer
+NOBODY = 63  # the filter of a query that only fills a batch: no row has the highest bit, since filters are fewer
 # Of the sum of two fp32 products' magnitudes, a term: tensor cores truncate, and keep at least this much (the unit of
 # retrieval/search/scan_first.py where bfloat16 is native).
 UNIT = 2.0**-22
@@ -45,7 +45,10 @@ class Prepared:
     def to(self, device: torch.device) -> Prepared:
         moved = {name: getattr(self, name) for name in self.__slots__}
         return Prepared(
-            **{name: one.to(device, non_blocking=True) if isinstance(one, Tensor) else one for name, one in moved.items()}
+            **{
+                name: one.to(device, non_blocking=True) if isinstance(one, Tensor) else one
+                for name, one in moved.items()
+            }
         )
 
 
