@@ -85,6 +85,7 @@ def test_a_kernel_that_holds_is_let_through(samples):
     ("name", "said"),
     [
         ("spilling", "spilling instructions in the main loop"),
+        ("undeclared", "narrow loads in the main loop, LDG by bits: {16: 128}"),
         ("undeclared", "0% of what the main loop loads comes by 128-bit asynchronous copies"),
         ("crowded", "CTAs fit an SM"),
         ("crowded", "registers: expected 24 at most"),
