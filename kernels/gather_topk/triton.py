@@ -22,11 +22,12 @@ from torch import Tensor
 
 from penstock.kernels.filtered_topk import finish, scan
 from penstock.kernels.filtered_topk.prepare import NOBODY, Prepared, prepared
-from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Found, Run, Tuning, Workspace, seed_rank
+from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Found, Run, Workspace, seed_rank
+from penstock.kernels.filtered_topk.tuning import Tuning
 from penstock.kernels.gather_topk import gather
+from penstock.kernels.gather_topk.tuning import QUERIES, gather_tuning
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 
-GATHER = Tuning(tile=64, queries=16, warps=4, stages=4, resident=4)
 ROOM = 1 << 20  # rows of a list, to begin with
 
 
@@ -43,8 +44,8 @@ def gather_topk(
     room: int = ROOM,
 ) -> Found:
     """As `filtered_topk`. `room`: rows of a filter's list, about as many as are expected to pass."""
-    run = _Gather(slabs, filters, k, hashes, workspace=workspace, tuning=tuning or GATHER, sampled=sampled, room=room)
-    arranged, places = by_filter(queries, run.tuning.queries)
+    run = _Gather(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, room=room)
+    arranged, places = by_filter(queries, QUERIES)
     ready = prepared(arranged, slabs.layout, batch=arranged.count).to(slabs.table.device)
     while True:
         found = run.answer(ready)
@@ -102,12 +103,15 @@ class _Gather(Run):
         hashes: str,
         *,
         workspace: Workspace | None,
-        tuning: Tuning,
+        tuning: Tuning | None,
         sampled: int,
         room: int,
     ) -> None:
         super().__init__(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled)
         self.room = room
+
+    def tuned(self, queries: Prepared) -> Tuning:
+        return gather_tuning(self.layout.width, queries.terms.shape[0])
 
     def plan(self) -> None:
         super().plan()
