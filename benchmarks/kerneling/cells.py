@@ -1,6 +1,6 @@
 """The cells that need a GPU: ours against what the device can read and multiply, and against torch, in one session.
 
-    batch      d=256, k=1000 at B 1, 16, 64, 256: the share of bandwidth (of FLOPs at 256); B64 against torch; k=1000 over 10
+    batch      d=256, k=1000 at B 1, 16, 64, 256: the share of bandwidth (of FLOPs at 256); B64 against torch, and k=10
     clustered  a filter that one row in a hundred passes, rows placed by it: against mask and topk, and against gather
     int8       the int8 plane against the bfloat16 one, and where the ids differ
     linr       LiNR's setting: 15.5 million rows of 128, 11 % pass, k=2000, one query
