@@ -46,6 +46,11 @@ class Room:
         self.scores = torch.empty(capacity, dtype=torch.float32, device=self.device)
         self._listed: tuple[torch.Tensor, ...] = ()
 
+    @property
+    def nbytes(self) -> int:
+        """Of device memory."""
+        return sum(part.nbytes for part in (self.counters, self.slots, self.postings, self.scores, *self._listed))
+
     def listed(self, queries: int) -> tuple[torch.Tensor, ...]:
         """Addresses, slots and masks of so many queries."""
         if not self._listed or len(self._listed[0]) < queries:
