@@ -78,7 +78,7 @@ def product(b_rows, b_postings, b_score, INTERPRET: tl.constexpr):
     return tl.dot(b_rows, b_postings, b_score)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def match(
     rows,
     slots,

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PLACE = 1_024  # queries that a writer replaces together, and that one program of `select` reads
+SLAB = 64  # places that are allocated together: 57 MB of 384 values
+DEMANDS = 4  # conditions of a query, all of which must hold
 BUCKETS = (16, 32, 64)  # postings of a batch
 CHUNK = 128  # dense values that one step of a tile multiplies
+SELECT_WARPS = 4  # of a program of `select`
 RESIDENT = 512  # values: up to this width a batch stays in shared memory
-SHARED = 227 << 10  # bytes that a CTA can have on an H200
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,19 @@ class Tuning:
     @property
     def resident(self) -> bool:
         return self.width <= RESIDENT
+
+    def constants(self, *, interpret: bool) -> dict[str, object]:
+        """Of the kernel."""
+        return {
+            "WIDTH": self.width,
+            "CHUNK": self.chunk,
+            "CHUNKS": self.chunks,
+            "TERMS": self.terms,
+            "BM": self.tile,
+            "BN": self.bucket,
+            "RESIDENT": self.resident,
+            "INTERPRET": interpret,
+        }
 
 
 def bucket_of(postings: int) -> int:

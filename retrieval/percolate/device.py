@@ -56,7 +56,7 @@ class DeviceScan:
         if device not in DEVICES:
             raise ValueError(f"device {device!r}: expected {' or '.join(DEVICES)}, or a store without one for cpu")
         # Here and not above: a process without a device never loads triton.
-        from penstock.kernels.percolate import standing, triton
+        from penstock.kernels.percolate import triton, tuning
 
         interpreted = device == "interpreter"
         if interpreted != triton.INTERPRET:
@@ -64,10 +64,10 @@ class DeviceScan:
                 f"device {device!r} with kernels that {'are' if triton.INTERPRET else 'are not'} interpreted: "
                 "TRITON_INTERPRET=1 in the environment makes them so, from before the process begins"
             )
-        if block > standing.PLACE:
-            raise ValueError(f"blocks of {block} standing queries: a device's places hold {standing.PLACE}")
+        if block > tuning.PLACE:
+            raise ValueError(f"blocks of {block} standing queries: a device's places hold {tuning.PLACE}")
         self._device = torch.device("cuda" if device == "cuda" else "cpu")
-        self._slab = standing.SLAB if device == "cuda" else 4
+        self._slab = tuning.SLAB if device == "cuda" else 4
         self._room = triton.Room(self._device, ROOM)
         self._held: dict[Space | None, _Held] = {}
         self._tenants: dict[str, int] = {}
@@ -138,8 +138,8 @@ class DeviceScan:
         group: whose postings they are, in its order; None: only their filters count.
         """
         from penstock.kernels.percolate.postings import staged
-        from penstock.kernels.percolate.standing import PLACE
         from penstock.kernels.percolate.triton import Room, percolate
+        from penstock.kernels.percolate.tuning import PLACE
 
         held = self._held[space]
         mine = np.asarray([held.places[_key(blocks[number])] for number in numbers], np.int64)
