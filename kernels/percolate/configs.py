@@ -1,4 +1,4 @@
-"""The forms of percolation that are compiled ahead of time: the tunings that the launcher takes, at the widths in use."""
+"""The forms of percolation that are compiled ahead of time: the launcher's tunings at the widths in use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from penstock.kernels.aot.config import Config, Expectation
-from penstock.kernels.percolate.tuning import BUCKETS, DEMANDS, PLACE, SELECT_WARPS, SLAB, tuned
+from penstock.kernels.percolate.tuning import BUCKETS, DEMANDS, PLACE, SELECT_WARPS, SLAB, TILE, tuned
 
 OPERATOR = "percolate"
 TERMS = 16  # that the store's records have words for
@@ -68,8 +68,8 @@ def _select() -> Config:
 
 
 def _match(width: int, terms: int, bucket: int) -> Config:
-    """Lines of sketches are read as they come, beside the pipeline: a form with terms has wide loads that no
-    asynchronous copy makes, and `async_copies_128` is asked of the forms without."""
+    """Every dense value of a tile must come by asynchronous copies of 128 bits. Lines of sketches do not: which ones is
+    known only once a record is read, and they are in L2."""
     form = tuned(width, terms, bucket)
     return Config(
         name=f"{OPERATOR}/match/d{width}/b{bucket}/t{terms}",
@@ -82,7 +82,7 @@ def _match(width: int, terms: int, bucket: int) -> Config:
         num_stages=form.stages,
         expects=Expectation(
             tensor_core=width > 0,
-            async_copies_128=width > 0 and (terms == 0 or not form.resident),
+            least_async_copies_128=2 * TILE * (width if form.resident else form.chunk) // 16 // (32 * form.warps),
             ctas_per_sm=form.ctas,
         ),
     )

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 _UNSAFE = tl.constexpr(1e34)  # slack from which on a product may leave float32's range: 2^-9 of 1e37, and a little
+_USUAL = tl.constexpr(8)  # terms of a query: most have no more
 _TABLES = tl.constexpr(3)  # addresses a slab
 
 
@@ -76,6 +77,15 @@ def product(b_rows, b_postings, b_score, INTERPRET: tl.constexpr):
     if INTERPRET:
         return tl.dot(b_rows.to(tl.float32), b_postings.to(tl.float32), b_score)
     return tl.dot(b_rows, b_postings, b_score)
+
+
+@triton.jit
+def of_term(words, sketches, o_n, BN: tl.constexpr):
+    """float32 [BM, BN]: what one word of each record adds to its scores. words: pointers int32 [BM]."""
+    word = tl.load(words)
+    weight = (word & -65536).to(tl.float32, bitcast=True)
+    b_sketch = tl.load(sketches + (word & 65535)[:, None] * BN + o_n[None, :])
+    return weight[:, None] * b_sketch.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["capacity"])
@@ -158,11 +168,13 @@ def match(
         if TERMS > 0:
             b_lexical = tl.zeros([BM, BN], tl.float32)
             words = row.to(tl.pointer_type(tl.int32)) + WIDTH // 2
-            for place in tl.static_range(TERMS):
-                word = tl.load(words + place)
-                weight = (word & -65536).to(tl.float32, bitcast=True)
-                b_sketch = tl.load(sketches + (word & 65535)[:, None] * BN + o_n[None, :])
-                b_lexical += weight[:, None] * b_sketch.to(tl.float32)
+            for place in tl.static_range(min(TERMS, _USUAL)):
+                b_lexical += of_term(words + place, sketches, o_n, BN)
+            if TERMS > _USUAL:
+                # The greatest weights come first: a query without this word has none behind it.
+                if tl.max((tl.load(words + _USUAL) != 0).to(tl.int32), axis=0) != 0:
+                    for place in tl.static_range(_USUAL, TERMS):
+                        b_lexical += of_term(words + place, sketches, o_n, BN)
             b_score += b_lexical
         bounds = row.to(tl.pointer_type(tl.float32)) + (WIDTH // 2 + TERMS)
         slack = tl.load(bounds + 1) * dense_norm + tl.load(bounds + 2) * lexical_norm + floor

@@ -112,7 +112,7 @@ def percolate(standing: Standing, places: torch.Tensor, batch: Postings, room: R
         num_warps=tuning.SELECT_WARPS,
     )
     form = tuning.tuned(layout.width, layout.terms, batch.bucket)
-    programs = min(_multiprocessors(standing.device) * form.ctas, count * (PLACE // form.tile))
+    programs = min(_multiprocessors(standing.device) * form.ctas, count * (PLACE // tuning.TILE))
     match[(programs,)](
         rows_,
         slots,
