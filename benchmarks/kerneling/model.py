@@ -164,7 +164,9 @@ def scan(work: Work, form: Form, gpu: Gpu = H200, got: Getting = LIKELY, name: s
     if runs < a_wave:  # every CTA has one run, and waits for it
         seconds = max(gate + fill + tiles * max(flight, chain), runs * run["memory"] / gpu.sms)
     parts = {part: spent * runs / gpu.sms for part, spent in run.items()} | {"of which gates": gate * runs / a_wave}
-    return Launch(name, seconds, work.rows * (tile_bytes / rows + gate_bytes / form.run / BLOCK), work.flops, bound, parts)
+    return Launch(
+        name, seconds, work.rows * (tile_bytes / rows + gate_bytes / form.run / BLOCK), work.flops, bound, parts
+    )
 
 
 def tensor_cycles(work: Work, rows: int, gpu: Gpu) -> tuple[float, float]:
@@ -192,7 +194,10 @@ def rescore(work: Work, capacity: int, gpu: Gpu = H200, got: Getting = LIKELY) -
     moved = rows * (work.width * work.element + BLOCK + 8)  # every line of 128 bytes that is touched
     parts = {
         "memory": 3 * got.latency + moved / (0.5 * got.read),  # rows at random places
-        "float64": rows * (work.width + work.terms / max(work.batch, 1)) * DOUBLES / (gpu.doubles * gpu.sms * gpu.clock),
+        "float64": rows
+        * (work.width + work.terms / max(work.batch, 1))
+        * DOUBLES
+        / (gpu.doubles * gpu.sms * gpu.clock),
     }
     bound = max(parts, key=lambda part: parts[part])
     empty = work.batch * capacity / 16 * got.empty

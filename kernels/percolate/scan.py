@@ -170,7 +170,7 @@ def match(
             words = row.to(tl.pointer_type(tl.int32)) + WIDTH // 2
             for place in tl.static_range(min(TERMS, _USUAL)):
                 b_lexical += of_term(words + place, sketches, o_n, BN)
-            if TERMS > _USUAL:
+            if TERMS > _USUAL:  # noqa: SIM102 (this one is decided when it is compiled, the next when it runs)
                 # The greatest weights come first: a query without this word has none behind it.
                 if tl.max((tl.load(words + _USUAL) != 0).to(tl.int32), axis=0) != 0:
                     for place in tl.static_range(_USUAL, TERMS):
