@@ -7,13 +7,12 @@ One batch is a copy, two launches and a result, one after the other:
             needs), and writes 20 bytes of each query that some posting passes
     match   tiles of 64 of these queries, one CTA an SM. A tile takes the longest of
               memory   64 records and their lines of the list, at the SM's share of bandwidth
-              chain    tensor cores (or the shared memory they read), the words from device memory, the sketches' lines
-                       from L2, then the epilogue's instructions and barriers: one CTA does these in turn
+              chain    tensor cores (or the shared memory they read), the words from L2, the sketches' lines from L2,
+                       then the epilogue's instructions and barriers: one CTA does these in turn
               L2       the sketches' lines, and the batch where it is not resident
     result  the counter, then the pairs
 
-The tile's dense values are on their way while the tile before it is computed. Its words are not: they are asked for when
-their tile's turn comes.
+The tile's dense values are on their way while the tile before it is computed. Its words were brought to L2 by then.
 """
 
 from __future__ import annotations
@@ -114,12 +113,12 @@ def _match(work: Percolation, code: Code, record_terms: int, gpu: Gpu, got: Gett
         tile_l2 += 2 * form.bucket * form.width
     chain = max(products, read) + code.hot * HEADROOM * max(code.warps / gpu.partitions / got.issue, got.alone)
     chain += code.barriers * got.barrier + got.drain
-    fill = got.latency + got.l2_latency
+    fill = 2 * got.l2_latency * bool(record_terms)
     if not form.resident:  # the loop over chunks begins anew with each tile
         fill += got.latency
     parts = {
         "memory": tiles * TILE * (stride + LISTED) / (got.read * got.scanning / gpu.sms),
-        "chain": tiles * (chain / gpu.clock + (fill if record_terms or not form.resident else 0)),
+        "chain": tiles * (chain / gpu.clock + fill),
         "L2": tiles * tile_l2 / (L2 / gpu.sms),
     }
     bound = max(parts, key=lambda part: parts[part])

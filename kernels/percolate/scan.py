@@ -18,6 +18,7 @@ import triton.language as tl
 
 _UNSAFE = tl.constexpr(1e34)  # slack from which on a product may leave float32's range: 2^-9 of 1e37, and a little
 _USUAL = tl.constexpr(8)  # terms of a query: most have no more
+_SECTOR = tl.constexpr(32)  # bytes: what L2 reads of device memory at least
 _TABLES = tl.constexpr(3)  # addresses a slab
 
 
@@ -77,6 +78,14 @@ def product(b_rows, b_postings, b_score, INTERPRET: tl.constexpr):
     if INTERPRET:
         return tl.dot(b_rows.to(tl.float32), b_postings.to(tl.float32), b_score)
     return tl.dot(b_rows, b_postings, b_score)
+
+
+@triton.jit
+def fetch(addresses):
+    """Has L2 read what lies there. addresses int64 [n]."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [addresses], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
@@ -147,6 +156,7 @@ def match(
         m_inside = at < count
         at = tl.where(m_inside, at, count - 1)
         row = tl.load(rows + at)
+        behind = tl.load(rows + tl.minimum(at + tl.num_programs(0) * BM, count - 1))
         b_score = tl.zeros([BM, BN], tl.float32)
         if CHUNKS > 0:
             p_dense = tl.multiple_of(row.to(tl.pointer_type(tl.bfloat16)), 16)[:, None] + o_k[None, :]
@@ -176,6 +186,10 @@ def match(
                     for place in tl.static_range(_USUAL, TERMS):
                         b_lexical += of_term(words + place, sketches, o_n, BN)
             b_score += b_lexical
+        if not INTERPRET:
+            # The pipeline brings dense values ahead of time; what stands behind them is at least in L2 then.
+            for sector in tl.static_range(tl.cdiv(4 * TERMS + 12, _SECTOR)):
+                fetch(behind + (2 * WIDTH + sector * _SECTOR))
         bounds = row.to(tl.pointer_type(tl.float32)) + (WIDTH // 2 + TERMS)
         slack = tl.load(bounds + 1) * dense_norm + tl.load(bounds + 2) * lexical_norm + floor
         least = tl.where(slack < _UNSAFE, tl.load(bounds) - slack, float("-inf"))
@@ -184,9 +198,9 @@ def match(
         # Not below, rather than at least: a score that is no number says nothing, and is kept.
         m_keep = m_keep & m_inside[:, None] & (not_below(b_score, least[:, None]))
         b_one = m_keep.to(tl.int32)
-        b_found = tl.sum(b_one, axis=1)
-        total = tl.sum(b_found, axis=0)
+        total = tl.sum(b_one)
         if total > 0:
+            b_found = tl.sum(b_one, axis=1)
             begin = tl.atomic_add(counters + 1, total.to(tl.int64), sem="relaxed")
             room = tl.minimum(tl.maximum(capacity - begin, 0), BM * BN).to(tl.int32)
             to = (tl.cumsum(b_found, axis=0) - b_found)[:, None] + (tl.cumsum(b_one, axis=1) - b_one)
