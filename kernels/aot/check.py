@@ -81,6 +81,11 @@ def failures(config: Config, found: Figures) -> tuple[str, ...]:
             f"{main.async_copies}, LDG: {main.loads}, TMA: {main.tma}): expected {MOSTLY:.0%}; is the base declared "
             "with tl.multiple_of?"
         )
+    if main.async_copies.get(128, 0) < expects.least_async_copies_128:
+        said.append(
+            f"{main.async_copies.get(128, 0)} asynchronous copies of 128 bits in the main loop: expected "
+            f"{expects.least_async_copies_128}; is the base declared with tl.multiple_of?"
+        )
     if expects.max_loop_instructions is not None and main.instructions > expects.max_loop_instructions:
         said.append(
             f"{main.instructions} instructions in the main loop: expected {expects.max_loop_instructions} at most"

@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from penstock.kernels.filtered_topk import finish, scan
+from penstock.kernels.filtered_topk.autotune import Tunings, key_of
 from penstock.kernels.filtered_topk.prepare import Prepared
 from penstock.kernels.filtered_topk.tuning import Tuning, tuning_for
 from penstock.kernels.slabs.batch import FILTERS, Filters, Slabs
@@ -93,6 +94,7 @@ class Run:
         *,
         workspace: Workspace | None = None,
         tuning: Tuning | None = None,
+        tunings: Tunings | None = None,
         sampled: int = SAMPLED,
         quantised: bool = False,
     ) -> None:
@@ -107,7 +109,7 @@ class Run:
         self.hashes = self.layout.entry(hashes)
         self.device = slabs.table.device
         self.workspace = workspace or Workspace(self.device)
-        self.asked = tuning
+        self.asked, self.tunings = tuning, tunings
         self.sampled, self.quantised = sampled, quantised
         self.blocks = slabs.pages * self.layout.blocks
         self.reruns = 0
@@ -130,7 +132,12 @@ class Run:
         """How to launch the scan."""
         if INTERPRETED:
             return Tuning()
-        return tuning_for(self.layout.width, queries.batch, queries.terms.shape[0], quantised=self.quantised)
+        width, terms = self.layout.width, queries.terms.shape[0]
+        kept = None
+        if self.tunings is not None:
+            operator = "int8_topk" if self.quantised else "filtered_topk"
+            kept = self.tunings.get(key_of(operator, width, queries.batch, terms, self.device))
+        return kept or tuning_for(width, queries.batch, terms, quantised=self.quantised)
 
     # --- launches --------------------------------------------------------------------------------------------------
 

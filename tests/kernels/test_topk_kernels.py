@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.kernels.filtered_topk import autotune as autotune_module
 from penstock.kernels.filtered_topk import run
-from penstock.kernels.filtered_topk.triton import Workspace, filtered_topk
+from penstock.kernels.filtered_topk.autotune import Tunings, key_of
+from penstock.kernels.filtered_topk.triton import Workspace, autotune, filtered_topk
 from penstock.kernels.gather_topk.triton import gather_topk
 from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs import program
@@ -281,3 +283,16 @@ def test_an_int8_scan_needs_pages_with_an_int8_plane():
     bare = slabs.__class__(slabs.layout.__class__(256, 20, 12, slabs.layout.columns), slabs.table, slabs.offsets)
     with pytest.raises(ValueError, match="quantised=True"):
         int8_topk(bare, world.filters([EVERYTHING]), world.queries([0]), 3, hashes="id")
+
+
+def test_a_tuning_is_measured_once_and_taken_from_then_on(tmp_path, monkeypatch):
+    """Every tuning gives the same answer; which one is kept is the clock's to say."""
+    monkeypatch.setattr(autotune_module, "RUNS", 1)
+    monkeypatch.setattr(autotune_module, "WARM", 0)
+    world, tunings = World(pages=1), Tunings(tmp_path / "tunings.json")
+    queries = world.queries([0])
+    chosen = autotune(world.slabs(), world.filters([EVERYTHING]), queries, 3, hashes="id", tunings=tunings)
+    shape = (world.layout.width, 16, 64, torch.device("cpu"))
+    assert tunings.get(key_of("filtered_topk", *shape)) == chosen
+    rows, _ = found(filtered_topk, world, [EVERYTHING], queries, 3, tuning=chosen)
+    assert rows == world.oracle(queries, [EVERYTHING], 3)
