@@ -191,8 +191,8 @@ class Run:
 
     def scan(self, queries: Prepared, tau: Tensor, totals: Tensor, capacity: int) -> None:
         self.found = self.workspace.take("found", (queries.batch,), torch.int32).zero_()
-        self.scores = self.workspace.take("scores", (queries.batch, capacity), torch.float32)
-        self.slots = self.workspace.take("slots", (queries.batch, capacity), torch.int32)
+        self.scores = self.workspace.take("scores", (queries.count, capacity), torch.float32)
+        self.slots = self.workspace.take("slots", (queries.count, capacity), torch.int32)
         totals.zero_()
         self._scan(queries, tau, totals=totals)
 
@@ -200,10 +200,10 @@ class Run:
         self, queries: Prepared, tau: Tensor, *, maxima: Tensor | None = None, totals: Tensor | None = None
     ) -> None:
         filters, layout, tuning = self.filters, self.layout, self.tuning
-        programs = self.programs(triton.cdiv(self.blocks, RUN))
         nothing = self.workspace.take("nothing", (1,), torch.int32)
         seed = maxima is not None
         tile = min(queries.batch, tuning.queries)
+        programs = self.programs(triton.cdiv(self.blocks, RUN), queries.batch // tile)
         word = torch.int32 if filters.count < 32 else torch.int64
         arrays = layout.arrays
         scan.scan[(programs, queries.batch // tile)](
@@ -261,13 +261,18 @@ class Run:
         width = self.layout.width
         return self.tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
 
-    def programs(self, most: int) -> int:
-        """How many programs a launch has: as many as run at once, which a CPU does one by one."""
+    def programs(self, most: int, tiles: int = 1) -> int:
+        """How many programs a launch has for each of its tiles of queries: together as many as run at once.
+
+        Tiles of queries then go through the blocks side by side, and all but the first find them in the L2 cache. A CPU
+        runs programs one by one.
+        """
         if self.tuning.programs:
             return min(self.tuning.programs, most)
         if INTERPRETED:
             return min(2, most)
-        return min(torch.cuda.get_device_properties(self.device).multi_processor_count * self.tuning.resident, most)
+        held = torch.cuda.get_device_properties(self.device).multi_processor_count * self.tuning.resident
+        return max(1, min(held // tiles, most))
 
     def finish(self, queries: Prepared, tau: Tensor, capacity: int) -> _Finished:
         take, batch = self.workspace.take, queries.batch
@@ -430,9 +435,9 @@ class Run:
         if len(slots) >= self.k:
             least = torch.topk(score - off, self.k).values[-1]
             slots, reached = slots[score + off >= least], float(least)
-        kept = torch.zeros(alone.batch, max(len(slots), 1), dtype=torch.int32, device=self.device)
+        kept = torch.zeros(1, max(len(slots), 1), dtype=torch.int32, device=self.device)
         kept[0, : len(slots)] = slots
-        status = torch.zeros(alone.batch, finish.STATUS, dtype=torch.int32, device=self.device)
+        status = torch.zeros(1, finish.STATUS, dtype=torch.int32, device=self.device)
         status[0, finish.KEPT] = len(slots)
         dense, lexical, ties, _ = self.rescored(alone, kept, status)
         dense, lexical, ties = dense[0, : len(slots)], lexical[0, : len(slots)], ties[0, : len(slots)]

@@ -207,7 +207,7 @@ class _Gather(Run):
     def _gather(self, queries: Prepared, tau: Tensor, maxima: Tensor | None) -> None:
         layout, tuning, seed = self.layout, self.tuning, maxima is not None
         nothing = self.workspace.take("nothing", (1,), torch.int32)
-        programs = self.programs(triton.cdiv(self.room, tuning.tile))
+        programs = self.programs(triton.cdiv(self.room, tuning.tile), queries.batch // tuning.queries)
         gather.gather[(programs, queries.batch // tuning.queries)](
             self.slabs.table,
             self.slabs.offsets,
