@@ -21,7 +21,7 @@ from penstock.schemas.rpc import Models, RoleStatus
 ROOT = COMPOSE_FILE.parents[2]
 PROFILES = ("cpu", "gpu")
 # The same service under another name, where a profile wants other devices.
-SAME = {"models-gpu": "models", "ranker-gpu": "ranker"}
+SAME = {"models-gpu": "models", "retrieval-gpu": "retrieval", "ranker-gpu": "ranker"}
 
 
 @pytest.fixture(scope="module", params=PROFILES)
@@ -117,7 +117,7 @@ def test_the_ranker_s_scorer_its_model_and_its_key_are_its_own(services, monkeyp
 def test_only_the_gpu_profile_asks_for_devices():
     assert not [service for service in load("cpu", {}).values() if service.devices]
     gpu = {service.name: service for service in load("gpu", {}).values() if service.devices}
-    assert set(gpu) == {"models-gpu", "ranker-gpu"}
+    assert set(gpu) == set(SAME)
     assert all(service.build["args"]["ACCELERATOR"] == "cuda" for service in gpu.values())
     aliases = yaml.safe_load(COMPOSE_FILE.read_text())["services"]
     assert {aliases[name]["networks"]["default"]["aliases"][0] for name in gpu} == set(SAME.values())
