@@ -1,0 +1,152 @@
+"""A batch of queries as the scan takes it: rounded for tensor cores, with what rounding can have changed.
+
+Every query is scaled by a power of two so that its greatest term weight lies in [1/2, 1): float16 holds the weights of
+any query then, and scaling loses nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from penstock.kernels.slabs.batch import TERMS, Queries
+from penstock.kernels.slabs.layout import Layout
+
+NOBODY = 63  # the filter of a query that only fills a batch: no row has this bit, since filters are fewer
+# Of the sum of two fp32 products' magnitudes, a term: tensor cores truncate, and keep at least this much (the unit of
+# retrieval/search/scan_first.py where bfloat16 is native).
+UNIT = 2.0**-22
+ROUNDED = 1 + 2.0**-20  # covers the float32 arithmetic on bounds
+TINY = 1e-37  # what underflow can take from a term
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Queries padded to `BN` of them, on one device. See `scan` for the arrays."""
+
+    count: int
+    vectors: Tensor  # bfloat16 [BN, D]
+    weights: Tensor  # float16 [BN, T]
+    terms: Tensor  # int32 [T]
+    slack: Tensor  # float32 [3, BN]
+    filter_of: Tensor  # int32 [BN]
+    scale: Tensor  # float64 [BN]: what a query was divided by
+    exact: Tensor  # float32 [BN, D]: the queries as they are, zeros behind
+    starts: Tensor  # int32 [BN + 1]
+    exact_terms: Tensor  # int32
+    exact_weights: Tensor  # float32
+
+    @property
+    def batch(self) -> int:
+        return self.vectors.shape[0]
+
+    def to(self, device: torch.device) -> Prepared:
+        moved = {name: getattr(self, name) for name in self.__slots__}
+        return Prepared(
+            **{name: one.to(device, non_blocking=True) if isinstance(one, Tensor) else one for name, one in moved.items()}
+        )
+
+
+def bucket(count: int) -> int:
+    """Queries that a batch is padded to: the N axis of a tensor core tile."""
+    return max(16, 1 << (count - 1).bit_length())
+
+
+def term_bucket(count: int) -> int:
+    """Terms that a batch is padded to."""
+    return 0 if count == 0 else 64 if count <= 64 else TERMS
+
+
+def prepared(queries: Queries, layout: Layout) -> Prepared:
+    """On the host, as `queries` are. Raises ValueError where their shapes are not the layout's."""
+    count, width = queries.dense.shape
+    if width != layout.dense:
+        raise ValueError(f"queries of {width} dense values: expected {layout.dense}, as the rows have")
+    batch = bucket(count)
+    dense = torch.zeros(batch, layout.width, dtype=torch.float64)
+    dense[:count, :width] = queries.dense.double()
+    starts = torch.full((batch + 1,), int(queries.starts[-1]), dtype=torch.int32)
+    starts[: count + 1] = queries.starts
+    asked, of_term, lexical = _terms(queries, batch, layout.sketch)
+    greatest = lexical.abs().amax(1) if asked.numel() else torch.zeros(batch, dtype=torch.float64)
+    _, exponent = torch.frexp(torch.where(greatest > 0, greatest, torch.ones_like(greatest)))
+    scale = torch.where(greatest > 0, torch.ldexp(torch.ones_like(greatest), exponent), torch.ones_like(greatest))
+    dense, lexical = dense / scale[:, None], lexical / scale[:, None]
+    vectors = dense.to(torch.bfloat16)
+    weights = lexical.to(torch.float16)
+    left_out = _left_out(queries, batch, asked) / scale
+    terms_added = layout.width + of_term.numel() + 8
+    sizes = torch.stack([_norm(dense), torch.sqrt(_norm(lexical) ** 2 + left_out**2)])
+    lost = torch.stack([_norm(dense - vectors.double()), _norm(lexical - weights.double()) + left_out])
+    slack = torch.zeros(3, batch, dtype=torch.float64)
+    slack[:2] = (lost + terms_added * UNIT * sizes) * ROUNDED
+    slack[2] = TINY * terms_added
+    filter_of = torch.full((batch,), NOBODY, dtype=torch.int32)
+    filter_of[:count] = queries.filter_of
+    exact = torch.zeros(batch, layout.width, dtype=torch.float32)
+    exact[:count, :width] = queries.dense
+    return Prepared(
+        count=count,
+        vectors=vectors,
+        weights=weights,
+        terms=of_term,
+        slack=_rounded_up(slack),
+        filter_of=filter_of,
+        scale=scale,
+        exact=exact,
+        starts=starts,
+        exact_terms=queries.terms.to(torch.int32),
+        exact_weights=queries.weights.to(torch.float32),
+    )
+
+
+def _terms(queries: Queries, batch: int, lines: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct terms that are multiplied, the same padded to a bucket (int32), and the weights by query (float64
+    [batch, T]). Where a batch has more than TERMS, those of the greatest weight."""
+    terms, weights = queries.terms.long(), queries.weights.double()
+    if terms.numel() and (int(terms.min()) < 0 or int(terms.max()) >= lines):
+        raise ValueError(f"terms {int(terms.min())} to {int(terms.max())}: expected 0 to {lines - 1}")
+    asked = torch.unique(terms)
+    if asked.numel() > TERMS:
+        heaviest = torch.zeros(lines, dtype=torch.float64)
+        heaviest.scatter_reduce_(0, terms, weights.abs() / _row_norms(queries)[_owners(queries)], "amax")
+        asked = torch.sort(torch.topk(heaviest, TERMS).indices).values
+    padded = torch.zeros(term_bucket(asked.numel()), dtype=torch.int32)
+    padded[: asked.numel()] = asked
+    out = torch.zeros(batch, padded.numel(), dtype=torch.float64)
+    if asked.numel():
+        place = torch.searchsorted(asked, terms).clamp_(max=asked.numel() - 1)
+        there = asked[place] == terms
+        out[_owners(queries)[there], place[there]] = weights[there]
+    return asked, padded, out
+
+
+def _owners(queries: Queries) -> Tensor:
+    """Of each term, whose it is: int64 [t]."""
+    return torch.repeat_interleave(torch.arange(queries.count), queries.starts.diff().long())
+
+
+def _row_norms(queries: Queries) -> Tensor:
+    out = torch.zeros(queries.count, dtype=torch.float64)
+    out.index_add_(0, _owners(queries), queries.weights.double() ** 2)
+    return out.sqrt().clamp_(min=1e-300)
+
+
+def _left_out(queries: Queries, batch: int, asked: Tensor) -> Tensor:
+    """By query, the norm of its weights of terms that are not in the tile: float64 [batch]."""
+    out = torch.zeros(batch, dtype=torch.float64)
+    missing = ~torch.isin(queries.terms.long(), asked)
+    out.index_add_(0, _owners(queries)[missing], queries.weights.double()[missing] ** 2)
+    return out.sqrt()
+
+
+def _norm(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, dim=1) * (1 + 1e-12)
+
+
+def _rounded_up(values: Tensor) -> Tensor:
+    """float32, none below its float64."""
+    out = values.to(torch.float32)
+    return torch.where(out.double() < values, torch.nextafter(out, torch.full_like(out, torch.inf)), out)

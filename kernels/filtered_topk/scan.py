@@ -1,0 +1,242 @@
+"""Kernels that find, of every row of the live blocks, those that may be among a query's best.
+
+    plan    zone maps of all pages -> the live blocks, and a bit for each filter that may pass there
+    scan    live blocks -> survivors: rows that pass and whose score, by its bound, may reach the query's threshold
+    seed    the same over one live block in SAMPLED, which leaves the best lower bound of every GROUP rows instead:
+            the r-th best of those is a threshold that the k-th best row very probably exceeds
+
+**Layout.** Pages and their arrays: kernels/slabs/layout.py. Rows are the M axis of the tensor cores and queries the N
+axis: a tile of BLOCK rows times the queries of the batch, which stay in shared memory for the whole launch.
+
+**Scan.** Persistent programs take runs of RUN live blocks. In phase A the clause programs, epoch, expiry and tenant are
+evaluated for the run's rows, a bit a filter, into a scratch of the program's own; in phase B the run's tiles are
+loaded, multiplied and compared. A and B are loops of their own because the loop that loads tiles must be innermost to
+be pipelined: its copies run STAGES - 1 tiles ahead, also while survivors are appended. A survivor is rare (some
+thousand of millions), so each takes its place with one atomic, and a program waits for none of them. The cost of a
+query hardly depends on k, and no score is written but those of survivors.
+
+**Bound.** score and exact score differ by at most slack[0] * (greatest dense norm of the block) + slack[1] * (greatest
+sketch norm) + slack[2], by query: what rounding its vector to bfloat16 and its term weights to float16 takes (computed,
+not estimated), the terms left out of the tile, and fp32 accumulation in any order. A threshold is compared with the
+score's upper end, so no row that might belong is left out; whoever reads the survivors knows the same bound.
+
+The scheme is that of retrieval/search/scan.py; sampling a threshold to keep k out of the scan is the idea of sample
+select (Alabi, Blanchard, Gordon, Steinbach, Fast k-selection algorithms for graphics processing units, 2012).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from penstock.kernels.slabs import layout
+from penstock.kernels.slabs.program import array, blocks_may_pass, blocks_visible, rows_pass, rows_visible
+
+GROUP = 32  # rows of which a seed keeps the best
+
+_BLOCK = tl.constexpr(layout.BLOCK)
+_GROUP = tl.constexpr(GROUP)
+_GROUPS = tl.constexpr(layout.BLOCK // GROUP)
+_ROWS, _NORMS, _SCALES = tl.constexpr(layout.ROWS), tl.constexpr(layout.NORMS), tl.constexpr(layout.SCALES)
+# Of `counters`, int64.
+LIVE, LOOKED_AT = 0, 1
+_LIVE, _LOOKED_AT = tl.constexpr(LIVE), tl.constexpr(LOOKED_AT)
+
+
+@triton.jit
+def plan(
+    table,  # int64 [pages]: addresses, 0 of a page that is not there
+    offsets,
+    steps,
+    marks,
+    numbers,
+    bounds,
+    nows,
+    owners,
+    filters,  # how many
+    live,  # int32 out: numbers of live blocks, counted through all pages, a page's ascending
+    live_bits,  # int64 out: of each, bit f where filter f may pass
+    counters,  # int64 [2], zero: how many are live, the rows they hold
+    BLOCKS: tl.constexpr,  # of a page
+    WIDTH: tl.constexpr,  # blocks at a time
+):
+    """Grid: (pages, ceil(BLOCKS / WIDTH))."""
+    number = tl.program_id(0)
+    page = tl.load(table + number)
+    if page != 0:
+        at = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+        inside = at < BLOCKS
+        bits = tl.zeros([WIDTH], tl.int64)
+        for one in range(filters):
+            can = blocks_visible(page, at, inside, offsets, tl.load(nows + one), tl.load(owners + one))
+            begin, end = tl.load(bounds + one), tl.load(bounds + one + 1)
+            can = can & blocks_may_pass(page, at, inside, offsets, steps, marks, numbers, begin, end, BLOCKS)
+            bits = bits | (can.to(tl.int64) << one)
+        chosen = bits != 0
+        count = tl.sum(chosen.to(tl.int64), axis=0)
+        if count > 0:
+            rows = tl.load(array(page, offsets, _ROWS, tl.int32) + at, mask=chosen, other=0)
+            tl.atomic_add(counters + _LOOKED_AT, tl.sum(rows.to(tl.int64), axis=0), sem="relaxed")
+            first = tl.atomic_add(counters + _LIVE, count, sem="relaxed")
+            place = first + tl.cumsum(chosen.to(tl.int64), axis=0) - 1
+            tl.store(live + place, number * BLOCKS + at, mask=chosen)
+            tl.store(live_bits + place, bits, mask=chosen)
+
+
+@triton.jit
+def sampled_entry(number, SAMPLED: tl.constexpr):
+    """Which of the live blocks is the `number`-th of a sample of one in SAMPLED: at no regular distance."""
+    mixed = (number.to(tl.uint32) * 2654435761) >> 8
+    return number * SAMPLED + (mixed % SAMPLED).to(tl.int32)
+
+
+@triton.jit
+def slack_of(slack, queries, nd, ns, BN: tl.constexpr):
+    """How far a score can be from the exact one. slack float32 [3, BN]; nd, ns: the block's greatest norms."""
+    return tl.load(slack + queries) * nd + tl.load(slack + BN + queries) * ns + tl.load(slack + 2 * BN + queries)
+
+
+@triton.jit
+def scan(
+    table,
+    offsets,
+    live,
+    live_bits,
+    counters,
+    steps,
+    codes,
+    numbers,
+    longs,
+    bounds,
+    epochs,
+    nows,
+    tenants,
+    filters,
+    vectors,  # [BN, D]: bfloat16, or int8 where QUANTISED
+    weights,  # float16 [BN, T]
+    terms,  # int32 [T]
+    slack,  # float32 [3, BN]
+    steps_of,  # float32 [2, BN]: where QUANTISED, a query's step and the norm of what its rounding lost
+    filter_of,  # int32 [BN]; 63 of a query that is not there
+    tau,  # float32 [BN]: thresholds; not read by a seed
+    found,  # int32 [BN] out: how many survivors each query has, also past `capacity`
+    candidates,  # int64 [BN, capacity] out: score's bits << 32 | slot
+    totals,  # int64 [filters] out: rows that pass
+    maxima,  # float32 [BN, width] out, of a seed
+    scratch_bits,  # int64 [programs, RUN, BLOCK]
+    scratch_at,  # int64 [programs, RUN, 2]: a block's page and number
+    dense,  # byte offset of the dense (or quantised) plane in a page
+    sketch,  # byte offset of the sketch
+    capacity,
+    width,
+    BLOCKS: tl.constexpr,
+    D: tl.constexpr,  # padded
+    PIECE: tl.constexpr,  # values of a row loaded together: a power of two that divides D
+    L: tl.constexpr,  # lines of the sketch
+    T: tl.constexpr,  # terms of the batch, padded; 0: none
+    BN: tl.constexpr,
+    RUN: tl.constexpr,
+    SEED: tl.constexpr,
+    SAMPLED: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    STAGES: tl.constexpr,
+    INTERPRET: tl.constexpr,  # on a CPU: products in float32, which the interpreter multiplies rightly
+):
+    """Grid: any number of programs, best as many as the device holds at once."""
+    program = tl.program_id(0)
+    count = tl.load(counters + _LIVE).to(tl.int32)
+    entries = (count + SAMPLED - 1) // SAMPLED if SEED else count
+    rows = tl.arange(0, _BLOCK)
+    queries = tl.arange(0, BN)
+    bits_of = scratch_bits + program * RUN * _BLOCK + rows
+    places = scratch_at + program * RUN * 2
+    filter_bits = tl.load(filter_of + queries).to(tl.int64)
+    piece = tl.arange(0, PIECE)
+    resident = ()
+    for p in tl.static_range(D // PIECE):
+        q = tl.load(vectors + queries[None, :] * D + p * PIECE + piece[:, None])
+        if INTERPRET:
+            q = q.to(tl.float32)
+        resident = resident + (q,)  # noqa: RUF005 - Triton's tuples are joined so
+    if T > 0:
+        lines = tl.arange(0, T)
+        line = tl.load(terms + lines) * _BLOCK
+        w = tl.load(weights + queries[None, :] * T + lines[:, None])
+        if INTERPRET:
+            w = w.to(tl.float32)
+    if not SEED:
+        threshold = tl.load(tau + queries)
+    if QUANTISED:
+        query_step, query_lost = tl.load(steps_of + queries), tl.load(steps_of + BN + queries)
+
+    for run in range(program, tl.cdiv(entries, RUN), tl.num_programs(0)):
+        length = tl.minimum(entries - run * RUN, RUN)
+        # A: which rows of the run pass.
+        for i in range(length):
+            number = run * RUN + i
+            entry = tl.minimum(sampled_entry(number, SAMPLED), count - 1) if SEED else number
+            block = tl.load(live + entry)
+            may = tl.load(live_bits + entry)
+            page_number = block // BLOCKS
+            page = tl.load(table + page_number)
+            at = (block % BLOCKS) * _BLOCK + rows
+            first = page_number.to(tl.int64) * (BLOCKS * _BLOCK)
+            bits = tl.zeros([_BLOCK], tl.int64)
+            for one in range(filters):
+                if ((may >> one) & 1) != 0:
+                    ok = rows_visible(
+                        page, at, offsets, tl.load(epochs + one), tl.load(nows + one), tl.load(tenants + one)
+                    )
+                    begin, end = tl.load(bounds + one), tl.load(bounds + one + 1)
+                    ok = ok & rows_pass(page, first, at, offsets, steps, codes, numbers, longs, begin, end)
+                    bits = bits | (ok.to(tl.int64) << one)
+                    if not SEED:
+                        tl.atomic_add(totals + one, tl.sum(ok.to(tl.int64), axis=0), sem="relaxed")
+            tl.store(bits_of + i * _BLOCK, bits)
+            tl.store(places + 2 * i, page)
+            tl.store(places + 2 * i + 1, block.to(tl.int64))
+        tl.debug_barrier()
+
+        # B: their scores.
+        for i in tl.range(length, num_stages=STAGES):
+            page = tl.multiple_of(tl.load(places + 2 * i), 256)
+            block = tl.load(places + 2 * i + 1)
+            at = (block % BLOCKS) * _BLOCK
+            if QUANTISED:
+                plane = (page + dense).to(tl.pointer_type(tl.int8)) + (at + rows)[:, None] * D + piece[None, :]
+                dots = tl.zeros([_BLOCK, BN], tl.int32)
+                for p in tl.static_range(D // PIECE):
+                    dots = tl.dot(tl.load(plane + p * PIECE), resident[p], dots)
+                scales = (page + tl.load(offsets + _SCALES)).to(tl.pointer_type(tl.float32)) + (at + rows) * 2
+                row_step, row_lost = tl.load(scales), tl.load(scales + 1)
+                score = dots.to(tl.float32) * (row_step[:, None] * query_step[None, :])
+            else:
+                plane = (page + dense).to(tl.pointer_type(tl.bfloat16)) + (at + rows)[:, None] * D + piece[None, :]
+                score = tl.zeros([_BLOCK, BN], tl.float32)
+                for p in tl.static_range(D // PIECE):
+                    x = tl.load(plane + p * PIECE)
+                    if INTERPRET:
+                        x = x.to(tl.float32)
+                    score = tl.dot(x, resident[p], score)
+            if T > 0:
+                s = tl.load((page + sketch).to(tl.pointer_type(tl.int8)) + at * L + line[:, None] + rows[None, :])
+                s = tl.trans(s.to(tl.float32) if INTERPRET else s.to(tl.float16))
+                score = tl.dot(s, w, score)
+            norms = (page + tl.load(offsets + _NORMS)).to(tl.pointer_type(tl.float32)) + (block % BLOCKS) * 2
+            off = slack_of(slack, queries, tl.load(norms), tl.load(norms + 1), BN)[None, :]
+            if QUANTISED:
+                off = off + row_lost[:, None] * query_lost[None, :]
+            passes = ((tl.load(bits_of + i * _BLOCK)[:, None] >> filter_bits[None, :]) & 1) != 0
+            if SEED:
+                lower = tl.where(passes, score - off, float("-inf"))
+                best = tl.max(tl.reshape(lower, [_GROUPS, _GROUP, BN]), axis=1)
+                groups = (run * RUN + i) * _GROUPS + tl.arange(0, _GROUPS)
+                tl.store(maxima + queries[None, :] * width + groups[:, None], best, mask=(groups < width)[:, None])
+            else:
+                hit = passes & (score >= threshold[None, :] - off)
+                counter = tl.broadcast_to((found + queries)[None, :], [_BLOCK, BN])
+                place = tl.atomic_add(counter, 1, mask=hit, sem="relaxed")
+                value = (score.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (block * _BLOCK + rows)[:, None]
+                p_out = candidates + queries[None, :].to(tl.int64) * capacity + place
+                tl.store(p_out, value, mask=hit & (place < capacity))
+        tl.debug_barrier()
