@@ -26,7 +26,7 @@ from penstock.retrieval.store.page import (
     SYMBOL_FIELDS,
 )
 
-FIRST_PAGES = 16  # places of a page table to begin with; it is grown by doubling, which captured graphs do not survive
+FIRST_PAGES = 4  # places of a page table to begin with; it is grown by doubling, which captured graphs do not survive
 COLUMNS = tuple(
     (field, kind)
     for fields, kind in (

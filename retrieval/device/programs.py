@@ -152,7 +152,9 @@ class _Writer:
         self._marks.append(_mark(one))
         return len(self._clauses) - 1
 
-    def _take(self, kept: list[npt.NDArray[np.int32]] | list[Longs], values: Codes | Longs, which: int) -> tuple[int, int]:
+    def _take(
+        self, kept: list[npt.NDArray[np.int32]] | list[Longs], values: Codes | Longs, which: int
+    ) -> tuple[int, int]:
         begin = self._count[which]
         kept.append(values)  # type: ignore[arg-type]  # a list holds one kind, and so does every caller
         self._count[which] += len(values)

@@ -14,9 +14,7 @@ from penstock.retrieval.device.staging import Staging
 from penstock.retrieval.store.page import Longs
 
 
-def write(
-    arenas: Arenas, staging: Staging, page: int, places: Longs, values: Mapping[str, npt.NDArray[Any]]
-) -> None:
+def write(arenas: Arenas, staging: Staging, page: int, places: Longs, values: Mapping[str, npt.NDArray[Any]]) -> None:
     """`places` int64 [n], distinct: rows of the page, or blocks of it for zone maps; `values` have them first."""
     at, *sent = staging.sent((places, *values.values()))
     for name, there in zip(values, sent, strict=True):

@@ -35,9 +35,7 @@ class OutOfRoom(Exception):
 
     `setting`: what bounds that memory, the host's or a device's."""
 
-    def __init__(
-        self, what: str, needed: int, held: int, limit: int, setting: str = "retrieval.memory_bytes"
-    ) -> None:
+    def __init__(self, what: str, needed: int, held: int, limit: int, setting: str = "retrieval.memory_bytes") -> None:
         self.needed, self.held, self.limit = needed, held, limit
         super().__init__(
             f"{what} needs {needed:,} bytes, the store holds {held:,} of {limit:,}: raise {setting}, "

@@ -27,6 +27,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -60,6 +61,10 @@ from penstock.retrieval.store.slots import Slots
 from penstock.retrieval.store.witness import Witness, pick
 from penstock.schemas.events import Filter, IndexOp, IndexUpdate, QueryVector, Vector
 from penstock.schemas.rpc import Row, RowState
+
+if TYPE_CHECKING:
+    from penstock.retrieval.device.backend import Backend
+    from penstock.retrieval.device.search import Device
 
 DAY_MS = 86_400_000
 # Of an id, besides its row: a slot and a hash as Python objects, and at most 64 bytes in each of two dictionaries.
@@ -443,6 +448,13 @@ class Store:
             for grave in sorted(kept.tombstones, key=lambda grave: grave.died_at):  # they end in this order
                 self._bury(grave)
             self._epoch = self._oldest = epoch
+
+
+def device_of(backend: Backend, page_rows: int) -> Device:
+    """What mirrors a store's pages on a device and searches there. Kernels are imported here, and not before."""
+    from penstock.retrieval.device.search import Device
+
+    return Device(backend, page_rows)
 
 
 @dataclass(frozen=True, slots=True)
