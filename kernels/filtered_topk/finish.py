@@ -23,7 +23,6 @@ import triton.language as tl
 
 from penstock.kernels.filtered_topk.scan import slack_of
 from penstock.kernels.slabs import layout
-from penstock.kernels.slabs.program import array
 
 _BLOCK = tl.constexpr(layout.BLOCK)
 _NORMS = tl.constexpr(layout.NORMS)
@@ -208,7 +207,9 @@ def rescore(
             first, end = tl.load(starts + query), tl.load(starts + query + 1)
             if first < end:
                 lines = tl.arange(0, LINES)
-                bytes_of = (page + sketch).to(tl.pointer_type(tl.int8)) + (block % BLOCKS) * (L * _BLOCK) + slot % _BLOCK
+                bytes_of = (
+                    (page + sketch).to(tl.pointer_type(tl.int8)) + (block % BLOCKS) * (L * _BLOCK) + slot % _BLOCK
+                )
                 total = tl.zeros([ROWS, LINES], tl.float64)
                 rest = tl.zeros([ROWS, LINES], tl.float64)
                 lost = tl.zeros([ROWS, LINES], tl.int1)

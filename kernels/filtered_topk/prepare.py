@@ -45,7 +45,10 @@ class Prepared:
     def to(self, device: torch.device) -> Prepared:
         moved = {name: getattr(self, name) for name in self.__slots__}
         return Prepared(
-            **{name: one.to(device, non_blocking=True) if isinstance(one, Tensor) else one for name, one in moved.items()}
+            **{
+                name: one.to(device, non_blocking=True) if isinstance(one, Tensor) else one
+                for name, one in moved.items()
+            }
         )
 
 

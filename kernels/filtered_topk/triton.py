@@ -189,7 +189,7 @@ class _Run:
             return
         maxima = self.workspace.take("maxima", (queries.batch, width), torch.float32)
         self._scan(queries, tau, maxima=maxima)
-        finish.threshold[(queries.batch,)](
+        finish.threshold[(queries.count,)](
             maxima, self.counters, tau, width, rank, SAMPLED=self.sampled, GROUPS=groups, CHUNK=2_048, num_warps=8
         )
 
@@ -269,7 +269,7 @@ class _Run:
         kept = take("kept", (batch, capacity), torch.int32)
         reached = take("reached", (batch,), torch.float32)
         status = take("status", (batch, finish.STATUS), torch.int32)
-        finish.select[(batch,)](
+        finish.select[(queries.count,)](
             self.slabs.table,
             self.slabs.offsets,
             self.candidates,
@@ -295,7 +295,7 @@ class _Run:
             take(f"best_{name}", (batch, self.k), dtype)
             for name, dtype in (("slots", torch.int64), ("dense", torch.float64), ("lexical", torch.float64))
         )
-        finish.rank[(batch, triton.cdiv(capacity, 64))](
+        finish.rank[(queries.count, triton.cdiv(self.most(status[: queries.count], capacity), 64))](
             kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=64, OTHERS=128, num_warps=4
         )
         return _Finished(best[0], best[1], best[2], reached, status)
@@ -306,7 +306,7 @@ class _Run:
         dense, lexical = take("dense", shape, torch.float64), take("lexical", shape, torch.float64)
         ties, doubtful = take("ties", shape, torch.int64), take("doubtful", shape, torch.int8)
         column = min(64, layout.width) or 16
-        finish.rescore[(shape[0], triton.cdiv(shape[1], 16))](
+        finish.rescore[(queries.count, triton.cdiv(self.most(status[: queries.count], shape[1]), 16))](
             self.slabs.table,
             self.slabs.offsets,
             queries.exact,
@@ -334,6 +334,10 @@ class _Run:
             num_warps=4,
         )
         return dense, lexical, ties, doubtful
+
+    def most(self, status: Tensor, capacity: int) -> int:
+        """For how many rows of a query programs are launched: a device starts those in vain and is not waited for."""
+        return max(1, int(status[:, finish.KEPT].max())) if INTERPRETED else capacity
 
     # --- the answer ------------------------------------------------------------------------------------------------
 
