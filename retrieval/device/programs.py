@@ -1,7 +1,7 @@
 """A clause program of retrieval/search/program.py as kernels/slabs/program.py takes it.
 
 Joins of n results become chains of joins of two, each right after its second result, so that the stack of results,
-whose bits are one int64 a row, stays as shallow as the tree is nested.
+whose bits are one int64 a row, stays as shallow as the tree is nested: at most schemas.filters.MAX_DEPTH.
 """
 
 from __future__ import annotations
@@ -35,10 +35,6 @@ _OPS = {
 }
 
 
-class TooDeep(Exception):
-    """A filter whose groups nest deeper than a device's stack: the host answers."""
-
-
 @dataclass(frozen=True, slots=True)
 class Operands:
     """What clauses name: codes ascending in each clause, numbers, hashes and slots likewise."""
@@ -65,12 +61,11 @@ NOTHING = Compiled(
 
 
 def compiled(program: Program | None, layout: Layout, overflow: Overflow) -> Compiled:
-    """None: everything passes. Raises TooDeep."""
+    """None: everything passes."""
     if program is None:
         return NOTHING
     writer = _Writer(layout, overflow)
     results: list[list[int]] = []  # on the stack: the clauses of each, by number, and joins as ~op
-    depth = [0]
     for one in program.instructions:
         if one.count:
             parts, results[-one.count :] = results[-one.count :], []
@@ -81,10 +76,6 @@ def compiled(program: Program | None, layout: Layout, overflow: Overflow) -> Com
         else:
             results.append([writer.clause(one)])
     (order,) = results
-    for step in order:
-        depth.append(depth[-1] + (1 if step >= 0 else -1))
-    if max(depth) > device.DEPTH:
-        raise TooDeep(f"a filter that keeps {max(depth)} results: at most {device.DEPTH} on a device")
     return writer.finished(order)
 
 

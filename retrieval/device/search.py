@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from penstock.kernels.slabs.batch import FILTERS, QUERIES, Filters, Queries, Sla
 from penstock.retrieval.device.arenas import Arenas
 from penstock.retrieval.device.backend import Backend
 from penstock.retrieval.device.mirror import Mirror
-from penstock.retrieval.device.programs import Compiled, TooDeep, compiled, joined
+from penstock.retrieval.device.programs import Compiled, compiled, joined
 from penstock.retrieval.device.staging import Staging
 from penstock.retrieval.search.program import Overflow
 from penstock.retrieval.search.scan import Best
@@ -38,7 +38,6 @@ from penstock.retrieval.store.zones import signature_bits
 SAFE = 1e37  # of a query and a row, the product of their norms up to which no float32 product leaves its range
 NO_TENANT = -2
 
-TOO_DEEP = "its filter nests too deep"
 TOO_LARGE = "its values leave float32's range"
 NO_VALUES = "its vector has no value"
 UNSETTLED = "a score lies between two that float64 holds"
@@ -72,23 +71,20 @@ class Device:
         arenas = table.arenas
         assert arenas is not None
         out: list[Answer | str] = [""] * len(asks)
-        programs: dict[Sought, Compiled | str] = {}
+        programs: dict[Sought, Compiled] = {}
         ours = []
         for place, ask in enumerate(asks):
-            program = programs.get(ask.sought)
-            if program is None:
-                program = programs[ask.sought] = _compiled(ask.sought, arenas, overflow)
-            reason = program if isinstance(program, str) else unfit(ask.query, self.mirror.norms)
-            if reason:
+            if reason := unfit(ask.query, self.mirror.norms):
                 out[place] = reason
-            else:
-                ours.append(place)
+                continue
+            ours.append(place)
+            if ask.sought not in programs:
+                programs[ask.sought] = compiled(ask.sought.program, arenas.layout, overflow)
         for batch in batches([asks[place].sought for place in ours]):
             places = [ours[at] for at in batch]
-            sought = list(dict.fromkeys(asks[place].sought for place in places))
-            some = [program for one in sought if not isinstance(program := programs[one], str)]
+            some = {asks[place].sought: programs[asks[place].sought] for place in places}
             try:
-                answers = self._answers(arenas, sought, some, [asks[place] for place in places])
+                answers = self._answers(arenas, some, [asks[place] for place in places])
             except torch.OutOfMemoryError:
                 answers = [NO_MEMORY] * len(places)
             for place, answer in zip(places, answers, strict=True):
@@ -96,14 +92,14 @@ class Device:
         return out
 
     def _answers(
-        self, arenas: Arenas, sought: Sequence[Sought], programs: Sequence[Compiled], asks: Sequence[Scored]
+        self, arenas: Arenas, programs: Mapping[Sought, Compiled], asks: Sequence[Scored]
     ) -> list[Answer | str]:
-        """Of one batch. `programs` of each of `sought`."""
-        places = {one: place for place, one in enumerate(sought)}
+        """Of one batch."""
+        places = {one: place for place, one in enumerate(programs)}
         filter_of = [places[ask.sought] for ask in asks]
         queries = queries_of(arenas.layout.dense, [ask.query for ask in asks], filter_of)
         with self._launching():
-            filters = filters_of(self._staging, sought, programs)
+            filters = filters_of(self._staging, programs)
             found = self._run(arenas.slabs, filters, queries, max(ask.k for ask in asks))
             return _read(found, asks, filter_of)
 
@@ -121,13 +117,6 @@ class Device:
                 if self.mirror.written is not None:
                     self._stream.wait_event(self.mirror.written)
                 yield
-
-
-def _compiled(sought: Sought, arenas: Arenas, overflow: Overflow) -> Compiled | str:
-    try:
-        return compiled(sought.program, arenas.layout, overflow)
-    except TooDeep:
-        return TOO_DEEP
 
 
 def unfit(query: QueryPlanes, norms: Doubles) -> str:
@@ -159,10 +148,10 @@ def batches(sought: Sequence[Sought]) -> Iterator[list[int]]:
         yield some
 
 
-def filters_of(staging: Staging, sought: Sequence[Sought], programs: Sequence[Compiled]) -> Filters:
+def filters_of(staging: Staging, programs: Mapping[Sought, Compiled]) -> Filters:
     """The distinct filters of a batch, on the device."""
-    scopes = [one.scope for one in sought]
-    whole, bounds = joined(programs)
+    scopes = [one.scope for one in programs]
+    whole, bounds = joined(list(programs.values()))
     tenants = np.asarray([NO_TENANT if one.tenant is None else one.tenant for one in scopes], np.int32)
     owners = signature_bits(tenants).view(np.int64)
     owners[tenants == NO_TENANT] = 0
