@@ -73,15 +73,16 @@ def threshold(maxima, counters, tau, width, rank, SAMPLED: tl.constexpr, GROUPS:
 def select(
     table,
     offsets,
-    candidates,  # int64 [queries, capacity]
+    scores,  # float32 [queries, capacity]
+    slots,  # int32 [queries, capacity]
     found,  # int32 [queries]
     tau,  # float32 [queries]
-    slack,  # float32 [3, BN]
+    slack,  # float32 [3, batch]
     kept,  # int32 [queries, capacity] out: slots
     reached,  # float32 [queries] out: what the k best reach at least, -inf of fewer
     status,  # int32 [queries, STATUS] out
     k,
-    BN: tl.constexpr,
+    batch,  # queries that slack has lines for
     BLOCKS: tl.constexpr,
     CAPACITY: tl.constexpr,
 ):
@@ -91,14 +92,14 @@ def select(
     count = tl.minimum(total, CAPACITY)
     at = tl.arange(0, CAPACITY)
     there = at < count
-    packed = tl.load(candidates + query.to(tl.int64) * CAPACITY + at, mask=there, other=0)
-    slot = (packed & 0xFFFFFFFF).to(tl.int32)
-    score = (packed >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    mine = query * CAPACITY + at
+    slot = tl.load(slots + mine, mask=there, other=0)
+    score = tl.load(scores + mine, mask=there, other=0.0)
     block = slot // _BLOCK
     page = tl.load(table + block // BLOCKS, mask=there, other=0)
     norms = (page + tl.load(offsets + _NORMS)).to(tl.pointer_type(tl.float32)) + (block % BLOCKS) * 2
     nd, ns = tl.load(norms, mask=there, other=0.0), tl.load(norms + 1, mask=there, other=0.0)
-    off = slack_of(slack, query, nd, ns, BN)
+    off = slack_of(slack, query, nd, ns, batch)
     key = tl.where(there, ordered(score - off), -1)
     best = tl.zeros([], tl.int64)
     for bit in range(32):
@@ -108,7 +109,7 @@ def select(
     least = tl.where(enough, unordered(best), float("-inf"))
     keep = there & (score + off >= least)
     place = tl.cumsum(keep.to(tl.int32), axis=0) - 1
-    tl.store(kept + query.to(tl.int64) * CAPACITY + place, slot, mask=keep)
+    tl.store(kept + query * CAPACITY + place, slot, mask=keep)
     bar = tl.load(tau + query)
     whole = total <= CAPACITY
     proven = whole & ((bar == float("-inf")) | (enough & (least >= bar)))
@@ -138,7 +139,7 @@ def accumulate(total, rest, lost, term):
 
 @triton.jit
 def folded(total, rest, lost, ROWS: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr):
-    """The sums over axis 1 of [ROWS, WIDTH], WIDTH = 2^LEVELS: total and rest float64 [ROWS], and what lost something."""
+    """The sums over axis 1 of [ROWS, 2^LEVELS]: total and rest float64 [ROWS], and whether something was lost."""
     bad = tl.max(lost.to(tl.int32), axis=1)
     for level in tl.static_range(LEVELS):
         half: tl.constexpr = WIDTH >> (level + 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from penstock.kernels.slabs.batch import TERMS, Queries
 from penstock.kernels.slabs.layout import Layout
 
-NOBODY = 63  # the filter of a query that only fills a batch: no row has this bit, since filters are fewer
+NOBODY = 63  # the filter of a query that only fills a batch: no row has the highest bit, since filters are fewer
 # Of the sum of two fp32 products' magnitudes, a term: tensor cores truncate, and keep at least this much (the unit of
 # retrieval/search/scan_first.py where bfloat16 is native).
 UNIT = 2.0**-22

@@ -36,7 +36,6 @@ GROUP = 32  # rows of which a seed keeps the best
 
 _BLOCK = tl.constexpr(layout.BLOCK)
 _GROUP = tl.constexpr(GROUP)
-_GROUPS = tl.constexpr(layout.BLOCK // GROUP)
 _ROWS, _NORMS, _SCALES = tl.constexpr(layout.ROWS), tl.constexpr(layout.NORMS), tl.constexpr(layout.SCALES)
 # Of `counters`, int64.
 LIVE, LOOKED_AT = 0, 1
@@ -91,9 +90,9 @@ def sampled_entry(number, SAMPLED: tl.constexpr):
 
 
 @triton.jit
-def slack_of(slack, queries, nd, ns, BN: tl.constexpr):
-    """How far a score can be from the exact one. slack float32 [3, BN]; nd, ns: the block's greatest norms."""
-    return tl.load(slack + queries) * nd + tl.load(slack + BN + queries) * ns + tl.load(slack + 2 * BN + queries)
+def slack_of(slack, queries, nd, ns, batch):
+    """How far a score can be from the exact one. slack float32 [3, batch]; nd, ns: the block's greatest norms."""
+    return tl.load(slack + queries) * nd + tl.load(slack + batch + queries) * ns + tl.load(slack + 2 * batch + queries)
 
 
 @triton.jit
@@ -112,29 +111,32 @@ def scan(
     nows,
     tenants,
     filters,
-    vectors,  # [BN, D]: bfloat16, or int8 where QUANTISED
-    weights,  # float16 [BN, T]
+    vectors,  # [batch, D]: bfloat16, or int8 where QUANTISED
+    weights,  # float16 [batch, T]
     terms,  # int32 [T]
-    slack,  # float32 [3, BN]
-    steps_of,  # float32 [2, BN]: where QUANTISED, a query's step and the norm of what its rounding lost
-    filter_of,  # int32 [BN]; 63 of a query that is not there
-    tau,  # float32 [BN]: thresholds; not read by a seed
-    found,  # int32 [BN] out: how many survivors each query has, also past `capacity`
-    candidates,  # int64 [BN, capacity] out: score's bits << 32 | slot
+    slack,  # float32 [3, batch]
+    steps_of,  # float32 [2, batch]: where QUANTISED, a query's step, and its norm for what rows lost
+    filter_of,  # int32 [batch]; of a query that is not there a bit that no row has
+    tau,  # float32 [batch]: thresholds; not read by a seed
+    found,  # int32 [batch] out: how many survivors each query has, also past `capacity`
+    scores,  # float32 [batch, capacity] out, of survivors
+    slots,  # int32 [batch, capacity] out
     totals,  # int64 [filters] out: rows that pass
-    maxima,  # float32 [BN, width] out, of a seed
-    scratch_bits,  # int64 [programs, RUN, BLOCK]
+    maxima,  # float32 [batch, width] out, of a seed
+    scratch_bits,  # int32 or int64 [programs, RUN, BLOCK]: bits for 31 or 63 filters
     scratch_at,  # int64 [programs, RUN, 2]: a block's page and number
     dense,  # byte offset of the dense (or quantised) plane in a page
     sketch,  # byte offset of the sketch
     capacity,
     width,
+    batch,  # queries, padded
     BLOCKS: tl.constexpr,
     D: tl.constexpr,  # padded
     PIECE: tl.constexpr,  # values of a row loaded together: a power of two that divides D
     L: tl.constexpr,  # lines of the sketch
     T: tl.constexpr,  # terms of the batch, padded; 0: none
     BN: tl.constexpr,
+    TILE: tl.constexpr,  # rows at a time: BLOCK, or 64 where whole blocks would not fit
     RUN: tl.constexpr,
     SEED: tl.constexpr,
     SAMPLED: tl.constexpr,
@@ -142,15 +144,16 @@ def scan(
     STAGES: tl.constexpr,
     INTERPRET: tl.constexpr,  # on a CPU: products in float32, which the interpreter multiplies rightly
 ):
-    """Grid: any number of programs, best as many as the device holds at once."""
-    program = tl.program_id(0)
+    """Grid: (programs, batch / BN): any number of programs, best as many as the device holds at once."""
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     count = tl.load(counters + _LIVE).to(tl.int32)
     entries = (count + SAMPLED - 1) // SAMPLED if SEED else count
     rows = tl.arange(0, _BLOCK)
-    queries = tl.arange(0, BN)
+    queries = tl.program_id(1) * BN + tl.arange(0, BN)
     bits_of = scratch_bits + program * RUN * _BLOCK + rows
     places = scratch_at + program * RUN * 2
-    filter_bits = tl.load(filter_of + queries).to(tl.int64)
+    WORD: tl.constexpr = scratch_bits.dtype.element_ty  # a bit a filter
+    filter_bits = tl.minimum(tl.load(filter_of + queries), WORD.primitive_bitwidth - 1).to(WORD)
     piece = tl.arange(0, PIECE)
     resident = ()
     for p in tl.static_range(D // PIECE):
@@ -164,12 +167,16 @@ def scan(
         w = tl.load(weights + queries[None, :] * T + lines[:, None])
         if INTERPRET:
             w = w.to(tl.float32)
+    slack_dense, slack_sketch = tl.load(slack + queries), tl.load(slack + batch + queries)
+    slack_least = tl.load(slack + 2 * batch + queries)
+    norms_at, scales_at = tl.load(offsets + _NORMS), tl.load(offsets + _SCALES)
+    tile_rows = tl.arange(0, TILE)
     if not SEED:
         threshold = tl.load(tau + queries)
     if QUANTISED:
-        query_step, query_lost = tl.load(steps_of + queries), tl.load(steps_of + BN + queries)
+        query_step, query_norm = tl.load(steps_of + queries), tl.load(steps_of + batch + queries)
 
-    for run in range(program, tl.cdiv(entries, RUN), tl.num_programs(0)):
+    for run in range(tl.program_id(0), tl.cdiv(entries, RUN), tl.num_programs(0)):
         length = tl.minimum(entries - run * RUN, RUN)
         # A: which rows of the run pass.
         for i in range(length):
@@ -181,7 +188,7 @@ def scan(
             page = tl.load(table + page_number)
             at = (block % BLOCKS) * _BLOCK + rows
             first = page_number.to(tl.int64) * (BLOCKS * _BLOCK)
-            bits = tl.zeros([_BLOCK], tl.int64)
+            bits = tl.zeros([_BLOCK], WORD)
             for one in range(filters):
                 if ((may >> one) & 1) != 0:
                     ok = rows_visible(
@@ -189,8 +196,8 @@ def scan(
                     )
                     begin, end = tl.load(bounds + one), tl.load(bounds + one + 1)
                     ok = ok & rows_pass(page, first, at, offsets, steps, codes, numbers, longs, begin, end)
-                    bits = bits | (ok.to(tl.int64) << one)
-                    if not SEED:
+                    bits = bits | (ok.to(WORD) << one)
+                    if not SEED and tl.program_id(1) == 0:
                         tl.atomic_add(totals + one, tl.sum(ok.to(tl.int64), axis=0), sem="relaxed")
             tl.store(bits_of + i * _BLOCK, bits)
             tl.store(places + 2 * i, page)
@@ -198,45 +205,53 @@ def scan(
         tl.debug_barrier()
 
         # B: their scores.
-        for i in tl.range(length, num_stages=STAGES):
-            page = tl.multiple_of(tl.load(places + 2 * i), 256)
-            block = tl.load(places + 2 * i + 1)
-            at = (block % BLOCKS) * _BLOCK
+        for i in tl.range(length * (_BLOCK // TILE), num_stages=STAGES):
+            place = i // (_BLOCK // TILE)
+            page = tl.load(places + 2 * place)
+            block = tl.load(places + 2 * place + 1)
+            begin = (i - place * (_BLOCK // TILE)) * TILE  # of the tile in its block
+            at = (block % BLOCKS) * _BLOCK + begin
             if QUANTISED:
-                plane = (page + dense).to(tl.pointer_type(tl.int8)) + (at + rows)[:, None] * D + piece[None, :]
-                dots = tl.zeros([_BLOCK, BN], tl.int32)
+                tile = tl.multiple_of((page + dense + at * D).to(tl.pointer_type(tl.int8)), 16)
+                plane = tile + tile_rows[:, None] * D + piece[None, :]
+                dots = tl.zeros([TILE, BN], tl.int32)
                 for p in tl.static_range(D // PIECE):
                     dots = tl.dot(tl.load(plane + p * PIECE), resident[p], dots)
-                scales = (page + tl.load(offsets + _SCALES)).to(tl.pointer_type(tl.float32)) + (at + rows) * 2
+                scales = (page + scales_at).to(tl.pointer_type(tl.float32)) + (at + tile_rows) * 2
                 row_step, row_lost = tl.load(scales), tl.load(scales + 1)
                 score = dots.to(tl.float32) * (row_step[:, None] * query_step[None, :])
             else:
-                plane = (page + dense).to(tl.pointer_type(tl.bfloat16)) + (at + rows)[:, None] * D + piece[None, :]
-                score = tl.zeros([_BLOCK, BN], tl.float32)
+                tile = tl.multiple_of((page + dense + at * (2 * D)).to(tl.pointer_type(tl.bfloat16)), 16)
+                plane = tile + tile_rows[:, None] * D + piece[None, :]
+                score = tl.zeros([TILE, BN], tl.float32)
                 for p in tl.static_range(D // PIECE):
                     x = tl.load(plane + p * PIECE)
                     if INTERPRET:
                         x = x.to(tl.float32)
                     score = tl.dot(x, resident[p], score)
             if T > 0:
-                s = tl.load((page + sketch).to(tl.pointer_type(tl.int8)) + at * L + line[:, None] + rows[None, :])
+                lexical = (page + sketch + (block % BLOCKS) * (L * _BLOCK) + begin).to(tl.pointer_type(tl.int8))
+                s = tl.load(tl.multiple_of(lexical, 16) + line[:, None] + tile_rows[None, :])
                 s = tl.trans(s.to(tl.float32) if INTERPRET else s.to(tl.float16))
                 score = tl.dot(s, w, score)
-            norms = (page + tl.load(offsets + _NORMS)).to(tl.pointer_type(tl.float32)) + (block % BLOCKS) * 2
-            off = slack_of(slack, queries, tl.load(norms), tl.load(norms + 1), BN)[None, :]
+            norms = (page + norms_at).to(tl.pointer_type(tl.float32)) + (block % BLOCKS) * 2
+            off = (slack_dense * tl.load(norms) + slack_sketch * tl.load(norms + 1) + slack_least)[None, :]
             if QUANTISED:
-                off = off + row_lost[:, None] * query_lost[None, :]
-            passes = ((tl.load(bits_of + i * _BLOCK)[:, None] >> filter_bits[None, :]) & 1) != 0
+                off = off + row_lost[:, None] * query_norm[None, :]
+            bits = tl.load(scratch_bits + (program * RUN + place) * _BLOCK + begin + tile_rows)
+            passes = ((bits[:, None] >> filter_bits[None, :]) & 1) != 0
             if SEED:
                 lower = tl.where(passes, score - off, float("-inf"))
-                best = tl.max(tl.reshape(lower, [_GROUPS, _GROUP, BN]), axis=1)
-                groups = (run * RUN + i) * _GROUPS + tl.arange(0, _GROUPS)
+                best = tl.max(tl.reshape(lower, [TILE // _GROUP, _GROUP, BN]), axis=1)
+                groups = (run * RUN * (_BLOCK // TILE) + i) * (TILE // _GROUP) + tl.arange(0, TILE // _GROUP)
                 tl.store(maxima + queries[None, :] * width + groups[:, None], best, mask=(groups < width)[:, None])
             else:
                 hit = passes & (score >= threshold[None, :] - off)
-                counter = tl.broadcast_to((found + queries)[None, :], [_BLOCK, BN])
-                place = tl.atomic_add(counter, 1, mask=hit, sem="relaxed")
-                value = (score.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (block * _BLOCK + rows)[:, None]
-                p_out = candidates + queries[None, :].to(tl.int64) * capacity + place
-                tl.store(p_out, value, mask=hit & (place < capacity))
+                counter = tl.broadcast_to((found + queries)[None, :], [TILE, BN])
+                taken = tl.atomic_add(counter, 1, mask=hit, sem="relaxed")
+                stored = hit & (taken < capacity)
+                out = queries[None, :] * capacity + taken
+                tl.store(scores + out, score, mask=stored)
+                slot = (block * _BLOCK).to(tl.int32) + begin + tile_rows
+                tl.store(slots + out, tl.broadcast_to(slot[:, None], [TILE, BN]), mask=stored)
         tl.debug_barrier()

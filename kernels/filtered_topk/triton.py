@@ -42,6 +42,8 @@ class Tuning:
     """How the scan is launched."""
 
     piece: int = 0  # values of a row loaded together; 0: what divides the width, 256 at most
+    tile: int = BLOCK  # rows multiplied together
+    queries: int = 128  # queries that a program has at a time
     warps: int = 8
     stages: int = 3
     programs: int = 0  # 0: as many as the device has multiprocessors, times `resident`
@@ -195,7 +197,8 @@ class _Run:
 
     def scan(self, queries: Prepared, tau: Tensor, totals: Tensor, capacity: int) -> None:
         self.found = self.workspace.take("found", (queries.batch,), torch.int32).zero_()
-        self.candidates = self.workspace.take("candidates", (queries.batch, capacity), torch.int64)
+        self.scores = self.workspace.take("scores", (queries.batch, capacity), torch.float32)
+        self.slots = self.workspace.take("slots", (queries.batch, capacity), torch.int32)
         totals.zero_()
         self._scan(queries, tau, totals=totals)
 
@@ -204,12 +207,14 @@ class _Run:
     ) -> None:
         filters, layout, tuning = self.filters, self.layout, self.tuning
         programs = self.programs(triton.cdiv(self.blocks, RUN))
-        nothing = self.workspace.take("nothing", (1,), torch.int64)
+        nothing = self.workspace.take("nothing", (1,), torch.int32)
         seed = maxima is not None
+        tile = min(queries.batch, tuning.queries)
+        word = torch.int32 if filters.count < 32 else torch.int64
         arrays = layout.arrays
         width = layout.width
         piece = tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
-        scan.scan[(programs,)](
+        scan.scan[(programs, queries.batch // tile)](
             self.slabs.table,
             self.slabs.offsets,
             self.live,
@@ -232,21 +237,24 @@ class _Run:
             queries.filter_of,
             tau,
             nothing if seed else self.found,
-            nothing if seed else self.candidates,
-            nothing if totals is None else totals,
+            tau if seed else self.scores,
+            nothing if seed else self.slots,
+            self.counters if totals is None else totals,
             tau if maxima is None else maxima,
-            self.workspace.take("scratch_bits", (programs, RUN, BLOCK), torch.int64),
-            self.workspace.take("scratch_at", (programs, RUN, 2), torch.int64),
+            self.workspace.take(f"bits_{word.itemsize}", (programs * (queries.batch // tile), RUN, BLOCK), word),
+            self.workspace.take("scratch_at", (programs * (queries.batch // tile), RUN, 2), torch.int64),
             arrays["dense"].offset,
             arrays["sketch"].offset,
-            0 if seed else self.candidates.shape[1],
+            0 if seed else self.slots.shape[1],
             0 if maxima is None else maxima.shape[1],
+            queries.batch,
             BLOCKS=layout.blocks,
             D=width,
             PIECE=piece,
             L=layout.sketch,
             T=queries.terms.shape[0],
-            BN=queries.batch,
+            BN=tile,
+            TILE=tuning.tile,
             RUN=RUN,
             SEED=seed,
             SAMPLED=self.sampled,
@@ -272,7 +280,8 @@ class _Run:
         finish.select[(queries.count,)](
             self.slabs.table,
             self.slabs.offsets,
-            self.candidates,
+            self.scores,
+            self.slots,
             self.found,
             tau,
             queries.slack,
@@ -280,7 +289,7 @@ class _Run:
             reached,
             status,
             self.k,
-            BN=batch,
+            batch,
             BLOCKS=self.layout.blocks,
             CAPACITY=capacity,
             num_warps=16 if capacity > 4_096 else 8,
@@ -290,7 +299,7 @@ class _Run:
     def ranked(self, queries: Prepared, kept: Tensor, reached: Tensor, status: Tensor) -> _Finished:
         """Exact scores and places of what was kept."""
         take, (batch, capacity) = self.workspace.take, kept.shape
-        dense, lexical, ties, doubtful = self.rescored(queries, kept, status)
+        dense, lexical, ties, _doubtful = self.rescored(queries, kept, status)
         best = tuple(
             take(f"best_{name}", (batch, self.k), dtype)
             for name, dtype in (("slots", torch.int64), ("dense", torch.float64), ("lexical", torch.float64))
@@ -381,9 +390,7 @@ class _Run:
 
     def narrowed(self, queries: Prepared, survivors: int) -> _Alone:
         """What `finish` does, by torch, of any number of survivors of one query."""
-        packed = self.candidates[0, :survivors]
-        slots = packed & 0xFFFFFFFF
-        score = (packed >> 32).to(torch.int32).view(torch.float32).double()
+        slots, score = self.slots[0, :survivors].long(), self.scores[0, :survivors].double()
         norms = self.norms_of(slots)
         slack = queries.slack[:, 0].double()
         off = (slack[0] * norms[:, 0] + slack[1] * norms[:, 1] + slack[2]) * (1 + 2.0**-20)
