@@ -3,8 +3,8 @@
     choose     a name from settings -> a Backend; None: the host's scan answers
     Budget     what the stores of this process may take of the device, and what they do
 
-Nothing here imports Triton: a process that stays on the host never pays for it. Kernels are imported by `Backend.ready`,
-after TRITON_INTERPRET is what it has to be: Triton decides for good, kernel by kernel, when a module is imported.
+Nothing here imports Triton: a process that stays on the host never pays for it. `Backend.ready` imports kernels,
+once TRITON_INTERPRET is what it has to be: Triton decides for good, kernel by kernel, when a module is imported.
 """
 
 from __future__ import annotations

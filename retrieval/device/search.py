@@ -63,7 +63,12 @@ class Device:
         self._stream = torch.cuda.Stream() if backend.is_cuda else None
 
     @property
+    def name(self) -> str:
+        return self._backend.name
+
+    @property
     def nbytes(self) -> int:
+        """The pages' arenas, and what searches use over and over."""
         return self.mirror.nbytes + self._workspace.nbytes
 
     def best_many(self, table: Table, overflow: Overflow, asks: Sequence[Scored]) -> list[Answer | str]:

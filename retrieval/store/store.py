@@ -126,6 +126,11 @@ class Store:
         return self._epoch
 
     @property
+    def device(self) -> str:
+        """What answers searches by vector: cpu, cuda or interpreter."""
+        return "cpu" if self._device is None else self._device.name
+
+    @property
     def space_id(self) -> str:
         """The space of the stored vectors; empty without any."""
         space = self._rows.table.space
@@ -424,7 +429,7 @@ class Store:
                 bytes_columns=rows.bytes_columns,
                 bytes_rows=rows.bytes_rows,
                 bytes_records=rows.bytes_records + self._bytes_of_ids(),
-                bytes_device=self._device.mirror.nbytes if self._device is not None else 0,
+                bytes_device=self._device.nbytes if self._device is not None else 0,
             )
 
     # --- snapshots -----------------------------------------------------------------------------------------------

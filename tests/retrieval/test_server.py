@@ -813,7 +813,10 @@ def test_what_a_shard_says_of_itself_is_measured(tmp_path):
     counts = kind.measure(store, Lag(5, 2.5))
     found = {
         name: REGISTRY.get_sample_value(f"penstock_index_{name}")
-        for name in ("lag_offsets", "lag_seconds", "epoch", "rows", "tombstones", "dead_rows", "memory_bytes")
+        for name in (
+            *("lag_offsets", "lag_seconds", "epoch", "rows", "tombstones", "dead_rows"),
+            *("memory_bytes", "device_bytes"),
+        )
     }
     assert found == {
         "lag_offsets": 5,
@@ -823,6 +826,7 @@ def test_what_a_shard_says_of_itself_is_measured(tmp_path):
         "tombstones": 2,
         "dead_rows": 2,
         "memory_bytes": counts.nbytes,
+        "device_bytes": counts.bytes_device,
     }
     assert REGISTRY.get_sample_value("penstock_index_occupancy_ratio") == 2 / counts.capacity > 0
 
