@@ -25,7 +25,7 @@ from penstock.kernels.filtered_topk.scan import slack_of
 from penstock.kernels.slabs import layout
 
 _BLOCK = tl.constexpr(layout.BLOCK)
-_NORMS = tl.constexpr(layout.NORMS)
+_NORMS, _SCALES = tl.constexpr(layout.NORMS), tl.constexpr(layout.SCALES)
 _VALUES = tl.constexpr(layout.VALUES)
 # A row of `status`, int32.
 FOUND, KEPT, PROVEN, DOUBTFUL, STATUS = 0, 1, 2, 3, 4
@@ -47,13 +47,16 @@ def unordered(key):
 
 
 @triton.jit
-def threshold(maxima, counters, tau, width, rank, SAMPLED: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr):
+def threshold(
+    maxima, units, unit_of, tau, width, rank, SAMPLED: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr
+):
     """The rank-th best of a query's maxima, -inf where there are not so many. Grid: (queries,).
 
-    maxima float32 [queries, width]; tau float32 [queries] out.
+    maxima float32 [queries, width], GROUPS of each sampled unit; units int64: of the unit_of[query]-th (int32) how many
+    there were to sample; tau float32 [queries] out.
     """
     query = tl.program_id(0)
-    count = tl.load(counters).to(tl.int32)
+    count = tl.load(units + tl.load(unit_of + query)).to(tl.int32)
     entries = tl.minimum((count + SAMPLED - 1) // SAMPLED * GROUPS, width)
     nothing = ordered(tl.full([], float("-inf"), tl.float32))
     key = tl.zeros([], tl.int64)
@@ -82,9 +85,11 @@ def select(
     reached,  # float32 [queries] out: what the k best reach at least, -inf of fewer
     status,  # int32 [queries, STATUS] out
     k,
-    batch,  # queries that slack has lines for
+    batch,  # queries, padded
+    query_norms,  # float32 [batch]: where QUANTISED, what a row's lost part is multiplied by
     BLOCKS: tl.constexpr,
     CAPACITY: tl.constexpr,
+    QUANTISED: tl.constexpr,
 ):
     """Grid: (queries,)."""
     query = tl.program_id(0)
@@ -100,6 +105,10 @@ def select(
     norms = (page + tl.load(offsets + _NORMS)).to(tl.pointer_type(tl.float32)) + (block % BLOCKS) * 2
     nd, ns = tl.load(norms, mask=there, other=0.0), tl.load(norms + 1, mask=there, other=0.0)
     off = slack_of(slack, query, nd, ns, batch)
+    if QUANTISED:
+        row = (block % BLOCKS) * _BLOCK + slot % _BLOCK
+        scales = (page + tl.load(offsets + _SCALES)).to(tl.pointer_type(tl.float32)) + row * 2 + 1
+        off += tl.load(query_norms + query) * tl.load(scales, mask=there, other=0.0)
     key = tl.where(there, ordered(score - off), -1)
     best = tl.zeros([], tl.int64)
     for bit in range(32):
@@ -281,12 +290,20 @@ def rank(
 
 
 @triton.jit
-def norms(table, offsets, slots, out, count, BLOCKS: tl.constexpr):
-    """The greatest norms of the blocks that hold `slots` (int32 [count]): float32 [count, 2]. Grid: (count / 128,)."""
+def norms(table, offsets, slots, out, count, BLOCKS: tl.constexpr, QUANTISED: tl.constexpr):
+    """Of slots (int32 [count]) the greatest norms of their blocks, and where QUANTISED what the row lost: float32
+    [count, 3]. Grid: (ceil(count / 128),)."""
     at = tl.program_id(0) * 128 + tl.arange(0, 128)
     there = at < count
-    block = tl.load(slots + at, mask=there, other=0) // _BLOCK
+    slot = tl.load(slots + at, mask=there, other=0)
+    block = slot // _BLOCK
     page = tl.load(table + block // BLOCKS, mask=there, other=0)
     of_block = (page + tl.load(offsets + _NORMS)).to(tl.pointer_type(tl.float32)) + (block % BLOCKS) * 2
-    tl.store(out + at * 2, tl.load(of_block, mask=there, other=0.0), mask=there)
-    tl.store(out + at * 2 + 1, tl.load(of_block + 1, mask=there, other=0.0), mask=there)
+    tl.store(out + at * 3, tl.load(of_block, mask=there, other=0.0), mask=there)
+    tl.store(out + at * 3 + 1, tl.load(of_block + 1, mask=there, other=0.0), mask=there)
+    lost = tl.zeros([128], tl.float32)
+    if QUANTISED:
+        row = (block % BLOCKS) * _BLOCK + slot % _BLOCK
+        scales = (page + tl.load(offsets + _SCALES)).to(tl.pointer_type(tl.float32)) + row * 2 + 1
+        lost = tl.load(scales, mask=there, other=0.0)
+    tl.store(out + at * 3 + 2, lost, mask=there)

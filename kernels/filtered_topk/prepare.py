@@ -27,7 +27,8 @@ class Prepared:
     """Queries padded to `BN` of them, on one device. See `scan` for the arrays."""
 
     count: int
-    vectors: Tensor  # bfloat16 [BN, D]
+    vectors: Tensor  # bfloat16 [BN, D], or int8 where quantised
+    steps_of: Tensor  # float32 [2, BN]: where quantised, a query's step, and its norm for what rows lost; else zeros
     weights: Tensor  # float16 [BN, T]
     terms: Tensor  # int32 [T]
     slack: Tensor  # float32 [3, BN]
@@ -62,12 +63,15 @@ def term_bucket(count: int) -> int:
     return 0 if count == 0 else 64 if count <= 64 else TERMS
 
 
-def prepared(queries: Queries, layout: Layout) -> Prepared:
-    """On the host, as `queries` are. Raises ValueError where their shapes are not the layout's."""
+def prepared(queries: Queries, layout: Layout, *, quantised: bool = False, batch: int = 0) -> Prepared:
+    """On the host, as `queries` are; `batch`: queries to pad to, 0: a power of two.
+
+    Raises ValueError where their shapes are not the layout's.
+    """
     count, width = queries.dense.shape
     if width != layout.dense:
         raise ValueError(f"queries of {width} dense values: expected {layout.dense}, as the rows have")
-    batch = bucket(count)
+    batch = batch or bucket(count)
     dense = torch.zeros(batch, layout.width, dtype=torch.float64)
     dense[:count, :width] = queries.dense.double()
     starts = torch.full((batch + 1,), int(queries.starts[-1]), dtype=torch.int32)
@@ -77,12 +81,18 @@ def prepared(queries: Queries, layout: Layout) -> Prepared:
     _, exponent = torch.frexp(torch.where(greatest > 0, greatest, torch.ones_like(greatest)))
     scale = torch.where(greatest > 0, torch.ldexp(torch.ones_like(greatest), exponent), torch.ones_like(greatest))
     dense, lexical = dense / scale[:, None], lexical / scale[:, None]
-    vectors = dense.to(torch.bfloat16)
+    steps_of = torch.zeros(2, batch, dtype=torch.float64)
+    if quantised:
+        vectors, steps_of[0], lost_dense = quantise(dense)
+        steps_of[1] = (_norm(dense) + lost_dense) * ROUNDED
+    else:
+        vectors = dense.to(torch.bfloat16)
+        lost_dense = _norm(dense - vectors.double())
     weights = lexical.to(torch.float16)
     left_out = _left_out(queries, batch, asked) / scale
     terms_added = layout.width + of_term.numel() + 8
     sizes = torch.stack([_norm(dense), torch.sqrt(_norm(lexical) ** 2 + left_out**2)])
-    lost = torch.stack([_norm(dense - vectors.double()), _norm(lexical - weights.double()) + left_out])
+    lost = torch.stack([lost_dense, _norm(lexical - weights.double()) + left_out])
     slack = torch.zeros(3, batch, dtype=torch.float64)
     slack[:2] = (lost + terms_added * UNIT * sizes) * ROUNDED
     slack[2] = TINY * terms_added
@@ -93,6 +103,7 @@ def prepared(queries: Queries, layout: Layout) -> Prepared:
     return Prepared(
         count=count,
         vectors=vectors,
+        steps_of=_rounded_up(steps_of),
         weights=weights,
         terms=of_term,
         slack=_rounded_up(slack),
@@ -103,6 +114,18 @@ def prepared(queries: Queries, layout: Layout) -> Prepared:
         exact_terms=queries.terms.to(torch.int32),
         exact_weights=queries.weights.to(torch.float32),
     )
+
+
+def quantise(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """int8 [n, D] of values [n, D], and float64 [n] each: a row's step, and the norm of its rest.
+
+    row = int8 * step + rest, where the step is a float32: whoever multiplies by it multiplies by the same number.
+    """
+    wide = values.double()
+    step = (wide.abs().amax(1) / 127).to(torch.float32) if wide.numel() else torch.zeros(len(wide))
+    step = torch.where(step * 127 > 0, step, torch.ones_like(step)).double()
+    rounded = torch.clamp(torch.round(wide / step[:, None]), -127, 127)
+    return rounded.to(torch.int8), step, _norm(wide - rounded * step[:, None])
 
 
 def _terms(queries: Queries, batch: int, lines: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -158,7 +158,7 @@ def scan(
     resident = ()
     for p in tl.static_range(D // PIECE):
         q = tl.load(vectors + queries[None, :] * D + p * PIECE + piece[:, None])
-        if INTERPRET:
+        if INTERPRET and not QUANTISED:
             q = q.to(tl.float32)
         resident = resident + (q,)  # noqa: RUF005 - Triton's tuples are joined so
     if T > 0:

@@ -1,0 +1,462 @@
+"""The launches of a filtered top-k and what is done with their answer, for every form of it: dense or int8 planes,
+whole blocks or gathered rows. What the steps are: triton.py beside this.
+
+Nothing waits for the host before the answer is copied: how many blocks are live, how many rows survive and which
+threshold holds are read from device memory by the next launch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from penstock.kernels.filtered_topk import finish, scan
+from penstock.kernels.filtered_topk.prepare import Prepared
+from penstock.kernels.slabs.batch import FILTERS, Filters, Slabs
+from penstock.kernels.slabs.layout import BLOCK, Layout
+
+INTERPRETED = not isinstance(scan.scan, triton.JITFunction)
+
+SAMPLED = 64  # one live block in so many seeds the thresholds
+DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too high once in millions
+WIDEST = 16_384  # survivors that are narrowed in registers
+ROOM = 1 << 22  # survivors of a query that a rerun makes room for; of more, those above its certain threshold
+RUN = 16  # blocks whose rows are filtered before they are scored
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How the scan is launched."""
+
+    piece: int = 0  # values of a row loaded together; 0: what divides the width, 256 at most
+    tile: int = BLOCK  # rows multiplied together
+    queries: int = 128  # queries that a program has at a time
+    warps: int = 8
+    stages: int = 3
+    programs: int = 0  # 0: as many as the device has multiprocessors, times `resident`
+    resident: int = 1  # programs that a multiprocessor holds
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best `k` of each query, best first; on the slabs' device but for what says host.
+
+    slots int64 [B, k], dense and lexical float64 [B, k]; past `counts` int32 [B] they mean nothing. totals int64 [F]:
+    rows that pass each filter. settled bool [B] (host): False where a score is the caller's to settle. looked_at: rows
+    of the live blocks; rescored int32 [B] (host); reruns: queries that were asked again.
+    """
+
+    slots: Tensor
+    dense: Tensor
+    lexical: Tensor
+    counts: Tensor
+    totals: Tensor
+    settled: Tensor
+    rescored: Tensor
+    looked_at: int
+    reruns: int
+
+
+class Workspace:
+    """Memory of one batch in flight, used over and over. `nbytes` is all of it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Uninitialised memory of this name, grown when it must be."""
+        count = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.dtype != dtype or held.numel() < count:
+            held = self._held[name] = torch.empty(max(count, 1), dtype=dtype, device=self.device)
+        return held[:count].view(shape)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(held.nbytes for held in self._held.values())
+
+
+def seed_rank(k: int, sampled: int = SAMPLED) -> int:
+    """Which of a sample's best is the threshold: k / sampled of the best k are in it, and DOUBT deviations more."""
+    return math.ceil((DOUBT / 2 + math.sqrt(DOUBT**2 / 4 + k / sampled)) ** 2)
+
+
+def room_for(k: int, rows: int, sampled: int = SAMPLED) -> int:
+    """Survivors that a query has room for: twice what its seed lets through, or every row."""
+    wanted = max(1_024, 2 * sampled * seed_rank(k, sampled))
+    return 1 << (min(wanted, max(rows, 64)) - 1).bit_length()
+
+
+class Run:
+    """One batch of filtered_topk. Launches in order on the current stream; `answer` waits for them once, at its end."""
+
+    def __init__(
+        self,
+        slabs: Slabs,
+        filters: Filters,
+        k: int,
+        hashes: str,
+        *,
+        workspace: Workspace | None = None,
+        tuning: Tuning | None = None,
+        sampled: int = SAMPLED,
+        quantised: bool = False,
+    ) -> None:
+        if not 0 < filters.count < FILTERS:
+            raise ValueError(f"{filters.count} filters: expected 1 to {FILTERS - 1} in a batch")
+        if k < 1:
+            raise ValueError(f"k {k}: expected at least 1")
+        if quantised and not slabs.layout.quantised:
+            raise ValueError("pages without an int8 plane: expected a layout made with quantised=True")
+        self.slabs, self.filters, self.k = slabs, filters, k
+        self.layout: Layout = slabs.layout
+        self.hashes = self.layout.entry(hashes)
+        self.device = slabs.table.device
+        self.workspace, self.tuning = workspace or Workspace(self.device), tuning or Tuning()
+        self.sampled, self.quantised = sampled, quantised
+        self.blocks = slabs.pages * self.layout.blocks
+        self.reruns = 0
+
+    def answer(self, queries: Prepared) -> Found:
+        capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
+        self.plan()
+        tau = self.workspace.take("tau", (queries.batch,), torch.float32)
+        totals = self.workspace.take("totals", (self.filters.count,), torch.int64)
+        self.seed(queries, tau)
+        self.scan(queries, tau, totals, capacity)
+        found = self.finish(queries, tau, capacity)
+        return self.settled(queries, found, totals.clone(), capacity)
+
+    # --- launches --------------------------------------------------------------------------------------------------
+
+    def plan(self) -> None:
+        take, filters, blocks = self.workspace.take, self.filters, self.layout.blocks
+        self.live = take("live", (self.blocks,), torch.int32)
+        self.live_bits = take("live_bits", (self.blocks,), torch.int64)
+        self.counters = take("counters", (2,), torch.int64).zero_()
+        width = min(1_024, 1 << (blocks - 1).bit_length())
+        scan.plan[(self.slabs.pages, triton.cdiv(blocks, width))](
+            self.slabs.table,
+            self.slabs.offsets,
+            filters.steps,
+            filters.marks,
+            filters.numbers,
+            filters.bounds,
+            filters.nows,
+            filters.owners,
+            filters.count,
+            self.live,
+            self.live_bits,
+            self.counters,
+            BLOCKS=blocks,
+            WIDTH=width,
+            num_warps=4,
+        )
+
+    def seed(self, queries: Prepared, tau: Tensor) -> None:
+        groups = BLOCK // scan.GROUP
+        width = triton.cdiv(self.blocks, self.sampled) * groups
+        rank = seed_rank(self.k, self.sampled)
+        if width < rank:  # too few blocks to be worth a sample
+            tau.fill_(-math.inf)
+            return
+        maxima = self.workspace.take("maxima", (queries.batch, width), torch.float32)
+        self._scan(queries, tau, maxima=maxima)
+        nobody = torch.zeros_like(queries.filter_of)  # every query's blocks are the same
+        finish.threshold[(queries.count,)](
+            maxima,
+            self.counters,
+            nobody,
+            tau,
+            width,
+            rank,
+            SAMPLED=self.sampled,
+            GROUPS=groups,
+            CHUNK=2_048,
+            num_warps=8,
+        )
+
+    def scan(self, queries: Prepared, tau: Tensor, totals: Tensor, capacity: int) -> None:
+        self.found = self.workspace.take("found", (queries.batch,), torch.int32).zero_()
+        self.scores = self.workspace.take("scores", (queries.batch, capacity), torch.float32)
+        self.slots = self.workspace.take("slots", (queries.batch, capacity), torch.int32)
+        totals.zero_()
+        self._scan(queries, tau, totals=totals)
+
+    def _scan(
+        self, queries: Prepared, tau: Tensor, *, maxima: Tensor | None = None, totals: Tensor | None = None
+    ) -> None:
+        filters, layout, tuning = self.filters, self.layout, self.tuning
+        programs = self.programs(triton.cdiv(self.blocks, RUN))
+        nothing = self.workspace.take("nothing", (1,), torch.int32)
+        seed = maxima is not None
+        tile = min(queries.batch, tuning.queries)
+        word = torch.int32 if filters.count < 32 else torch.int64
+        arrays = layout.arrays
+        width = layout.width
+        piece = tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
+        scan.scan[(programs, queries.batch // tile)](
+            self.slabs.table,
+            self.slabs.offsets,
+            self.live,
+            self.live_bits,
+            self.counters,
+            filters.steps,
+            filters.codes,
+            filters.numbers,
+            filters.longs,
+            filters.bounds,
+            filters.epochs,
+            filters.nows,
+            filters.tenants,
+            filters.count,
+            queries.vectors,
+            queries.weights,
+            queries.terms,
+            queries.slack,
+            queries.steps_of,
+            queries.filter_of,
+            tau,
+            nothing if seed else self.found,
+            tau if seed else self.scores,
+            nothing if seed else self.slots,
+            self.counters if totals is None else totals,
+            tau if maxima is None else maxima,
+            self.workspace.take(f"bits_{word.itemsize}", (programs * (queries.batch // tile), RUN, BLOCK), word),
+            self.workspace.take("scratch_at", (programs * (queries.batch // tile), RUN, 2), torch.int64),
+            arrays["quantised" if self.quantised else "dense"].offset,
+            arrays["sketch"].offset,
+            0 if seed else self.slots.shape[1],
+            0 if maxima is None else maxima.shape[1],
+            queries.batch,
+            BLOCKS=layout.blocks,
+            D=width,
+            PIECE=piece,
+            L=layout.sketch,
+            T=queries.terms.shape[0],
+            BN=tile,
+            TILE=tuning.tile,
+            RUN=RUN,
+            SEED=seed,
+            SAMPLED=self.sampled,
+            QUANTISED=self.quantised,
+            STAGES=tuning.stages,
+            INTERPRET=INTERPRETED,
+            num_warps=tuning.warps,
+        )
+
+    def programs(self, most: int) -> int:
+        """How many programs a launch has: as many as run at once, which a CPU does one by one."""
+        if self.tuning.programs:
+            return min(self.tuning.programs, most)
+        if INTERPRETED:
+            return min(2, most)
+        return min(torch.cuda.get_device_properties(self.device).multi_processor_count * self.tuning.resident, most)
+
+    def finish(self, queries: Prepared, tau: Tensor, capacity: int) -> _Finished:
+        take, batch = self.workspace.take, queries.batch
+        kept = take("kept", (batch, capacity), torch.int32)
+        reached = take("reached", (batch,), torch.float32)
+        status = take("status", (batch, finish.STATUS), torch.int32)
+        finish.select[(queries.count,)](
+            self.slabs.table,
+            self.slabs.offsets,
+            self.scores,
+            self.slots,
+            self.found,
+            tau,
+            queries.slack,
+            kept,
+            reached,
+            status,
+            self.k,
+            batch,
+            queries.steps_of[1],
+            BLOCKS=self.layout.blocks,
+            CAPACITY=capacity,
+            QUANTISED=self.quantised,
+            num_warps=16 if capacity > 4_096 else 8,
+        )
+        return self.ranked(queries, kept, reached, status)
+
+    def ranked(self, queries: Prepared, kept: Tensor, reached: Tensor, status: Tensor) -> _Finished:
+        """Exact scores and places of what was kept."""
+        take, (batch, capacity) = self.workspace.take, kept.shape
+        dense, lexical, ties, _doubtful = self.rescored(queries, kept, status)
+        best = tuple(
+            take(f"best_{name}", (batch, self.k), dtype)
+            for name, dtype in (("slots", torch.int64), ("dense", torch.float64), ("lexical", torch.float64))
+        )
+        finish.rank[(queries.count, triton.cdiv(capacity, 64))](
+            kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=64, OTHERS=128, num_warps=4
+        )
+        return _Finished(best[0], best[1], best[2], reached, status)
+
+    def rescored(self, queries: Prepared, kept: Tensor, status: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dense, lexical float64, ties int64, doubtful int8: [batch, capacity] each, of what was kept."""
+        take, shape, layout = self.workspace.take, tuple(kept.shape), self.layout
+        dense, lexical = take("dense", shape, torch.float64), take("lexical", shape, torch.float64)
+        ties, doubtful = take("ties", shape, torch.int64), take("doubtful", shape, torch.int8)
+        column = min(64, layout.width) or 16
+        finish.rescore[(queries.count, triton.cdiv(shape[1], 16))](
+            self.slabs.table,
+            self.slabs.offsets,
+            queries.exact,
+            queries.starts,
+            queries.exact_terms,
+            queries.exact_weights,
+            kept,
+            status,
+            dense,
+            lexical,
+            ties,
+            doubtful,
+            layout.arrays["dense"].offset,
+            layout.arrays["sketch"].offset,
+            self.hashes,
+            shape[1],
+            BLOCKS=layout.blocks,
+            D=layout.width,
+            L=layout.sketch,
+            ROWS=16,
+            WIDTH=column,
+            LEVELS=column.bit_length() - 1,
+            LINES=16,
+            LINE_LEVELS=4,
+            num_warps=4,
+        )
+        return dense, lexical, ties, doubtful
+
+    # --- the answer ------------------------------------------------------------------------------------------------
+
+    def settled(self, queries: Prepared, found: _Finished, totals: Tensor, capacity: int) -> Found:
+        """Reads what came of it, and asks again what is not proven."""
+        count = queries.count
+        slots, dense, lexical = (one[:count].clone() for one in (found.slots, found.dense, found.lexical))
+        status = found.status[:count].cpu()
+        kept, doubtful = status[:, finish.KEPT].clone(), status[:, finish.DOUBTFUL].clone()
+        looked_at = int(self.counters[scan.LOOKED_AT])
+        for query in (status[:, finish.PROVEN] == 0).nonzero().flatten().tolist():
+            self.reruns += 1
+            again = self.again(queries, query, found, int(status[query, finish.FOUND]), capacity)
+            slots[query], dense[query], lexical[query] = again.slots, again.dense, again.lexical
+            kept[query], doubtful[query] = again.kept, again.doubtful
+        return Found(
+            slots=slots,
+            dense=dense,
+            lexical=lexical,
+            counts=kept.clamp(max=self.k),
+            totals=totals,
+            settled=doubtful == 0,
+            rescored=kept,
+            looked_at=looked_at,
+            reruns=self.reruns,
+        )
+
+    def again(self, queries: Prepared, query: int, found: _Finished, survivors: int, capacity: int) -> _Alone:
+        """One query with the threshold that it has proven, and room for all who reach it."""
+        alone = _only(queries, query)
+        bar = found.reached[query].clone()
+        totals = torch.zeros_like(self.filters.epochs)
+        tau = torch.full((alone.batch,), float(bar), device=self.device)
+        room = min(1 << (max(survivors, capacity) - 1).bit_length(), ROOM)
+        while True:
+            self.scan(alone, tau, totals, room)
+            survivors = int(self.found[0])
+            if survivors <= room:
+                return self.narrowed(alone, survivors)
+            room = 1 << (survivors - 1).bit_length()
+
+    def narrowed(self, queries: Prepared, survivors: int) -> _Alone:
+        """What `finish` does, by torch, of any number of survivors of one query."""
+        slots, score = self.slots[0, :survivors].long(), self.scores[0, :survivors].double()
+        norms = self.norms_of(slots)
+        slack = queries.slack[:, 0].double()
+        lost = queries.steps_of[1, 0].double() * norms[:, 2]
+        off = (slack[0] * norms[:, 0] + slack[1] * norms[:, 1] + slack[2] + lost) * (1 + 2.0**-20)
+        if survivors > self.k:
+            least = torch.topk(score - off, self.k).values[-1]
+            slots = slots[score + off >= least]
+        kept = torch.zeros(queries.batch, max(len(slots), 1), dtype=torch.int32, device=self.device)
+        kept[0, : len(slots)] = slots
+        status = torch.zeros(queries.batch, finish.STATUS, dtype=torch.int32, device=self.device)
+        status[0, finish.KEPT] = len(slots)
+        dense, lexical, ties, _ = self.rescored(queries, kept, status)
+        dense, lexical, ties = dense[0, : len(slots)], lexical[0, : len(slots)], ties[0, : len(slots)]
+        order = torch.argsort(ties)
+        order = order[torch.argsort((dense + lexical)[order], descending=True, stable=True)][: self.k]
+        out = _Alone.empty(self.k, self.device, len(slots), int(status[0, finish.DOUBTFUL]))
+        for mine, theirs in ((out.slots, slots), (out.dense, dense), (out.lexical, lexical)):
+            mine[: len(order)] = theirs[order]
+        return out
+
+    def norms_of(self, slots: Tensor) -> Tensor:
+        """The greatest norms of the slots' blocks, and what quantising took from the row: float64 [n, 3]."""
+        out = torch.empty(max(len(slots), 1), 3, dtype=torch.float32, device=self.device)
+        finish.norms[(triton.cdiv(max(len(slots), 1), 128),)](
+            self.slabs.table,
+            self.slabs.offsets,
+            slots.to(torch.int32),
+            out,
+            len(slots),
+            BLOCKS=self.layout.blocks,
+            QUANTISED=self.quantised,
+        )
+        return out[: len(slots)].double()
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    slots: Tensor  # int64 [batch, k]
+    dense: Tensor
+    lexical: Tensor
+    reached: Tensor  # float32 [batch]
+    status: Tensor  # int32 [batch, STATUS]
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    slots: Tensor  # int64 [k]
+    dense: Tensor
+    lexical: Tensor
+    kept: int
+    doubtful: int
+
+    @classmethod
+    def empty(cls, k: int, device: torch.device, kept: int, doubtful: int) -> _Alone:
+        parts = (torch.zeros(k, dtype=dtype, device=device) for dtype in (torch.int64, torch.float64, torch.float64))
+        return cls(*parts, kept, doubtful)
+
+
+def _only(queries: Prepared, query: int) -> Prepared:
+    """The batch with this query in the first place, and nobody else."""
+    first = torch.tensor([query], device=queries.vectors.device)
+    batch = 16
+
+    def rows(values: Tensor, fill: float = 0) -> Tensor:
+        out = torch.full((batch, *values.shape[1:]), fill, dtype=values.dtype, device=values.device)
+        out[:1] = values[first]
+        return out
+
+    begin, end = (int(n) for n in queries.starts[query : query + 2])
+    starts = torch.full((batch + 1,), end - begin, dtype=torch.int32, device=queries.starts.device)
+    starts[0] = 0
+    return Prepared(
+        count=1,
+        vectors=rows(queries.vectors),
+        weights=rows(queries.weights),
+        terms=queries.terms,
+        slack=rows(queries.slack.T).T.contiguous(),
+        steps_of=rows(queries.steps_of.T).T.contiguous(),
+        filter_of=rows(queries.filter_of, 63),
+        scale=rows(queries.scale, 1),
+        exact=rows(queries.exact),
+        starts=starts,
+        exact_terms=queries.exact_terms[begin:end],
+        exact_weights=queries.exact_weights[begin:end],
+    )

@@ -1,0 +1,28 @@
+"""Exact filtered top-k by way of an int8 copy of the dense plane: half the bytes of a scan, the same ids and scores.
+
+The scan (kernels/filtered_topk/scan.py, QUANTISED) multiplies int8 rows with int8 queries on the tensor cores, exactly,
+in int32, and widens each row's bound by what its own rounding lost (reference.py). What may be among a query's best is
+a few rows more than by bfloat16; they are scored from the bfloat16 rows as always.
+"""
+
+from __future__ import annotations
+
+from penstock.kernels.filtered_topk.prepare import prepared
+from penstock.kernels.filtered_topk.run import SAMPLED, Found, Run, Tuning, Workspace
+from penstock.kernels.slabs.batch import Filters, Queries, Slabs
+
+
+def int8_topk(
+    slabs: Slabs,
+    filters: Filters,
+    queries: Queries,
+    k: int,
+    *,
+    hashes: str,
+    workspace: Workspace | None = None,
+    tuning: Tuning | None = None,
+    sampled: int = SAMPLED,
+) -> Found:
+    """As `filtered_topk`, of pages whose layout is `quantised`. Raises ValueError for others."""
+    run = Run(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, quantised=True)
+    return run.answer(prepared(queries, slabs.layout, quantised=True).to(slabs.table.device))
