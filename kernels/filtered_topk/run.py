@@ -292,7 +292,7 @@ class Run:
             take(f"best_{name}", (batch, self.k), dtype)
             for name, dtype in (("slots", torch.int64), ("dense", torch.float64), ("lexical", torch.float64))
         )
-        finish.rank[(queries.count, triton.cdiv(capacity, 64))](
+        finish.rank[(queries.count, triton.cdiv(self.most(queries, status, capacity), 64))](
             kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=64, OTHERS=128, num_warps=4
         )
         return _Finished(best[0], best[1], best[2], reached, status)
@@ -303,7 +303,7 @@ class Run:
         dense, lexical = take("dense", shape, torch.float64), take("lexical", shape, torch.float64)
         ties, doubtful = take("ties", shape, torch.int64), take("doubtful", shape, torch.int8)
         column = min(64, layout.width) or 16
-        finish.rescore[(queries.count, triton.cdiv(shape[1], 16))](
+        finish.rescore[(queries.count, triton.cdiv(self.most(queries, status, shape[1]), 16))](
             self.slabs.table,
             self.slabs.offsets,
             queries.exact,
@@ -331,6 +331,11 @@ class Run:
             num_warps=4,
         )
         return dense, lexical, ties, doubtful
+
+    def most(self, queries: Prepared, status: Tensor, capacity: int) -> int:
+        """For how many rows of a query programs are launched: a device is not waited for, and starts some in vain;
+        a CPU starts them one by one."""
+        return max(1, int(status[: queries.count, finish.KEPT].max())) if INTERPRETED else capacity
 
     # --- the answer ------------------------------------------------------------------------------------------------
 
