@@ -23,6 +23,12 @@ def backend(backend_name):
 
 
 @pytest.fixture(scope="session")
+def slow(backend_name):
+    """Whether a search takes tenths of a second: then a test does less of the same."""
+    return backend_name == "interpreter"
+
+
+@pytest.fixture(scope="session")
 def make_store(backend):
     """Makes stores of this backend."""
     return functools.partial(Store, backend=backend)

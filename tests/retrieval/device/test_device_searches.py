@@ -110,9 +110,9 @@ def test_batches_hold_so_many_queries_and_filters_and_keep_their_order():
 
 
 def test_more_filters_than_a_launch_takes(store_of):
-    batch = rows(300)
+    batch = rows(120)
     store, oracle = store_of(*batch), Oracle(batch)
-    trees = [is_in("company", f"c{i % 50}", f"c{i // 3 % 50}") for i in range(70)]
+    trees = [is_in("company", f"c{i % 50}", f"c{i // 3 % 50}") for i in range(FILTERS + 2)]
     answers = store.search_many([Ask(query(ROW), tree, 3, 0) for tree in trees])
     for tree, answer in zip(trees, answers, strict=True):
         assert shown(answer) == oracle.search(query(ROW), tree, 3, now_ms=0)

@@ -1,0 +1,150 @@
+"""Percolation on a device: the queries whose filters some posting passes, then of those the pairs that score enough.
+
+    1. select  a program a place of 1,024 queries: of each query the bits of the postings that pass its filters, from
+               small tables; the queries that any posting passes are appended to a list               (scan.py)
+    2. match   persistent programs over tiles of that list: queries on the tensor cores' M axis, postings on N; pairs
+               that pass and whose score may reach the query's threshold are appended to the result   (scan.py)
+
+Nothing waits for the host. Both lengths stay on the device; the result's goes on counting past its capacity, so that
+who reads it sees what room was needed, and runs again. What is found is a superset, certified by `rows.py`; who asked
+scores it exactly. The specification is reference.py; on a CPU the launches run as they are in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+
+from penstock.kernels.percolate import rows, tuning
+from penstock.kernels.percolate.postings import Postings
+from penstock.kernels.percolate.scan import match, select
+from penstock.kernels.percolate.standing import DEMANDS, PLACE, Standing
+
+SELECT_WARPS = 4
+INTERPRET = not isinstance(match, triton.JITFunction)  # TRITON_INTERPRET was set when this module was imported
+
+
+class Room:
+    """Where percolations put what they find, one at a time, on the stream of their standing queries.
+
+    `capacity` pairs; the list between the two kernels grows with the standing queries.
+    """
+
+    def __init__(self, device: torch.device | str, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"room for {capacity} pairs: expected 1 or more")
+        self.device = torch.device(device)
+        self.capacity = capacity
+        self.counters = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self.slots = torch.empty(capacity, dtype=torch.int32, device=self.device)
+        self.postings = torch.empty(capacity, dtype=torch.int32, device=self.device)
+        self.scores = torch.empty(capacity, dtype=torch.float32, device=self.device)
+        self._listed: tuple[torch.Tensor, ...] = ()
+
+    def listed(self, queries: int) -> tuple[torch.Tensor, ...]:
+        """Addresses, slots and masks of so many queries."""
+        if not self._listed or len(self._listed[0]) < queries:
+            kinds = (torch.int64, torch.int32, torch.int64)
+            self._listed = tuple(torch.empty(queries, dtype=kind, device=self.device) for kind in kinds)
+        return self._listed
+
+
+@dataclass(frozen=True, slots=True)
+class Survivors:
+    """What a percolation found, until its room is used again. Nothing here has waited for the device yet."""
+
+    room: Room
+
+    def count(self) -> int:
+        """How many pairs there are, also those past the room's capacity. Waits for the device."""
+        return int(self.room.counters[1].item())
+
+    def read(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Slot (place * PLACE + row), posting and approximate score of each pair, by slot and then posting.
+
+        Raises ValueError where the room was too small: run again with room for `count()`.
+        """
+        count = self.count()
+        if count > self.room.capacity:
+            raise ValueError(f"{count} pairs in a room for {self.room.capacity}: percolate again with a Room({count})")
+        parts = (self.room.slots, self.room.postings, self.room.scores)
+        slots, postings, scores = (part[:count].cpu().numpy() for part in parts)
+        order = np.lexsort((postings, slots))
+        return slots[order].astype(np.int64), postings[order].astype(np.int64), scores[order]
+
+
+def percolate(standing: Standing, places: torch.Tensor, batch: Postings, room: Room) -> Survivors:
+    """The pairs of the queries in `places` (int32 [n], on the device, each once) and the batch's postings that pass and
+    may reach the query's threshold: all that do, and some within twice the bound of `rows.py` below it.
+
+    Launches two kernels on the current stream and waits for nothing.
+    """
+    layout = standing.layout
+    if batch.dense.shape[1] != layout.width:
+        raise ValueError(f"a batch of {batch.dense.shape[1]} values for records of {layout.width}: stage it for these")
+    count = len(places)
+    room.counters.zero_()
+    if not count or not batch.count:
+        return Survivors(room)
+    rows_, slots, masks = room.listed(count * PLACE)
+    select[(count,)](
+        standing.table,
+        places,
+        batch.bits,
+        batch.tenants,
+        rows_,
+        slots,
+        masks,
+        room.counters,
+        STRIDE=layout.stride,
+        SLAB=standing.slab,
+        PLACE=PLACE,
+        DEMANDS=DEMANDS,
+        num_warps=SELECT_WARPS,
+    )
+    form = tuning.tuned(layout.width, layout.terms, batch.bucket)
+    programs = min(_multiprocessors(standing.device) * form.ctas, count * (PLACE // form.tile))
+    match[(programs,)](
+        rows_,
+        slots,
+        masks,
+        room.counters,
+        batch.dense,
+        batch.sketches,
+        batch.dense_norm,
+        batch.lexical_norm,
+        rows.floor(layout.width, layout.terms),
+        room.slots,
+        room.postings,
+        room.scores,
+        room.capacity,
+        **constants(form),
+        num_warps=form.warps,
+        num_stages=form.stages,
+    )
+    return Survivors(room)
+
+
+def constants(form: tuning.Tuning, *, interpret: bool = INTERPRET) -> dict[str, Any]:
+    """The constants of `match` in this form."""
+    return {
+        "WIDTH": form.width,
+        "CHUNK": form.chunk,
+        "CHUNKS": form.chunks,
+        "TERMS": form.terms,
+        "BM": form.tile,
+        "BN": form.bucket,
+        "RESIDENT": form.resident,
+        "INTERPRET": interpret,
+    }
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return 3  # of the interpreter, which runs one after the other: some, so that tiles are shared
