@@ -243,8 +243,8 @@ class RetrievalSettings(_Section):
     )
     device: Literal["auto", "cpu", "cuda", "interpreter"] = Field(
         "auto",
-        description="what answers searches by vector: the processor, a CUDA device, or the device's kernels in Triton's "
-        "interpreter, for looking into them; auto: cuda where there is one, else cpu",
+        description="what answers searches by vector: the processor, a CUDA device, or its kernels in Triton's "
+        "interpreter, to look into them; auto: cuda where there is one, else cpu",
     )
     device_bytes: PositiveInt | None = Field(
         None, description="what a shard's postings may take of the device; unset: 90 % of what is free at the start"

@@ -19,7 +19,7 @@ Owned by the store's one writer, whose thread alone calls these; readers look at
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,13 +29,12 @@ import torch
 from penstock.kernels.slabs.layout import BLOCK
 from penstock.retrieval.device.arenas import Arena, Arenas, arenas, layout_of, page_bytes
 from penstock.retrieval.device.backend import Backend
-from penstock.retrieval.device.scatter import write
-from penstock.retrieval.device.staging import Staging
-from penstock.retrieval.device.values import of_blocks, of_rows
-from penstock.retrieval.store.page import NEVER, Doubles, Longs
+from penstock.retrieval.device.scatter import BLOCKS, STEP, Scatter
+from penstock.retrieval.device.values import Values, of_blocks, of_rows
+from penstock.retrieval.store.page import NEVER, Doubles, Longs, split
 from penstock.retrieval.store.pages import Table
 
-STEP = 4_096  # rows sent at a time: 8 MB of 384 dense and 1,024 sketch values
+_NONE = np.zeros(0, np.int64)
 
 
 class Mirror:
@@ -47,7 +46,7 @@ class Mirror:
         self.written: torch.cuda.Event | None = None
         self.norms: Doubles = np.zeros(2)  # the greatest of any row that somebody may see: dense, sketch
         self._norms: list[npt.NDArray[np.float32]] = []  # of each page, by block
-        self._staging = Staging(backend.device)
+        self._scatter = Scatter(self.arenas.layout, backend.device)
         self._stream = torch.cuda.Stream() if backend.is_cuda else None
 
     @property
@@ -74,6 +73,8 @@ class Mirror:
         layout = layout_of(self.arenas.layout.rows, dense, sketch)
         with self._writing():
             page = Arena(self.backend, layout)
+            if layout != self.arenas.layout:
+                self._scatter = Scatter(layout, self.backend.device)
             self.arenas = arenas(self.backend, layout, (*self.arenas.pages, page), self.arenas)
         self._norms.append(np.zeros((layout.blocks, 2), np.float32))
         return self.arenas
@@ -93,6 +94,7 @@ class Mirror:
                     if (kept.dtype, kept.shape) == (array.dtype, array.shape):
                         layout.view(page.bytes, name).copy_(before.view(number, name))
             self.arenas = arenas(self.backend, layout, pages)
+            self._scatter = Scatter(layout, self.backend.device)
         return self.arenas
 
     # --- rows ----------------------------------------------------------------------------------------------------
@@ -100,52 +102,49 @@ class Mirror:
     def live(self, table: Table, born: Longs, dying: Longs, epoch: int) -> None:
         """Rows filled and taken into their zone maps are born in this epoch, the next, and others (slots) die in it."""
         with self._writing():
-            for number, _, rows in table.split(born):
-                self._rows(table, number, rows)
-                self._zones(table, number, np.unique(rows // BLOCK))
-                self._lives(number, rows, birth=epoch, death=NEVER)
-            for number, _, rows in table.split(dying):
-                self._lives(number, rows, death=epoch)
+            self._rows(table, born)
+            self._zones(table, np.unique(born // BLOCK))
+            self._scatter.publish(self.arenas.slabs, epoch, dying, born, _NONE)
 
     def empty(self, table: Table, slots: Longs) -> None:
         """Rows (slots) that nobody can see any more are free, and their blocks' zone maps know it."""
         with self._writing():
-            for number, _, rows in table.split(slots):
-                self._lives(number, rows, birth=NEVER, death=0)
-                self._zones(table, number, np.unique(rows // BLOCK))
+            self._scatter.publish(self.arenas.slabs, 0, _NONE, _NONE, slots)
+            self._zones(table, np.unique(slots // BLOCK))
 
-    def narrow(self, table: Table, number: int, blocks: Longs) -> None:
-        """Zone maps of a page's blocks have changed."""
+    def narrow(self, table: Table, blocks: Longs) -> None:
+        """Zone maps of these blocks, counted through all pages, have changed."""
         with self._writing():
-            self._zones(table, number, blocks)
+            self._zones(table, blocks)
 
     def fill(self, table: Table) -> None:
-        """Everything that the pages hold. Nobody reads meanwhile."""
+        """Everything that the pages hold, none of it dead. Nobody reads meanwhile."""
         with self._writing():
-            for number, (page, zones) in enumerate(zip(table.pages, table.zones, strict=True)):
+            for page, zones in zip(table.pages, table.zones, strict=True):
                 rows = np.flatnonzero(page.birth != NEVER)
-                for start in range(0, len(rows), STEP):
-                    some = rows[start : start + STEP]
-                    self._rows(table, number, some)
-                    write(self.arenas, self._staging, number, some, {"birth": page.birth[some]})
-                    write(self.arenas, self._staging, number, some, {"death": page.death[some]})
-                self._zones(table, number, np.flatnonzero(zones.rows))
+                self._rows(table, rows + page.first)
+                self._zones(table, np.flatnonzero(zones.rows) + page.first // BLOCK)
+                for epoch in np.unique(page.birth[rows]).tolist():
+                    born = rows[page.birth[rows] == epoch] + page.first
+                    self._scatter.publish(self.arenas.slabs, epoch, _NONE, born, _NONE)
 
-    def _rows(self, table: Table, number: int, rows: Longs) -> None:
-        page = table.pages[number]
-        for start in range(0, len(rows), STEP):
-            some = rows[start : start + STEP]
-            write(self.arenas, self._staging, number, some, of_rows(page, some, self.arenas.layout.width))
+    def _rows(self, table: Table, slots: Longs) -> None:
+        width = self.arenas.layout.width
+        for start in range(0, len(slots), STEP):
+            some = slots[start : start + STEP]
+            parts = [(some[at], of_rows(table.pages[page], rows, width)) for page, at, rows in table.split(some)]
+            self._scatter.rows(self.arenas.slabs, *_together(parts))
 
-    def _zones(self, table: Table, number: int, blocks: Longs) -> None:
-        values = of_blocks(table.pages[number], table.zones[number], blocks)
-        write(self.arenas, self._staging, number, blocks, values)
-        self._norms[number][blocks] = values["zone.norms"]
-        self.norms = np.max([norms.max(0) for norms in self._norms], axis=0).astype(np.float64)
-
-    def _lives(self, number: int, rows: Longs, **epochs: int) -> None:
-        values = {name: np.full(len(rows), epoch) for name, epoch in epochs.items()}
-        write(self.arenas, self._staging, number, rows, values)
+    def _zones(self, table: Table, blocks: Longs) -> None:
+        for start in range(0, len(blocks), BLOCKS):
+            some, parts = blocks[start : start + BLOCKS], []
+            for page, at, mine in split(some, self.arenas.layout.blocks):
+                values = of_blocks(table.pages[page], table.zones[page], mine)
+                self._norms[page][mine] = values["zone.norms"]
+                parts.append((some[at], values))
+            self._scatter.blocks(self.arenas.slabs, *_together(parts))
+        if self._norms:
+            self.norms = np.max([norms.max(0) for norms in self._norms], axis=0).astype(np.float64)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -159,3 +158,9 @@ class Mirror:
             event = torch.cuda.Event()
             event.record()
         self.written = event
+
+
+def _together(parts: Sequence[tuple[Longs, Values]]) -> tuple[Longs, Values]:
+    """Places and values of several pages as one."""
+    places, values = zip(*parts, strict=True)
+    return np.concatenate(places), {name: np.concatenate([one[name] for one in values]) for name in values[0]}

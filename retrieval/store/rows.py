@@ -314,7 +314,7 @@ class Rows:
             swept = np.asarray(sorted(blocks), np.int64)
             self.table.zones[number].sweep(swept)
             if self._mirror is not None:
-                self._mirror.narrow(self.table, number, swept)
+                self._mirror.narrow(self.table, swept + self.table.pages[number].first // BLOCK)
         self._wide.clear()
 
     # --- restoring -----------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=12)  # the interpreter is slow
 @given(script=steps)
 def test_the_device_holds_what_the_host_holds(device_backend, tmp_path_factory, script):
     def fresh():

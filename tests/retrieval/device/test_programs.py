@@ -93,7 +93,7 @@ class OnDevice:
             assert passed == wanted, tree
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)  # the interpreter is slow
 @given(drawn=rows, some=st.lists(trees, min_size=1, max_size=3), codes=st.sampled_from([None, SAME_BIT]))
 def test_any_programs_say_of_rows_and_blocks_what_the_host_says(device_backend, drawn, some, codes):
     OnDevice(device_backend, pages_of(drawn, codes=codes)).check(*some)
