@@ -16,6 +16,7 @@ from torch import Tensor
 
 from penstock.kernels.filtered_topk import finish, scan
 from penstock.kernels.filtered_topk.prepare import Prepared
+from penstock.kernels.filtered_topk.tuning import Tuning, tuning_for
 from penstock.kernels.slabs.batch import FILTERS, Filters, Slabs
 from penstock.kernels.slabs.layout import BLOCK, Layout
 
@@ -26,19 +27,6 @@ DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too
 WIDEST = 16_384  # survivors that are narrowed in registers
 ROOM = 1 << 22  # survivors of a query that a rerun makes room for; of more, those above its certain threshold
 RUN = 16  # blocks whose rows are filtered before they are scored
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """How the scan is launched."""
-
-    piece: int = 0  # values of a row loaded together; 0: what divides the width, 256 at most
-    tile: int = BLOCK  # rows multiplied together
-    queries: int = 128  # queries that a program has at a time
-    warps: int = 8
-    stages: int = 3
-    programs: int = 0  # 0: as many as the device has multiprocessors, times `resident`
-    resident: int = 1  # programs that a multiprocessor holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +105,16 @@ class Run:
         self.layout: Layout = slabs.layout
         self.hashes = self.layout.entry(hashes)
         self.device = slabs.table.device
-        self.workspace, self.tuning = workspace or Workspace(self.device), tuning or Tuning()
+        self.workspace = workspace or Workspace(self.device)
+        self.asked = tuning
         self.sampled, self.quantised = sampled, quantised
         self.blocks = slabs.pages * self.layout.blocks
         self.reruns = 0
 
     def answer(self, queries: Prepared) -> Found:
         capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
+        self.reruns = 0
+        self.tuning = self.asked or self.tuned(queries)
         self.plan()
         tau = self.workspace.take("tau", (queries.batch,), torch.float32)
         totals = self.workspace.take("totals", (self.filters.count,), torch.int64)
@@ -131,6 +122,12 @@ class Run:
         self.scan(queries, tau, totals, capacity)
         found = self.finish(queries, tau, capacity)
         return self.settled(queries, found, totals.clone(), capacity)
+
+    def tuned(self, queries: Prepared) -> Tuning:
+        """How to launch the scan."""
+        if INTERPRETED:
+            return Tuning()
+        return tuning_for(self.layout.width, queries.batch, queries.terms.shape[0], quantised=self.quantised)
 
     # --- launches --------------------------------------------------------------------------------------------------
 
@@ -198,8 +195,6 @@ class Run:
         tile = min(queries.batch, tuning.queries)
         word = torch.int32 if filters.count < 32 else torch.int64
         arrays = layout.arrays
-        width = layout.width
-        piece = tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
         scan.scan[(programs, queries.batch // tile)](
             self.slabs.table,
             self.slabs.offsets,
@@ -235,8 +230,8 @@ class Run:
             0 if maxima is None else maxima.shape[1],
             queries.batch,
             BLOCKS=layout.blocks,
-            D=width,
-            PIECE=piece,
+            D=layout.width,
+            PIECE=self.piece(),
             L=layout.sketch,
             T=queries.terms.shape[0],
             BN=tile,
@@ -249,6 +244,11 @@ class Run:
             INTERPRET=INTERPRETED,
             num_warps=tuning.warps,
         )
+
+    def piece(self) -> int:
+        """Values of a row that are loaded together."""
+        width = self.layout.width
+        return self.tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
 
     def programs(self, most: int) -> int:
         """How many programs a launch has: as many as run at once, which a CPU does one by one."""

@@ -85,7 +85,7 @@ def plan(
 @triton.jit
 def sampled_entry(number, SAMPLED: tl.constexpr):
     """Which of the live blocks is the `number`-th of a sample of one in SAMPLED: at no regular distance."""
-    mixed = (number.to(tl.uint32) * 2654435761) >> 8
+    mixed = ((tl.full([], 0, tl.int32) + number).to(tl.uint32) * 2654435761) >> 8
     return number * SAMPLED + (mixed % SAMPLED).to(tl.int32)
 
 

@@ -17,7 +17,8 @@ The specification is reference.py; the launches run as they are on a CPU under T
 from __future__ import annotations
 
 from penstock.kernels.filtered_topk.prepare import prepared
-from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Found, Run, Tuning, Workspace
+from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Found, Run, Workspace
+from penstock.kernels.filtered_topk.tuning import Tuning
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 
 __all__ = ["INTERPRETED", "SAMPLED", "Found", "Run", "Tuning", "Workspace", "filtered_topk"]

@@ -1,0 +1,124 @@
+"""Figures against what is expected of them, one config at a time, and what becomes of it as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from penstock.kernels.aot.config import Config
+from penstock.kernels.aot.registry import configs
+from penstock.kernels.aot.sass import SHARED_PER_CTA, Figures, Part, figures
+
+# Of the bytes that a main loop's instructions load: what must come by wide asynchronous copies where those are expected.
+# The rest are a few values that every thread of a CTA loads alike, and that count as if each were another.
+MOSTLY = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    name: str
+    operator: str
+    seconds: float  # to compile
+    figures: Figures | None  # None: not compiled
+    failures: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "failures": list(self.failures)}
+
+    @classmethod
+    def from_json(cls, read: dict[str, Any]) -> Checked:
+        found = read["figures"]
+        if found is not None:
+            found = Figures(**{**found, "whole": _part(found["whole"]), "main": _part(found["main"])})
+        return cls(**{**read, "figures": found, "failures": tuple(read["failures"])})
+
+
+def _part(read: dict[str, Any]) -> Part:
+    """JSON's keys are strings: widths are integers again."""
+    return Part(
+        **{
+            name: {int(bits): count for bits, count in value.items()} if isinstance(value, dict) else value
+            for name, value in read.items()
+        }
+    )
+
+
+def failures(config: Config, found: Figures) -> tuple[str, ...]:
+    """Each says what was found and what was expected; none where the config holds."""
+    expects, main = config.expects, found.main
+    said = []
+    if main.spills:
+        said.append(
+            f"{main.spills} spilling instructions in the main loop ({found.registers} registers): expected none"
+        )
+    if found.spills_outside > expects.max_spills_outside:
+        said.append(
+            f"{found.spills_outside} spilling instructions outside the main loop: expected {expects.max_spills_outside}"
+        )
+    if found.shared > SHARED_PER_CTA:
+        said.append(f"{found.shared} bytes of shared memory: a CTA has {SHARED_PER_CTA}")
+    elif found.ctas_per_sm < expects.ctas_per_sm:
+        said.append(
+            f"{found.ctas_per_sm} CTAs fit an SM ({found.registers} registers, {found.shared} bytes, {found.warps} "
+            f"warps): expected {expects.ctas_per_sm}"
+        )
+    if found.registers > expects.max_registers:
+        said.append(f"{found.registers} registers: expected {expects.max_registers} at most")
+    if expects.tensor_core and not main.tensor_core:
+        old = f" ({main.old_tensor_core} of the older kind)" if main.old_tensor_core else ""
+        said.append(f"no warpgroup tensor-core instruction in the main loop{old}")
+    narrow = {width: count for width, count in main.loads.items() if width < 32}
+    if expects.async_copies_128 and narrow:
+        said.append(
+            f"narrow loads in the main loop, LDG by bits: {narrow}: expected its tiles by asynchronous copies alone"
+        )
+    if expects.async_copies_128 and wide_share(main) < MOSTLY:
+        said.append(
+            f"{wide_share(main):.0%} of what the main loop loads comes by 128-bit asynchronous copies (LDGSTS by bits: "
+            f"{main.async_copies}, LDG: {main.loads}, TMA: {main.tma}): expected {MOSTLY:.0%}; is the base declared "
+            "with tl.multiple_of?"
+        )
+    if expects.max_loop_instructions is not None and main.instructions > expects.max_loop_instructions:
+        said.append(
+            f"{main.instructions} instructions in the main loop: expected {expects.max_loop_instructions} at most"
+        )
+    return tuple(said)
+
+
+def wide_share(main: Part) -> float:
+    """The share of a loop's loaded bytes that come by 128-bit asynchronous copies; TMA, where it is used, brings the
+    tiles, so beside it only LDGSTS counts as missing it."""
+    narrow = sum(bits * count for bits, count in main.async_copies.items() if bits < 128)
+    wide = main.async_copies.get(128, 0) * 128
+    if main.tma:
+        return 1.0 if not narrow else 0.0
+    everything = wide + narrow + sum(bits * count for bits, count in main.loads.items())
+    return wide / everything if everything else 0.0
+
+
+def check(config: Config) -> Checked:
+    from penstock.kernels.aot.compile import NotCompiled, compiled  # here: to read JSON, nobody needs Triton
+
+    try:
+        made = compiled(config)
+    except NotCompiled as error:
+        return Checked(config.name, config.operator, 0.0, None, (f"not compiled: {error}",))
+    found = figures(made.cubin, made.entry, made.shared, config.num_warps)
+    return Checked(config.name, config.operator, made.seconds, found, failures(config, found))
+
+
+def _check_named(name: str) -> Checked:
+    """In a worker: a config holds functions, so its name travels, not it."""
+    return check(next(config for config in configs(name.split("/", 1)[0]) if config.name == name))
+
+
+def check_all(chosen: Iterable[Config], jobs: int) -> list[Checked]:
+    """In the order given, `jobs` processes at once; each loads Triton anew, for its compiler is not for threads."""
+    chosen = list(chosen)
+    if jobs == 1 or len(chosen) < 2:
+        return [check(config) for config in chosen]
+    with ProcessPoolExecutor(min(jobs, len(chosen)), get_context("spawn")) as pool:
+        return list(pool.map(_check_named, (config.name for config in chosen)))

@@ -1,0 +1,52 @@
+"""How a scan is launched on a Hopper GPU: by what fits into a multiprocessor's shared memory.
+
+In it lie the query tile, for the whole launch; the tiles of rows in flight; and the scores on their way from the tensor
+cores' layout to the appends'. The ahead-of-time suite (kernels/filtered_topk/configs.py) holds every choice to what the
+compiler says of it, and docs/kernels.md shows the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.kernels.slabs.layout import BLOCK
+
+SHARED = 227 * 1024  # bytes of shared memory that a program may have, on sm_90
+SPARE = 6 * 1024  # of it, for masks, norms and barriers
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How the scan is launched."""
+
+    tile: int = BLOCK  # rows multiplied together
+    queries: int = 64  # queries that a program has at a time
+    warps: int = 8
+    stages: int = 3  # tiles in flight and being multiplied
+    resident: int = 1  # programs that a multiprocessor holds
+    piece: int = 0  # values of a row loaded together; 0: the greatest power of two up to 256 that divides the width
+    programs: int = 0  # of a launch; 0: as many as the device holds at once
+
+
+def tuning_for(width: int, batch: int, terms: int, *, quantised: bool = False) -> Tuning:
+    """For rows of `width` values (padded), `batch` queries (padded) and `terms` terms (padded)."""
+    queries = min(batch, 128)
+    while queries >= 16:
+        for tile, warps in ((BLOCK, 8), (64, 8 if queries > 64 else 4), (32, 4)):
+            if queries > 64 and tile == BLOCK:
+                continue  # too many scores for the registers
+            for stages in (4, 3):
+                taken = shared(width, tile, queries, terms, stages, quantised=quantised)
+                if taken + SPARE <= SHARED:
+                    fit = min(SHARED // (taken + SPARE), 65_536 // (warps * 32 * 255), 4)
+                    return Tuning(tile=tile, queries=queries, warps=warps, stages=stages, resident=max(fit, 1))
+        queries //= 2
+    raise ValueError(f"rows of {width} values: expected at most about 1,500, so that a tile fits into shared memory")
+
+
+def shared(width: int, tile: int, queries: int, terms: int, stages: int, *, quantised: bool) -> int:
+    """Bytes of shared memory, about."""
+    value = 1 if quantised else 2
+    rows = (stages - 1) * tile * width * value
+    lexical = (tile + queries) * terms * 2
+    return rows + queries * width * value + lexical + tile * queries * 4

@@ -1,0 +1,204 @@
+"""Exact top-k of selective filters: the rows that pass are listed first, and nothing of any other is read.
+
+    1. plan      zone maps say which blocks are live for some filter of the batch      (filtered_topk/scan.py)
+    2. collect   the clause programs over their rows: a list of slots for each filter  (gather.py)
+    3. seed      a sample of each list says how high its queries' best k reach         (gather.py)
+    4. gather    the listed rows are scored, and what may be among the best appended   (gather.py)
+    5. finish    as of a scan                                                          (filtered_topk/finish.py)
+
+Cheaper than a scan while a filter lets through less than some three rows in ten: a gathered row costs its own bytes and
+an address, a scanned one its bytes alone, and the queries of a filter share what is read. `room` is how long a list may
+get; a list that would be longer is made again with room for all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+import triton
+from torch import Tensor
+
+from penstock.kernels.filtered_topk import finish, scan
+from penstock.kernels.filtered_topk.prepare import NOBODY, Prepared, prepared
+from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Found, Run, Workspace, seed_rank
+from penstock.kernels.filtered_topk.tuning import Tuning
+from penstock.kernels.gather_topk import gather
+from penstock.kernels.gather_topk.tuning import QUERIES, gather_tuning
+from penstock.kernels.slabs.batch import Filters, Queries, Slabs
+
+ROOM = 1 << 20  # rows of a list, to begin with
+
+
+def gather_topk(
+    slabs: Slabs,
+    filters: Filters,
+    queries: Queries,
+    k: int,
+    *,
+    hashes: str,
+    workspace: Workspace | None = None,
+    tuning: Tuning | None = None,
+    sampled: int = SAMPLED,
+    room: int = ROOM,
+) -> Found:
+    """As `filtered_topk`. `room`: rows of a filter's list, about as many as are expected to pass."""
+    run = _Gather(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, room=room)
+    arranged, places = by_filter(queries, QUERIES)
+    ready = prepared(arranged, slabs.layout, batch=arranged.count).to(slabs.table.device)
+    while True:
+        found = run.answer(ready)
+        longest = int(found.totals.max())
+        if longest <= run.room:
+            break
+        run.room = 1 << (longest - 1).bit_length()
+    here, host = places.to(slabs.table.device), places
+    return replace(
+        found,
+        slots=found.slots[here],
+        dense=found.dense[here],
+        lexical=found.lexical[here],
+        counts=found.counts[host],
+        settled=found.settled[host],
+        rescored=found.rescored[host],
+    )
+
+
+def by_filter(queries: Queries, tile: int) -> tuple[Queries, Tensor]:
+    """The queries in tiles that share a filter each, filled up with nobody's; and where each one went (int64 [B])."""
+    order = torch.argsort(queries.filter_of, stable=True)
+    _, counts = torch.unique_consecutive(queries.filter_of[order], return_counts=True)
+    wide = -(-counts // tile) * tile
+    begins = torch.cumsum(wide, 0) - wide
+    within = torch.arange(queries.count) - torch.repeat_interleave(torch.cumsum(counts, 0) - counts, counts)
+    places = torch.empty(queries.count, dtype=torch.int64)
+    places[order] = torch.repeat_interleave(begins, counts) + within
+    total = int(wide.sum())
+    dense = torch.zeros(total, queries.dense.shape[1])
+    dense[places] = queries.dense
+    filter_of = torch.full((total,), NOBODY, dtype=torch.int32)
+    filter_of[places] = queries.filter_of.to(torch.int32)
+    lengths = torch.zeros(total, dtype=torch.int64)
+    own = queries.starts.long().diff()
+    lengths[places] = own
+    starts = torch.zeros(total + 1, dtype=torch.int32)
+    starts[1:] = torch.cumsum(lengths, 0)
+    # Of each term its new place: where its query's begin now, and its number among them.
+    owners = torch.repeat_interleave(torch.arange(queries.count), own)
+    moved = starts.long()[places[owners]] + torch.arange(len(owners)) - queries.starts.long()[owners]
+    terms, weights = torch.empty_like(queries.terms), torch.empty_like(queries.weights)
+    terms[moved], weights[moved] = queries.terms, queries.weights
+    return Queries(dense, starts, terms, weights, filter_of), places
+
+
+class _Gather(Run):
+    """A batch whose rows are listed by filter before they are scored."""
+
+    def __init__(
+        self,
+        slabs: Slabs,
+        filters: Filters,
+        k: int,
+        hashes: str,
+        *,
+        workspace: Workspace | None,
+        tuning: Tuning | None,
+        sampled: int,
+        room: int,
+    ) -> None:
+        super().__init__(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled)
+        self.room = room
+
+    def tuned(self, queries: Prepared) -> Tuning:
+        return gather_tuning(self.layout.width, queries.terms.shape[0])
+
+    def plan(self) -> None:
+        super().plan()
+        filters, count = self.filters, self.filters.count
+        self.room = min(self.room, self.blocks * scan.layout.BLOCK)
+        self.lists = self.workspace.take("lists", (count, self.room), torch.int32)
+        self.lengths = self.workspace.take("lengths", (count,), torch.int64).zero_()
+        gather.collect[(self.programs(self.blocks),)](
+            self.slabs.table,
+            self.slabs.offsets,
+            self.live,
+            self.live_bits,
+            self.counters,
+            filters.steps,
+            filters.codes,
+            filters.numbers,
+            filters.longs,
+            filters.bounds,
+            filters.epochs,
+            filters.nows,
+            filters.tenants,
+            count,
+            self.lists,
+            self.lengths,
+            self.room,
+            BLOCKS=self.layout.blocks,
+            num_warps=4,
+        )
+
+    def seed(self, queries: Prepared, tau: Tensor) -> None:
+        tile = self.tuning.tile
+        groups = tile // scan.GROUP
+        width = triton.cdiv(triton.cdiv(self.room, tile), self.sampled) * groups
+        rank = seed_rank(self.k, self.sampled)
+        if width < rank:
+            tau.fill_(-math.inf)
+            return
+        maxima = self.workspace.take("maxima", (queries.batch, width), torch.float32)
+        self._gather(queries, tau, maxima)
+        tiles = (self.lengths.clamp(max=self.room) + tile - 1) // tile
+        which = queries.filter_of.clamp(max=self.filters.count - 1)
+        finish.threshold[(queries.count,)](
+            maxima, tiles, which, tau, width, rank, SAMPLED=self.sampled, GROUPS=groups, CHUNK=2_048, num_warps=8
+        )
+
+    def _scan(
+        self, queries: Prepared, tau: Tensor, *, maxima: Tensor | None = None, totals: Tensor | None = None
+    ) -> None:
+        self._gather(queries, tau, maxima)
+        if totals is not None:
+            totals.copy_(self.lengths)
+
+    def _gather(self, queries: Prepared, tau: Tensor, maxima: Tensor | None) -> None:
+        layout, tuning, seed = self.layout, self.tuning, maxima is not None
+        nothing = self.workspace.take("nothing", (1,), torch.int32)
+        programs = self.programs(triton.cdiv(self.room, tuning.tile))
+        gather.gather[(programs, queries.batch // tuning.queries)](
+            self.slabs.table,
+            self.slabs.offsets,
+            self.lists,
+            self.lengths,
+            self.room,
+            queries.vectors,
+            queries.weights,
+            queries.terms,
+            queries.slack,
+            queries.filter_of,
+            tau,
+            nothing if seed else self.found,
+            tau if seed else self.scores,
+            nothing if seed else self.slots,
+            tau if maxima is None else maxima,
+            layout.arrays["dense"].offset,
+            layout.arrays["sketch"].offset,
+            0 if seed else self.slots.shape[1],
+            0 if maxima is None else maxima.shape[1],
+            queries.batch,
+            BLOCKS=layout.blocks,
+            D=layout.width,
+            PIECE=self.piece(),
+            L=layout.sketch,
+            T=queries.terms.shape[0],
+            BN=tuning.queries,
+            TILE=tuning.tile,
+            SEED=seed,
+            SAMPLED=self.sampled,
+            STAGES=tuning.stages,
+            INTERPRET=INTERPRETED,
+            num_warps=tuning.warps,
+        )

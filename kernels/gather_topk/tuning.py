@@ -1,0 +1,14 @@
+"""How gathering is launched on a Hopper GPU. Queries of one filter are few, so their tile is the smallest there is."""
+
+from __future__ import annotations
+
+from penstock.kernels.filtered_topk.tuning import Tuning
+
+QUERIES = 16  # of a tile, all of one filter
+
+
+def gather_tuning(width: int, terms: int) -> Tuning:
+    """For rows of `width` values (padded) and `terms` terms (padded)."""
+    stages = 4 if width * 64 * 2 * 3 + terms * 256 <= 160 * 1024 else 3
+    resident = 2 if width <= 256 and terms == 0 else 1
+    return Tuning(tile=64, queries=QUERIES, warps=4, stages=stages, resident=resident)
