@@ -1,7 +1,7 @@
 """Fixtures that every folder may use.
 
-Kernels run in Triton's interpreter, which is chosen here because Triton decides when it is imported. With
-PENSTOCK_TEST_CUDA=1 they run on the machine's device instead, and so do the tests that are marked `cuda`.
+Kernels run in Triton's interpreter, which is chosen here because Triton decides when it is imported. On a machine with
+a CUDA device they run there instead, and so do the tests that are marked `cuda`; PENSTOCK_TEST_CUDA=0 or 1 says it.
 
 The end-to-end scenarios run on one of two installations, named by PENSTOCK_TEST_FIXTURE: `embedded`, what `penstock up`
 starts, or `containers`, what the compose file starts. `make test` runs them on one after the other.
@@ -32,7 +32,7 @@ structlog.configure(
     ]
 )
 
-ON_CUDA = os.environ.get("PENSTOCK_TEST_CUDA") == "1"
+ON_CUDA = os.environ.get("PENSTOCK_TEST_CUDA", "1" if Path("/dev/nvidiactl").exists() else "0") == "1"
 if not ON_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -45,7 +45,7 @@ def pytest_configure(config):
     if FIXTURE not in FIXTURES:
         raise pytest.UsageError(f"PENSTOCK_TEST_FIXTURE is {FIXTURE!r}: expected one of {', '.join(FIXTURES)}")
     config.addinivalue_line("markers", "installation(name): runs on this installation alone")
-    config.addinivalue_line("markers", "cuda: needs a CUDA device, and PENSTOCK_TEST_CUDA=1")
+    config.addinivalue_line("markers", "cuda: needs a CUDA device; skipped, with the reason, where there is none")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config, items):
     left_out = [item for item in items if not belongs(item)]
     for item in items:
         if not ON_CUDA and item.get_closest_marker("cuda"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device: PENSTOCK_TEST_CUDA=1 where there is one"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         elif ON_CUDA and "interpreter" in item.name:
             item.add_marker(pytest.mark.skip(reason="the interpreter needs a process of its own"))
     if left_out:

@@ -1,10 +1,11 @@
 """Searches by vector on the device: what retrieval/search/scan.py answers on the host, to the bit.
 
     1. sort     which asks are the device's; of the rest it says why the host has to answer
-    2. gather   asks that see and let pass the same rows share a filter; batches of 256 queries and 63 filters at most
-    3. send     programs, operands and queries: packed, one copy
-    4. launch   kernels/filtered_topk, after the writes of the newest epoch
-    5. read     the best of each ask, cut to its own k; an ask with a score that kernels cannot settle is the host's
+    2. plan     filters by the host's zone maps: those that few rows pass are gathered, the others scanned
+    3. batch    asks that see and let pass the same rows share a filter; 256 queries and 63 filters at most
+    4. send     programs and operands: packed, one copy; queries, rounded and with their bounds
+    5. launch   kernels/filtered_topk or kernels/gather_topk, behind the writes of the newest epoch
+    6. read     the best of each ask, cut to its own k; an ask with a score that kernels cannot settle is the host's
 
 One batch at a time: the device is one, and its workspace is used over and over.
 """
@@ -21,22 +22,27 @@ import numpy as np
 import torch
 
 from penstock.kernels.filtered_topk.triton import Found, Workspace, filtered_topk
-from penstock.kernels.slabs.batch import FILTERS, QUERIES, Filters, Queries, Slabs
+from penstock.kernels.gather_topk.triton import gather_topk
+from penstock.kernels.slabs.batch import FILTERS, QUERIES, Filters, Queries
 from penstock.retrieval.device.arenas import Arenas
 from penstock.retrieval.device.backend import Backend
 from penstock.retrieval.device.mirror import Mirror
 from penstock.retrieval.device.programs import Compiled, compiled, joined
 from penstock.retrieval.device.staging import Staging
+from penstock.retrieval.search.plan import Choice
 from penstock.retrieval.search.program import Overflow
 from penstock.retrieval.search.scan import Best
 from penstock.retrieval.store.page import HASHED, Doubles
 from penstock.retrieval.store.pages import Table
 from penstock.retrieval.store.planes import QueryPlanes
 from penstock.retrieval.store.reading import Scored, Sought
+from penstock.retrieval.store.reading import plan as plan_of
 from penstock.retrieval.store.zones import signature_bits
 
 SAFE = 1e37  # of a query and a row, the product of their norms up to which no float32 product leaves its range
 NO_TENANT = -2
+GATHERED = 16  # filters that are gathered together: each has tiles of queries of its own
+LEAST_ROOM = 1_024 - 1  # of a list of rows that are gathered
 
 TOO_LARGE = "its values leave float32's range"
 NO_VALUES = "its vector has no value"
@@ -48,7 +54,17 @@ NO_MEMORY = "the device has no memory left"
 class Answer:
     best: Best
     total: int  # rows that pass
-    looked_at: int  # rows of the blocks that zone maps did not rule out for some ask of its batch
+    looked_at: int  # rows of the blocks that zone maps did not rule out, for some ask of its batch where it is a scan
+    plan: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """A filter of a batch. `expected`: rows that the plan thinks will pass, where they are to be gathered."""
+
+    program: Compiled
+    expected: int | None
+    looked_at: int | None  # rows, as the plan has it; None: the device says so of the batch
 
 
 class Device:
@@ -76,40 +92,46 @@ class Device:
         arenas = table.arenas
         assert arenas is not None
         out: list[Answer | str] = [""] * len(asks)
-        programs: dict[Sought, Compiled] = {}
-        ours = []
+        filters: dict[Sought, Filtered] = {}
+        scanned, gathered = [], []
         for place, ask in enumerate(asks):
             if reason := unfit(ask.query, self.mirror.norms):
                 out[place] = reason
                 continue
-            ours.append(place)
-            if ask.sought not in programs:
-                programs[ask.sought] = compiled(ask.sought.program, arenas.layout, overflow)
-        for batch in batches([asks[place].sought for place in ours]):
-            places = [ours[at] for at in batch]
-            some = {asks[place].sought: programs[asks[place].sought] for place in places}
-            try:
-                answers = self._answers(arenas, some, [asks[place] for place in places])
-            except torch.OutOfMemoryError:
-                answers = [NO_MEMORY] * len(places)
-            for place, answer in zip(places, answers, strict=True):
-                out[place] = answer
+            known = filters.get(ask.sought)
+            if known is None:
+                known = filters[ask.sought] = _filtered(ask.sought, arenas, overflow)
+            (scanned if known.expected is None else gathered).append(place)
+        for some, most in ((scanned, FILTERS - 1), (gathered, GATHERED)):
+            for batch in batches([asks[place].sought for place in some], most):
+                places = [some[at] for at in batch]
+                theirs = {asks[place].sought: filters[asks[place].sought] for place in places}
+                try:
+                    answers = self._answers(arenas, theirs, [asks[place] for place in places])
+                except torch.OutOfMemoryError:
+                    answers = [NO_MEMORY] * len(places)
+                for place, answer in zip(places, answers, strict=True):
+                    out[place] = answer
         return out
 
     def _answers(
-        self, arenas: Arenas, programs: Mapping[Sought, Compiled], asks: Sequence[Scored]
+        self, arenas: Arenas, filters: Mapping[Sought, Filtered], asks: Sequence[Scored]
     ) -> list[Answer | str]:
-        """Of one batch."""
-        places = {one: place for place, one in enumerate(programs)}
+        """Of one batch: all scanned, or all gathered."""
+        places = {one: place for place, one in enumerate(filters)}
         filter_of = [places[ask.sought] for ask in asks]
         queries = queries_of(arenas.layout.dense, [ask.query for ask in asks], filter_of)
+        k, expected = max(ask.k for ask in asks), [one.expected for one in filters.values()]
         with self._launching():
-            filters = filters_of(self._staging, programs)
-            found = self._run(arenas.slabs, filters, queries, max(ask.k for ask in asks))
-            return _read(found, asks, filter_of)
-
-    def _run(self, slabs: Slabs, filters: Filters, queries: Queries, k: int) -> Found:
-        return filtered_topk(slabs, filters, queries, k, hashes=HASHED, workspace=self._workspace)
+            sent = filters_of(self._staging, filters)
+            if None in expected:
+                found = filtered_topk(arenas.slabs, sent, queries, k, hashes=HASHED, workspace=self._workspace)
+                plan = Choice.DEVICE_SCAN
+            else:
+                room = room_of(max(one for one in expected if one is not None))
+                found = gather_topk(arenas.slabs, sent, queries, k, hashes=HASHED, workspace=self._workspace, room=room)
+                plan = Choice.DEVICE_GATHER
+            return _read(found, asks, filter_of, [one.looked_at for one in filters.values()], plan)
 
     @contextmanager
     def _launching(self) -> Iterator[None]:
@@ -122,6 +144,21 @@ class Device:
                 if self.mirror.written is not None:
                     self._stream.wait_event(self.mirror.written)
                 yield
+
+
+def _filtered(sought: Sought, arenas: Arenas, overflow: Overflow) -> Filtered:
+    """Without a filter there is nothing to estimate: the device's own zone maps say what to look at."""
+    program = compiled(sought.program, arenas.layout, overflow)
+    if sought.program is None:
+        return Filtered(program, None, None)
+    planned = plan_of(sought.scope, sought.program)
+    few = planned.choice in (Choice.GATHER, Choice.NOTHING)
+    return Filtered(program, int(planned.share * planned.rows) if few else None, planned.rows)
+
+
+def room_of(expected: int) -> int:
+    """Rows that a list has room for: twice what is expected, since an estimate is one."""
+    return 1 << max(LEAST_ROOM, 2 * expected).bit_length()
 
 
 def unfit(query: QueryPlanes, norms: Doubles) -> str:
@@ -139,12 +176,12 @@ def unfit(query: QueryPlanes, norms: Doubles) -> str:
     return "" if float(scaled @ norms) < SAFE and float(scaled.max()) < SAFE else TOO_LARGE
 
 
-def batches(sought: Sequence[Sought]) -> Iterator[list[int]]:
-    """Places of asks that kernels take together, in order."""
+def batches(sought: Sequence[Sought], most: int) -> Iterator[list[int]]:
+    """Places of asks that kernels take together, in order: of at most so many filters."""
     some: list[int] = []
     filters: set[Sought] = set()
     for place, one in enumerate(sought):
-        if len(some) == QUERIES or (one not in filters and len(filters) == FILTERS - 1):
+        if len(some) == QUERIES or (one not in filters and len(filters) == most):
             yield some
             some, filters = [], set()
         some.append(place)
@@ -153,10 +190,10 @@ def batches(sought: Sequence[Sought]) -> Iterator[list[int]]:
         yield some
 
 
-def filters_of(staging: Staging, programs: Mapping[Sought, Compiled]) -> Filters:
+def filters_of(staging: Staging, filters: Mapping[Sought, Filtered]) -> Filters:
     """The distinct filters of a batch, on the device."""
-    scopes = [one.scope for one in programs]
-    whole, bounds = joined(list(programs.values()))
+    scopes = [one.scope for one in filters]
+    whole, bounds = joined([one.program for one in filters.values()])
     tenants = np.asarray([NO_TENANT if one.tenant is None else one.tenant for one in scopes], np.int32)
     owners = signature_bits(tenants).view(np.int64)
     owners[tenants == NO_TENANT] = 0
@@ -190,8 +227,10 @@ def queries_of(width: int, queries: Sequence[QueryPlanes], filter_of: Sequence[i
     return Queries(*(torch.from_numpy(array) for array in arrays))
 
 
-def _read(found: Found, asks: Sequence[Scored], filter_of: Sequence[int]) -> list[Answer | str]:
-    """Each ask's own of what came back."""
+def _read(
+    found: Found, asks: Sequence[Scored], filter_of: Sequence[int], looked_at: Sequence[int | None], plan: Choice
+) -> list[Answer | str]:
+    """Each ask's own of what came back. `looked_at`: of each filter, where its plan says it."""
     slots, dense, lexical = (one.cpu().numpy() for one in (found.slots, found.dense, found.lexical))
     counts, totals = found.counts.cpu().tolist(), found.totals.cpu().tolist()
     settled, rescored = found.settled.tolist(), found.rescored.tolist()
@@ -202,5 +241,7 @@ def _read(found: Found, asks: Sequence[Scored], filter_of: Sequence[int]) -> lis
             continue
         mine = slice(0, min(counts[query], ask.k))
         best = Best(slots[query, mine], dense[query, mine], lexical[query, mine], rescored[query])
-        out.append(Answer(best, totals[filter_of[query]], found.looked_at))
+        looked = looked_at[filter_of[query]]
+        looked = found.looked_at if looked is None else looked
+        out.append(Answer(best, totals[filter_of[query]], looked, plan if looked else Choice.NOTHING))
     return out

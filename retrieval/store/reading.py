@@ -170,7 +170,7 @@ def _answered(rows: Rows, pin: Pin, answer: Answer) -> SearchResult:
         total=answer.total,
         epoch=pin.epoch,
         rescored=answer.best.rescored,
-        plan=planning.Choice.DEVICE if answer.looked_at else planning.Choice.NOTHING,
+        plan=answer.plan,
         looked_at=answer.looked_at,
     )
 

@@ -1,5 +1,4 @@
-"""The store on each backend: one suite for all. `cuda` where there is such a device, in a process that has not chosen
-Triton's interpreter."""
+"""The store on each backend: one suite for all. On a machine with a CUDA device `cuda` replaces the interpreter."""
 
 import functools
 

@@ -17,7 +17,7 @@ from penstock.retrieval.search.plan import Choice
 from penstock.retrieval.store.planes import QueryPlanes
 from penstock.retrieval.store.records import Ask
 from penstock.retrieval.store.store import Store
-from penstock.schemas.filters import is_in
+from penstock.schemas.filters import is_in, negate
 
 ROW = [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
 
@@ -47,7 +47,7 @@ def test_a_search_by_vector_is_the_devices_and_one_without_the_hosts(store_of):
     store = store_of(*batch)
     found = store.search(query(ROW, [0.25] * 16), None, 9, now_ms=0)
     assert shown(found) == Oracle(batch).search(query(ROW, [0.25] * 16), None, 9, now_ms=0)
-    assert (found.plan, found.looked_at, found.total) == (Choice.DEVICE, 200, 200)
+    assert (found.plan, found.looked_at, found.total) == (Choice.DEVICE_SCAN, 200, 200)
     assert 9 <= found.rescored < 100
     assert store.search(None, None, 9, now_ms=0).plan == Choice.DENSE
     nothing = store.search(query(ROW), is_in("company", "nobody"), 9, now_ms=0)
@@ -77,7 +77,7 @@ def test_what_the_device_declines_the_host_answers_and_says_so(store_of, asked, 
     answers = store.search_many([Ask(query(one), None, 9, 0) for one in (asked, ROW)])
     for one, answer in zip((asked, ROW), answers, strict=True):
         assert shown(answer) == Oracle(batch).search(query(one), None, 9, now_ms=0)
-    assert [answer.plan for answer in answers] == [f"{Choice.DENSE} on the host: {why}", Choice.DEVICE]
+    assert [answer.plan for answer in answers] == [f"{Choice.DENSE} on the host: {why}", Choice.DEVICE_SCAN]
 
 
 def test_a_score_that_kernels_cannot_settle_and_a_device_without_memory_are_the_hosts(store_of, monkeypatch):
@@ -103,19 +103,33 @@ def test_a_score_that_kernels_cannot_settle_and_a_device_without_memory_are_the_
 def test_batches_hold_so_many_queries_and_filters_and_keep_their_order():
     many = [object() for _ in range(2 * FILTERS)]
     for sought in (many, many[:1] * (QUERIES + 1), [many[i % 70] for i in range(600)], []):
-        found = list(batches(sought))
-        assert [place for batch in found for place in batch] == list(range(len(sought)))
-        assert all(len(batch) <= QUERIES and len({id(sought[at]) for at in batch}) < FILTERS for batch in found)
-    assert len(list(batches(many[:1] * QUERIES))) == 1 and len(list(batches(many[: FILTERS - 1]))) == 1
+        for most in (FILTERS - 1, 5):
+            found = list(batches(sought, most))
+            assert [place for batch in found for place in batch] == list(range(len(sought)))
+            assert all(len(batch) <= QUERIES and len({id(sought[at]) for at in batch}) <= most for batch in found)
+    assert len(list(batches(many[:1] * QUERIES, 1))) == 1 and len(list(batches(many[:7], 7))) == 1
 
 
 def test_more_filters_than_a_launch_takes(store_of):
     batch = rows(120)
     store, oracle = store_of(*batch), Oracle(batch)
-    trees = [is_in("company", f"c{i % 50}", f"c{i // 3 % 50}") for i in range(FILTERS + 2)]
+    trees = [negate(is_in("company", f"c{i % 50}", f"c{i // 3 % 50}")) for i in range(FILTERS + 2)]
     answers = store.search_many([Ask(query(ROW), tree, 3, 0) for tree in trees])
     for tree, answer in zip(trees, answers, strict=True):
         assert shown(answer) == oracle.search(query(ROW), tree, 3, now_ms=0)
+        assert answer.plan == Choice.DEVICE_SCAN
+
+
+def test_filters_that_few_rows_pass_are_gathered_beside_those_that_are_scanned(store_of):
+    batch = rows(200)
+    store, oracle = store_of(*batch), Oracle(batch)
+    trees = [is_in("company", "c3"), negate(is_in("company", "c3")), None, is_in("company", "c4", "c5")]
+    asks = [Ask(query(ROW, [0.25] * 16), tree, k, 0) for k, tree in enumerate(trees * 2, 1)]
+    answers = store.search_many(asks)
+    for ask, answer in zip(asks, answers, strict=True):
+        assert shown(answer) == oracle.search(ask.vector, ask.filter, ask.k, now_ms=0)
+    gather, scan = Choice.DEVICE_GATHER, Choice.DEVICE_SCAN
+    assert [answer.plan for answer in answers] == [gather, scan, scan, gather] * 2
 
 
 def test_planes_and_queries_of_every_shape(store_of):
