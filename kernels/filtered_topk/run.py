@@ -112,6 +112,10 @@ class Run:
         self.reruns = 0
 
     def answer(self, queries: Prepared) -> Found:
+        return self.settled(queries, *self.launched(queries))
+
+    def launched(self, queries: Prepared) -> tuple[_Finished, Tensor, int]:
+        """What `settled` reads. All of it is launched and nothing waited for, so a CUDA graph may capture it."""
         capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
         self.reruns = 0
         self.tuning = self.asked or self.tuned(queries)
@@ -120,8 +124,7 @@ class Run:
         totals = self.workspace.take("totals", (self.filters.count,), torch.int64)
         self.seed(queries, tau)
         self.scan(queries, tau, totals, capacity)
-        found = self.finish(queries, tau, capacity)
-        return self.settled(queries, found, totals.clone(), capacity)
+        return self.finish(queries, tau, capacity), totals, capacity
 
     def tuned(self, queries: Prepared) -> Tuning:
         """How to launch the scan."""
@@ -356,7 +359,7 @@ class Run:
             dense=dense,
             lexical=lexical,
             counts=kept.clamp(max=self.k),
-            totals=totals,
+            totals=totals.clone(),
             settled=doubtful == 0,
             rescored=kept,
             looked_at=looked_at,

@@ -4,7 +4,8 @@
     2. plan     filters by the host's zone maps: those that few rows pass are gathered, the others scanned
     3. batch    asks that see and let pass the same rows share a filter; 256 queries and 63 filters at most
     4. send     programs and operands: packed, one copy; queries, rounded and with their bounds
-    5. launch   kernels/filtered_topk or kernels/gather_topk, behind the writes of the newest epoch
+    5. launch   kernels/filtered_topk, on CUDA as a graph (graphs.py), or kernels/gather_topk, behind the writes of the
+                newest epoch
     6. read     the best of each ask, cut to its own k; an ask with a score that kernels cannot settle is the host's
 
 One batch at a time: the device is one, and its workspace is used over and over.
@@ -23,9 +24,10 @@ import torch
 
 from penstock.kernels.filtered_topk.triton import Found, Workspace, filtered_topk
 from penstock.kernels.gather_topk.triton import gather_topk
-from penstock.kernels.slabs.batch import FILTERS, QUERIES, Filters, Queries
+from penstock.kernels.slabs.batch import FILTERS, QUERIES, Filters, Queries, Slabs
 from penstock.retrieval.device.arenas import Arenas
 from penstock.retrieval.device.backend import Backend
+from penstock.retrieval.device.graphs import Graphs
 from penstock.retrieval.device.mirror import Mirror
 from penstock.retrieval.device.programs import Compiled, compiled, joined
 from penstock.retrieval.device.staging import Staging
@@ -75,6 +77,7 @@ class Device:
         self._backend = backend
         self._lock = threading.Lock()  # over all below
         self._workspace = Workspace(backend.device)
+        self._graphs = Graphs(backend.device) if backend.is_cuda else None
         self._staging = Staging(backend.device)
         self._stream = torch.cuda.Stream() if backend.is_cuda else None
 
@@ -85,7 +88,7 @@ class Device:
     @property
     def nbytes(self) -> int:
         """The pages' arenas, and what searches use over and over."""
-        return self.mirror.nbytes + self._workspace.nbytes
+        return self.mirror.nbytes + self._workspace.nbytes + (self._graphs.nbytes if self._graphs is not None else 0)
 
     def best_many(self, table: Table, overflow: Overflow, asks: Sequence[Scored]) -> list[Answer | str]:
         """The best of each ask, or why the host has to say. `table`: the one that the asks are pinned to."""
@@ -125,13 +128,19 @@ class Device:
         with self._launching():
             sent = filters_of(self._staging, filters)
             if None in expected:
-                found = filtered_topk(arenas.slabs, sent, queries, k, hashes=HASHED, workspace=self._workspace)
+                found = self._scanned(arenas.slabs, sent, queries, k)
                 plan = Choice.DEVICE_SCAN
             else:
                 room = room_of(max(one for one in expected if one is not None))
                 found = gather_topk(arenas.slabs, sent, queries, k, hashes=HASHED, workspace=self._workspace, room=room)
                 plan = Choice.DEVICE_GATHER
             return _read(found, asks, filter_of, [one.looked_at for one in filters.values()], plan)
+
+    def _scanned(self, slabs: Slabs, filters: Filters, queries: Queries, k: int) -> Found:
+        found = None if self._graphs is None else self._graphs.answer(slabs, filters, queries, k)
+        if found is None:
+            return filtered_topk(slabs, filters, queries, k, hashes=HASHED, workspace=self._workspace)
+        return found
 
     @contextmanager
     def _launching(self) -> Iterator[None]:
