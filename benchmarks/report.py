@@ -12,21 +12,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 
 @dataclass(frozen=True, slots=True)
 class Result:
     name: str
-    value: float
+    value: float | None  # None: not measured, for want of what `needs` says
     unit: str
     target: float
     better: str  # lower or higher
     peers: dict[str, float] = field(default_factory=dict)  # milliseconds
+    needs: str | None = None
 
     @property
-    def met(self) -> bool:
+    def met(self) -> bool | None:
+        if self.value is None:
+            return None
         return self.value <= self.target if self.better == "lower" else self.value >= self.target
+
+    def as_json(self) -> dict[str, Any]:
+        """`needs` where something was missing, and only there."""
+        return {name: value for name, value in asdict(self).items() if name != "needs" or value is not None}
 
 
 @dataclass(slots=True)
@@ -51,9 +56,13 @@ class Report:
         self.results.append(Result(f"{self.subject}/{name}", value, unit, target, better, peers or {}))
         print(f"  {self.subject}/{name} {value:.4g} {unit}", flush=True)
 
+    def lacking(self, name: str, unit: str, target: float, better: str, needs: str) -> None:
+        """A result that could not be measured here."""
+        self.results.append(Result(f"{self.subject}/{name}", None, unit, target, better, needs=needs))
+
     def write(self, path: Path, about: Mapping[str, Any], **more: object) -> None:
         """As JSON: the machine, the results, what else is given, and the notes."""
-        results = [asdict(result) for result in self.results]
+        results = [result.as_json() for result in self.results]
         written_as(path, {"machine": about, "results": results, **more, "notes": self.notes})
 
 
@@ -69,7 +78,7 @@ def machine(**more: object) -> dict[str, Any]:
     return {
         "cpu": model[0].split(":", 1)[1].strip() if model else platform.processor(),
         "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
         **more,
@@ -96,8 +105,9 @@ def table(results: Sequence[Result]) -> str:
     lines = []
     for result in results:
         sign = "<=" if result.better == "lower" else ">="
-        verdict = "met" if result.met else "NOT MET"
-        lines.append(f"{result.name:<{width}}  {result.value:>10g}  {sign} {result.target:g} {result.unit}  {verdict}")
+        verdict = {True: "met", False: "NOT MET", None: f"not measured: needs {result.needs}"}[result.met]
+        value = "" if result.value is None else f"{result.value:g}"
+        lines.append(f"{result.name:<{width}}  {value:>10}  {sign} {result.target:g} {result.unit}  {verdict}")
     return "\n".join(lines)
 
 

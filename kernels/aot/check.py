@@ -12,7 +12,7 @@ from penstock.kernels.aot.config import Config
 from penstock.kernels.aot.registry import configs
 from penstock.kernels.aot.sass import SHARED_PER_CTA, Figures, Part, figures
 
-# Of the bytes that a main loop's instructions load: what must come by wide asynchronous copies where those are expected.
+# Of the bytes that a main loop's instructions load: what must come by wide asynchronous copies where they are expected.
 # The rest are a few values that every thread of a CTA loads alike, and that count as if each were another.
 MOSTLY = 0.75
 

@@ -12,10 +12,15 @@ from penstock.kernels.aot.config import Config
 OPERATORS = Path(__file__).resolve().parents[1]  # kernels/
 
 
+def operators(name: str) -> list[str]:
+    """Those that have a `name`.py; aot itself is none."""
+    own = Path(__file__).parent
+    return sorted(path.parent.name for path in OPERATORS.glob(f"*/{name}.py") if path.parent != own)
+
+
 def modules(name: str) -> dict[str, ModuleType]:
     """Of each operator that has a `name`.py, that module, by the operator's name."""
-    folders = sorted(path.parent.name for path in OPERATORS.glob(f"*/{name}.py"))
-    return {folder: importlib.import_module(f"penstock.kernels.{folder}.{name}") for folder in folders}
+    return {folder: importlib.import_module(f"penstock.kernels.{folder}.{name}") for folder in operators(name)}
 
 
 def configs(operator: str | None = None) -> tuple[Config, ...]:

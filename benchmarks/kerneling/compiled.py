@@ -1,0 +1,125 @@
+"""What the ahead-of-time suite says, as rows; and the forms of the scan that the model takes from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kerneling import model
+from benchmarks.kerneling.gpu import BAD, LIKELY, Getting
+from benchmarks.kerneling.importing import ROOT
+from penstock.kernels.aot.check import MOSTLY, Checked, wide_share
+from penstock.kernels.aot.config import Config
+from penstock.kernels.aot.registry import configs
+from penstock.kernels.aot.sass import SHARED_PER_CTA
+
+SCORING = "filtered_topk/scan/"  # how the configs that score are called
+SEEDING = "filtered_topk/seed/"
+MODELLED = (16, 64)  # queries of a batch
+ROWS, WIDTH = 10_000_000, 256
+
+
+def compile_all(jobs: int) -> tuple[list[Checked], str]:
+    """By the command, in a process without the interpreter: what was found, and Triton's version."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "found.json"
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        environment.setdefault("TRITON_CACHE_DIR", str(ROOT / ".cache" / "triton"))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
+        command = "from benchmarks.kerneling.importing import from_checkout; from_checkout(); "
+        command += "import sys; from penstock.kernels.aot.__main__ import main; sys.exit(main(sys.argv[1:]))"
+        arguments = ["--json", str(path), "--jobs", str(jobs)]
+        subprocess.run([sys.executable, "-c", command, *arguments], cwd=ROOT, env=environment, check=False)
+        if not path.exists():
+            raise RuntimeError("the ahead-of-time suite wrote nothing: its error stands above")
+        read = json.loads(path.read_text())
+    return [Checked.from_json(one) for one in read["configs"]], read["triton"]
+
+
+def rows(checked: Sequence[Checked]) -> dict[str, float]:
+    """Of aot/. What was not compiled spills, as far as anybody knows."""
+    spilling = [one for one in checked if one.figures is None or one.figures.main.spills]
+    crowded = [one for one in checked if one.figures is None or one.figures.shared > SHARED_PER_CTA]
+    scoring = [one for one in checked if one.name.startswith((SCORING, SEEDING))]
+    return {
+        "aot/spilling_configs": len(spilling),
+        "aot/over_shared_memory": len(crowded),
+        "aot/configs": len(checked),
+        "aot/filtered_topk/tensor_core": float(bool(scoring) and all(_scores_well(one) for one in scoring)),
+    }
+
+
+def _scores_well(one: Checked) -> bool:
+    """Tensor-core instructions, and tiles by 128-bit asynchronous copies."""
+    return one.figures is not None and one.figures.main.tensor_core > 0 and wide_share(one.figures.main) >= MOSTLY
+
+
+def form(config: Config, checked: Checked) -> model.Form:
+    """What the model takes of a compiled scan. Its constants are the kernel's own: BN, TILE, RUN and the like."""
+    found = checked.figures
+    if found is None:
+        raise ValueError(f"{config.name} did not compile: {'; '.join(checked.failures)}")
+    tile = int(str(config.constexprs["TILE"]))
+    gate = int(str(config.constexprs.get("GATE", 1)))
+    return model.Form(
+        warps=found.warps,
+        ctas=found.ctas_per_sm,
+        hot=found.hot,
+        barriers=found.main.barriers,
+        # Everything outside the tiles' loop, as if a step of the gate ran all of it.
+        gate=found.whole.instructions - found.main.instructions,
+        flight=found.main.async_copies.get(128, 0) * 16 * found.warps * 32,
+        tile_rows=tile,
+        run=int(str(config.constexprs["RUN"])),
+        gate_rows=gate * model.BLOCK,
+    )
+
+
+def predictions(checked: Sequence[Checked], getting: Getting = LIKELY) -> dict[int, model.Prediction]:
+    """By queries of a batch: those of MODELLED whose scan and seed were compiled."""
+    by_name = {one.name: one for one in checked}
+    found = {}
+    for batch in MODELLED:
+        parts = [_of(prefix, batch) for prefix in (SEEDING, SCORING)]
+        if all(part is not None and part.name in by_name for part in parts):
+            seed, scan = (form(part, by_name[part.name]) for part in parts if part is not None)
+            work = model.Work(ROWS, WIDTH, batch)
+            found[batch] = model.filtered_topk(work, seed, scan, got=getting)
+    return found
+
+
+def _of(prefix: str, batch: int) -> Config | None:
+    """The config of a dense scan of WIDTH values for so many queries, without terms; int8 is another operator's."""
+    wanted = {"D": WIDTH, "BN": batch, "T": 0}
+    for config in configs("filtered_topk"):
+        given = {name: config.constexprs.get(name) for name in wanted}
+        if config.name.startswith(prefix) and given == wanted and not config.constexprs.get("QUANTISED"):
+            return config
+    return None
+
+
+def model_notes(checked: Sequence[Checked]) -> dict[str, Any]:
+    """Each launch of each prediction, with the likely values of gpu.py and with the bad ones."""
+    out: dict[str, Any] = {}
+    for name, getting in (("likely", LIKELY), ("bad", BAD)):
+        for batch, prediction in predictions(checked, getting).items():
+            out.setdefault(f"B{batch}", {})[name] = {
+                "share": round(prediction.share, 4),
+                "ms": round(prediction.seconds * 1e3, 4),
+                "needed_bytes": prediction.work.needed,
+                "launches": {
+                    launch.name: {
+                        "us": round(launch.seconds * 1e6, 2),
+                        "bound": launch.bound,
+                        **{part: round(seconds * 1e6, 2) for part, seconds in launch.parts.items()},
+                    }
+                    for launch in prediction.launches
+                },
+            }
+    return out
