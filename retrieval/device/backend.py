@@ -59,11 +59,12 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A device and what may be taken of it. `name`: cuda or interpreter."""
+    """A device and what may be taken of it. `name`: cuda or interpreter. `scatters`: kernels write rows, else torch."""
 
     name: str
     device: torch.device
     budget: Budget = field(default_factory=lambda: Budget(None))
+    scatters: bool = True
 
     @property
     def is_cuda(self) -> bool:
@@ -111,7 +112,7 @@ def choose(name: str, device_bytes: int | None = None) -> Backend | None:
     if name == "cpu":
         return None
     if name == "interpreter":
-        made = Backend(name, torch.device("cpu"), Budget(device_bytes))
+        made = Backend(name, torch.device("cpu"), Budget(device_bytes), scatters=False)
     elif not torch.cuda.is_available():
         raise DeviceUnavailable(
             "retrieval.device is cuda and torch finds no CUDA device: set it to auto or cpu, or give the process a "

@@ -26,10 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.kernels.slabs.layout import BLOCK
+from penstock.kernels.slabs.layout import BLOCK, Layout
 from penstock.retrieval.device.arenas import Arena, Arenas, arenas, layout_of, page_bytes
 from penstock.retrieval.device.backend import Backend
-from penstock.retrieval.device.scatter import BLOCKS, STEP, Scatter
+from penstock.retrieval.device.scatter import BLOCKS, STEP, Indexed, Scatter, Writes
 from penstock.retrieval.device.values import Values, of_blocks, of_rows
 from penstock.retrieval.store.page import NEVER, Doubles, Longs, split
 from penstock.retrieval.store.pages import Table
@@ -46,7 +46,7 @@ class Mirror:
         self.written: torch.cuda.Event | None = None
         self.norms: Doubles = np.zeros(2)  # the greatest of any row that somebody may see: dense, sketch
         self._norms: list[npt.NDArray[np.float32]] = []  # of each page, by block
-        self._scatter = Scatter(self.arenas.layout, backend.device)
+        self._writes = self._made(self.arenas.layout)
         self._stream = torch.cuda.Stream() if backend.is_cuda else None
 
     @property
@@ -74,7 +74,7 @@ class Mirror:
         with self._writing():
             page = Arena(self.backend, layout)
             if layout != self.arenas.layout:
-                self._scatter = Scatter(layout, self.backend.device)
+                self._writes = self._made(layout)
             self.arenas = arenas(self.backend, layout, (*self.arenas.pages, page), self.arenas)
         self._norms.append(np.zeros((layout.blocks, 2), np.float32))
         return self.arenas
@@ -94,7 +94,7 @@ class Mirror:
                     if (kept.dtype, kept.shape) == (array.dtype, array.shape):
                         layout.view(page.bytes, name).copy_(before.view(number, name))
             self.arenas = arenas(self.backend, layout, pages)
-            self._scatter = Scatter(layout, self.backend.device)
+            self._writes = self._made(layout)
         return self.arenas
 
     # --- rows ----------------------------------------------------------------------------------------------------
@@ -104,12 +104,12 @@ class Mirror:
         with self._writing():
             self._rows(table, born)
             self._zones(table, np.unique(born // BLOCK))
-            self._scatter.publish(self.arenas.slabs, epoch, dying, born, _NONE)
+            self._writes.publish(self.arenas, epoch, dying, born, _NONE)
 
     def empty(self, table: Table, slots: Longs) -> None:
         """Rows (slots) that nobody can see any more are free, and their blocks' zone maps know it."""
         with self._writing():
-            self._scatter.publish(self.arenas.slabs, 0, _NONE, _NONE, slots)
+            self._writes.publish(self.arenas, 0, _NONE, _NONE, slots)
             self._zones(table, np.unique(slots // BLOCK))
 
     def narrow(self, table: Table, blocks: Longs) -> None:
@@ -126,14 +126,14 @@ class Mirror:
                 self._zones(table, np.flatnonzero(zones.rows) + page.first // BLOCK)
                 for epoch in np.unique(page.birth[rows]).tolist():
                     born = rows[page.birth[rows] == epoch] + page.first
-                    self._scatter.publish(self.arenas.slabs, epoch, _NONE, born, _NONE)
+                    self._writes.publish(self.arenas, epoch, _NONE, born, _NONE)
 
     def _rows(self, table: Table, slots: Longs) -> None:
         width = self.arenas.layout.width
         for start in range(0, len(slots), STEP):
             some = slots[start : start + STEP]
             parts = [(some[at], of_rows(table.pages[page], rows, width)) for page, at, rows in table.split(some)]
-            self._scatter.rows(self.arenas.slabs, *_together(parts))
+            self._writes.rows(self.arenas, *_together(parts))
 
     def _zones(self, table: Table, blocks: Longs) -> None:
         for start in range(0, len(blocks), BLOCKS):
@@ -142,9 +142,12 @@ class Mirror:
                 values = of_blocks(table.pages[page], table.zones[page], mine)
                 self._norms[page][mine] = values["zone.norms"]
                 parts.append((some[at], values))
-            self._scatter.blocks(self.arenas.slabs, *_together(parts))
+            self._writes.blocks(self.arenas, *_together(parts))
         if self._norms:
             self.norms = np.max([norms.max(0) for norms in self._norms], axis=0).astype(np.float64)
+
+    def _made(self, layout: Layout) -> Writes:
+        return Scatter(layout, self.backend.device) if self.backend.scatters else Indexed()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The device's copy through any history of a store: array by array what the host's pages say, and never sooner seen."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,18 @@ from mirrored import differences
 from store_inputs import gone, updates, upsert, vector
 
 from penstock.retrieval.device.arenas import FIRST_PAGES, layout_of, page_bytes
-from penstock.retrieval.device.backend import Backend, Budget
+from penstock.retrieval.device.backend import Budget
 from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.slabs import POSTINGS
 from penstock.retrieval.store.snapshot import Covered, Snapshots
 from penstock.retrieval.store.store import Store
+
+
+@pytest.fixture(params=["by kernels", "by torch"], scope="module")
+def writing_backend(request, device_backend):
+    """Rows are written in either way."""
+    return replace(device_backend, scatters=request.param == "by kernels")
+
 
 ROW = [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
 
@@ -31,9 +39,9 @@ steps = st.lists(
 
 @settings(max_examples=12)  # the interpreter is slow
 @given(script=steps)
-def test_the_device_holds_what_the_host_holds(device_backend, tmp_path_factory, script):
+def test_the_device_holds_what_the_host_holds(writing_backend, tmp_path_factory, script):
     def fresh():
-        return Store(page_rows=128, hold_ms=0, expiry_grace_ms=0, backend=device_backend)
+        return Store(page_rows=128, hold_ms=0, expiry_grace_ms=0, backend=writing_backend)
 
     store, now_ms = fresh(), 0
     for what, given_ in script:
@@ -51,9 +59,9 @@ def test_the_device_holds_what_the_host_holds(device_backend, tmp_path_factory, 
         assert differences(store) == []
 
 
-def test_many_pages_of_a_store_turned_over_and_restored(device_backend, tmp_path):
+def test_many_pages_of_a_store_turned_over_and_restored(writing_backend, tmp_path):
     rng = np.random.default_rng(3)
-    store = Store(page_rows=256, hold_ms=0, expiry_grace_ms=0, backend=device_backend)
+    store = Store(page_rows=256, hold_ms=0, expiry_grace_ms=0, backend=writing_backend)
     for version in range(1, 4):
         planes, sketches = rng.integers(-3, 4, (1_500, 40)).astype(np.float32), rng.integers(-9, 9, (1_500, 24))
         batch = [
@@ -72,14 +80,14 @@ def test_many_pages_of_a_store_turned_over_and_restored(device_backend, tmp_path
     assert len(store._rows.table.pages) > FIRST_PAGES
     snapshots = Snapshots(tmp_path, POSTINGS)
     snapshots.write(store.capture(), Covered({}, ""))
-    back = Store(page_rows=512, backend=device_backend)  # slots are kept, pages are of another size
+    back = Store(page_rows=512, backend=writing_backend)  # slots are kept, pages are of another size
     snapshots.restore(back)
     assert differences(back) == []
     assert back.counts().live == store.counts().live
 
 
-def test_planes_of_another_width_keep_every_attribute(device_backend):
-    store = Store(page_rows=128, hold_ms=0, backend=device_backend)
+def test_planes_of_another_width_keep_every_attribute(writing_backend):
+    store = Store(page_rows=128, hold_ms=0, backend=writing_backend)
     store.apply([upsert(f"p{i}", company=f"c{i % 3}") for i in range(300)], now_ms=0)
     before = store._rows.table.arenas
     store.apply([upsert("dense", vector=vector(ROW))], now_ms=0)
@@ -91,8 +99,8 @@ def test_planes_of_another_width_keep_every_attribute(device_backend):
     assert differences(store) == []
 
 
-def test_a_row_that_dies_stays_as_it_was_for_readers_of_the_epoch_before(device_backend):
-    store = Store(page_rows=128, hold_ms=1_000, backend=device_backend)
+def test_a_row_that_dies_stays_as_it_was_for_readers_of_the_epoch_before(writing_backend):
+    store = Store(page_rows=128, hold_ms=1_000, backend=writing_backend)
     store.apply([upsert("p", vector=vector(ROW))], now_ms=0)
     with store.pin() as pin:
         slot = store._known["p"]
@@ -108,11 +116,11 @@ def test_a_row_that_dies_stays_as_it_was_for_readers_of_the_epoch_before(device_
 
 def bounded(backend, pages, page_rows=128, dense=0, sketch=0):
     """The same backend with room for so many pages."""
-    return Backend(backend.name, backend.device, Budget(pages * page_bytes(layout_of(page_rows, dense, sketch))))
+    return replace(backend, budget=Budget(pages * page_bytes(layout_of(page_rows, dense, sketch))))
 
 
-def test_a_page_that_would_take_the_device_past_its_bound_is_refused_with_the_numbers(device_backend):
-    backend = bounded(device_backend, 2)
+def test_a_page_that_would_take_the_device_past_its_bound_is_refused_with_the_numbers(writing_backend):
+    backend = bounded(writing_backend, 2)
     store = Store(page_rows=128, hold_ms=0, backend=backend)
     applied = store.apply([upsert(f"p{i}") for i in range(300)], now_ms=0)
     assert (len(applied.accepted), len(applied.refused)) == (256, 44)
@@ -126,8 +134,8 @@ def test_a_page_that_would_take_the_device_past_its_bound_is_refused_with_the_nu
     assert store.apply([upsert("p299")], now_ms=2).accepted == (0,)  # once there is room
 
 
-def test_planes_that_do_not_fit_on_the_device_leave_all_as_it_was(device_backend):
-    backend = bounded(device_backend, 2)
+def test_planes_that_do_not_fit_on_the_device_leave_all_as_it_was(writing_backend):
+    backend = bounded(writing_backend, 2)
     store = Store(page_rows=128, backend=backend)
     store.apply([upsert(f"p{i}") for i in range(200)], now_ms=0)
     held = backend.budget.held
@@ -137,8 +145,8 @@ def test_planes_that_do_not_fit_on_the_device_leave_all_as_it_was(device_backend
     assert differences(store) == []
 
 
-def test_what_is_counted_is_held_and_goes_back_when_nobody_holds_it(device_backend):
-    backend = bounded(device_backend, 100)
+def test_what_is_counted_is_held_and_goes_back_when_nobody_holds_it(writing_backend):
+    backend = bounded(writing_backend, 100)
     store = Store(page_rows=128, backend=backend)
     store.apply([upsert(f"p{i}") for i in range(300)], now_ms=0)
     assert backend.budget.held == 3 * page_bytes(layout_of(128, 0, 0))
@@ -154,10 +162,10 @@ def test_what_is_counted_is_held_and_goes_back_when_nobody_holds_it(device_backe
     assert backend.budget.held == 0
 
 
-def test_a_snapshot_that_the_device_cannot_hold_is_refused_with_the_numbers(device_backend, tmp_path):
+def test_a_snapshot_that_the_device_cannot_hold_is_refused_with_the_numbers(writing_backend, tmp_path):
     store = Store(page_rows=128)
     store.apply([upsert(f"p{i}") for i in range(300)], now_ms=0)
     snapshots = Snapshots(tmp_path, POSTINGS)
     snapshots.write(store.capture(), Covered({}, ""))
     with pytest.raises(OutOfRoom, match=r"raise retrieval\.device_bytes"):
-        snapshots.restore(Store(page_rows=128, backend=bounded(device_backend, 2)))
+        snapshots.restore(Store(page_rows=128, backend=bounded(writing_backend, 2)))
