@@ -1,10 +1,10 @@
 """The cells that need a GPU: ours against what the device can read and multiply, and against torch, in one session.
 
-    batch      d=256, k=1000 at B 1, 16, 64, 256: the share of bandwidth (of FLOPs at 256); B64 against torch; k=1000 over 10
+    batch      d=256, k=1000 at B 1, 16, 64, 256: the share of bandwidth (of FLOPs at 256); B64 against torch, and k=10
     clustered  a filter that one row in a hundred passes, rows placed by it: against mask and topk, and against gather
     int8       the int8 plane against the bfloat16 one, and where the ids differ
     linr       LiNR's setting: 15.5 million rows of 128, 11 % pass, k=2000, one query
-    percolate  postings against a million standing queries of 384 values
+    percolate  postings against a million standing queries of 384 values (matching.py)
     churn      searches while a second stream writes 100,000 rows a second (churning.py)
 
 The share of bandwidth is (bytes that the answer cannot do without: planes and columns of the rows that are looked at,
@@ -32,7 +32,7 @@ from penstock.kernels.slabs.batch import Filters, Queries
 CLOSE = 2e-2  # two bf16 products' scores of unit vectors
 CLUSTERED = 0.01
 LINR_ROWS, LINR_WIDTH, LINR_SHARE, LINR_K = 15_500_000, 128, 0.11, 2_000
-STANDING, STANDING_WIDTH, STANDING_TERMS, POSTINGS = 1_000_000, 384, 8, 64
+STANDING, STANDING_WIDTH = 1_000_000, 384
 
 TopK = Callable[..., Any]
 
@@ -171,3 +171,25 @@ def linr(session: Session, rows: int = LINR_ROWS, k: int = LINR_K) -> dict[str, 
         column=BUCKET,
     )
     return {"linr_replica/B1_ms": spent["ours"].median}
+
+
+def percolate(session: Session, standing: int = STANDING, width: int = STANDING_WIDTH) -> dict[str, float]:
+    from benchmarks.kerneling.matching import matching
+
+    return matching(session, standing, width)
+
+
+def churn(session: Session) -> dict[str, float]:
+    from benchmarks.kerneling.churning import churning
+
+    return churning(session)
+
+
+CELLS: dict[str, Callable[[Session], dict[str, float]]] = {
+    "batch": batch,
+    "clustered": clustered,
+    "int8": int8,
+    "linr": linr,
+    "percolate": percolate,
+    "churn": churn,
+}

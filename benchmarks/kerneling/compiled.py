@@ -72,12 +72,12 @@ def form(config: Config, checked: Checked) -> model.Form:
         ctas=found.ctas_per_sm,
         hot=found.hot,
         barriers=found.main.barriers,
-        # Everything outside the tiles' loop, as if a step of the gate ran all of it.
-        gate=found.whole.instructions - found.main.instructions,
+        gate=found.beside,
         flight=found.main.async_copies.get(128, 0) * 16 * found.warps * 32,
         tile_rows=tile,
         run=int(str(config.constexprs["RUN"])),
         gate_rows=gate * model.BLOCK,
+        waits=bool(found.main.loads),
     )
 
 
@@ -95,13 +95,9 @@ def predictions(checked: Sequence[Checked], getting: Getting = LIKELY) -> dict[i
 
 
 def _of(prefix: str, batch: int) -> Config | None:
-    """The config of a dense scan of WIDTH values for so many queries, without terms; int8 is another operator's."""
-    wanted = {"D": WIDTH, "BN": batch, "T": 0}
-    for config in configs("filtered_topk"):
-        given = {name: config.constexprs.get(name) for name in wanted}
-        if config.name.startswith(prefix) and given == wanted and not config.constexprs.get("QUANTISED"):
-            return config
-    return None
+    """The config of a dense scan of WIDTH values for so many queries, without terms."""
+    wanted = f"{prefix}d{WIDTH}/b{batch}/t0"
+    return next((config for config in configs("filtered_topk") if config.name == wanted), None)
 
 
 def model_notes(checked: Sequence[Checked]) -> dict[str, Any]:

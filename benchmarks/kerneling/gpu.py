@@ -1,9 +1,9 @@
 """The machine that the model predicts for: what an H200 can do, and what code that is not perfect gets of it.
 
-Two kinds of numbers, kept apart. `Gpu` has the vendor's (NVIDIA H100 Tensor Core GPU Architecture, 2022; H200 datasheet,
-2024; CUDA C++ Programming Guide, compute capability 9.0). `Getting` has what is got of them: measured by others on such
-machines where a source is named, assumed otherwise. A prediction is made with the likely values and once more with the
-bad ones, and both are written down: the distance is what is not known before somebody runs it.
+Two kinds of numbers, kept apart. `Gpu` has the vendor's (NVIDIA H100 Tensor Core GPU Architecture, 2022; H200
+datasheet, 2024; CUDA C++ Programming Guide, compute capability 9.0). `Getting` has what is got of them: measured by
+others on such machines where a source is named, assumed otherwise. A prediction is made with the likely values and once
+more with the bad ones, and both are written down: the distance is what is not known before somebody runs it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our kernels from a checkout that nobody installed: a machine with a GPU has torch, triton and numpy, and that is all."""
+"""Our kernels from a checkout that nobody installed: a machine with a GPU has torch, triton and numpy, and no more."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every operator's own cases through Triton's interpreter against its oracle, in a process of its own.
 
-An operator's seam is kernels/<operator>/check.py with `mismatches() -> int`: ids (or pairs) that are wrong over a set of
+An operator's seam is kernels/<operator>/check.py with `mismatches() -> int`: ids (or pairs) that are wrong over some
 seeded cases, small enough for the interpreter. Run as a program it writes {operator: mismatches} to a file.
 
     TRITON_INTERPRET=1 python benchmarks/kerneling/interpreting.py FILE

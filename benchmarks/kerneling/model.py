@@ -6,12 +6,13 @@ takes the greatest of what its resources need, for they work at the same time; l
 
 **scan.** Persistent CTAs, C on each SM, take runs of R blocks of 128 rows in turn. A run has two phases:
 
-    gate   evaluates visibility and clauses for the run's rows: `rounds` dependent trips to memory a step, `steps` a run.
-           Nothing else of this CTA happens meanwhile, and no tile is on its way
+    gate   evaluates visibility and clauses for the run's rows, some of them a step; a step makes a few trips to memory
+           that depend on one another. Nothing else of this CTA happens meanwhile, and no tile is on its way
     tiles  fill (latency, and a tile's transfer), then R tiles, each taking the longest of
              memory   tile bytes at the SM's share of bandwidth
              flight   Little's law: bytes in flight / (latency + their transfer into one SM)
-             chain    tensor cores, then the epilogue's instructions: one CTA does these in turn
+             chain    tensor cores, then the epilogue's instructions, then loads that it waits for: one CTA does these
+                      in turn
              issue, shared, tensor   of all C CTAs together
 
 A run of one CTA takes gate + tiles; C of them overlap, so an SM needs for C runs the longest of
@@ -92,6 +93,7 @@ class Form:
     tile_rows: int
     run: int  # blocks of a run
     gate_rows: int  # rows that a step of the gate takes
+    waits: bool = False  # whether a tile's loop has loads that it waits for, once a tile
 
     @property
     def steps(self) -> int:
@@ -142,7 +144,7 @@ def scan(work: Work, form: Form, gpu: Gpu = H200, got: Getting = LIKELY, name: s
     tensor, shared = tensor_cycles(work, rows, gpu)
     a_partition = form.warps / gpu.partitions
     epilogue = form.hot * max(a_partition / got.issue, got.alone)
-    chain = cycles(tensor + epilogue + form.barriers * got.barrier + got.drain)
+    chain = cycles(tensor + epilogue + form.barriers * got.barrier + got.drain) + form.waits * got.latency
     flight = tile_bytes / form.flight * (got.latency + form.flight / got.ingest)
     fill = got.latency + tile_bytes / got.ingest
     gate_work = cycles(form.gate * max(a_partition / got.issue, got.alone))
@@ -164,11 +166,13 @@ def scan(work: Work, form: Form, gpu: Gpu = H200, got: Getting = LIKELY, name: s
     if runs < a_wave:  # every CTA has one run, and waits for it
         seconds = max(gate + fill + tiles * max(flight, chain), runs * run["memory"] / gpu.sms)
     parts = {part: spent * runs / gpu.sms for part, spent in run.items()} | {"of which gates": gate * runs / a_wave}
-    return Launch(name, seconds, work.rows * (tile_bytes / rows + gate_bytes / form.run / BLOCK), work.flops, bound, parts)
+    return Launch(
+        name, seconds, work.rows * (tile_bytes / rows + gate_bytes / form.run / BLOCK), work.flops, bound, parts
+    )
 
 
 def tensor_cycles(work: Work, rows: int, gpu: Gpu) -> tuple[float, float]:
-    """Cycles of a tile on the tensor cores, which read both operands from shared memory, and of shared memory in all."""
+    """Cycles of a tile: on the tensor cores, which read both operands from shared memory; of shared memory in all."""
     products = rows * work.batch * (work.width * work.element / 2 + work.terms) / gpu.fmas
     read = rows * work.width * work.element + rows / 64 * work.batch * work.width * work.element
     return max(products, read / gpu.shared_bytes), (read + rows * work.width * work.element) / gpu.shared_bytes
@@ -192,7 +196,10 @@ def rescore(work: Work, capacity: int, gpu: Gpu = H200, got: Getting = LIKELY) -
     moved = rows * (work.width * work.element + BLOCK + 8)  # every line of 128 bytes that is touched
     parts = {
         "memory": 3 * got.latency + moved / (0.5 * got.read),  # rows at random places
-        "float64": rows * (work.width + work.terms / max(work.batch, 1)) * DOUBLES / (gpu.doubles * gpu.sms * gpu.clock),
+        "float64": rows
+        * (work.width + work.terms / max(work.batch, 1))
+        * DOUBLES
+        / (gpu.doubles * gpu.sms * gpu.clock),
     }
     bound = max(parts, key=lambda part: parts[part])
     empty = work.batch * capacity / 16 * got.empty

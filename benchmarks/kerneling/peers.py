@@ -1,4 +1,4 @@
-"""What people would use instead: torch's own products and topk, eager, by chunks, compiled. bf16 in, float32 scores out.
+"""What people would use instead: torch's products and topk, eager, by chunks, compiled; bf16 in, float32 scores out.
 
 Peers answer approximately (float32 order, no epochs) and hold one plain tensor: that is their advantage, and it stays.
 """
@@ -37,9 +37,7 @@ def chunked(rows: torch.Tensor, queries: torch.Tensor, k: int) -> tuple[torch.Te
     return best.values, torch.cat(indices, 1).gather(1, best.indices)
 
 
-def masked(
-    rows: torch.Tensor, mask: torch.Tensor, queries: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def masked(rows: torch.Tensor, mask: torch.Tensor, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """mask bool [n]: rows that pass."""
     scores = product(rows, queries).masked_fill_(~mask[None, :], -torch.inf)
     found = torch.topk(scores, k, dim=1)

@@ -1,7 +1,7 @@
 """How device times are taken: by CUDA events, contenders in turn, inputs rotating, against what the device can do now.
 
-On a CPU, where the cells are tried out in Triton's interpreter, a wall clock stands in: those times mean nothing, and no
-report holds them.
+On a CPU, where the cells are tried out in Triton's interpreter, a wall clock stands in: those times mean nothing, and
+no report holds them.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _wait(device: torch.device) -> None:
 def read_all(source, sums, count, WIDTH: tl.constexpr, ONCE: tl.constexpr):
     """Reads `count` int32 and leaves one sum a program. Grid: any number of programs, each takes every n-th piece.
 
-    source int32 [count], count a multiple of WIDTH * ONCE, less than 2^31; sums int32 [programs] out. ONCE loads are on their way at
-    once; nothing but a sum is written.
+    source int32 [count], count a multiple of WIDTH * ONCE, less than 2^31; sums int32 [programs] out. ONCE loads are on
+    their way at once; nothing but a sum is written.
     """
     at = tl.arange(0, WIDTH)
     total = tl.zeros([WIDTH], tl.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -12,8 +13,7 @@ from penstock.kernels.aot.config import Config
 from penstock.kernels.aot.registry import configs
 from penstock.kernels.aot.sass import SHARED_PER_CTA, Figures, Part, figures
 
-# Of the bytes that a main loop's instructions load: what must come by wide asynchronous copies where they are expected.
-# The rest are a few values that every thread of a CTA loads alike, and that count as if each were another.
+# Of the bytes that a main loop loads: what must come by 128-bit asynchronous copies where they are expected.
 MOSTLY = 0.75
 
 
@@ -81,6 +81,11 @@ def failures(config: Config, found: Figures) -> tuple[str, ...]:
             f"{main.async_copies}, LDG: {main.loads}, TMA: {main.tma}): expected {MOSTLY:.0%}; is the base declared "
             "with tl.multiple_of?"
         )
+    if main.async_copies.get(128, 0) < expects.least_async_copies_128:
+        said.append(
+            f"{main.async_copies.get(128, 0)} asynchronous copies of 128 bits in the main loop: expected "
+            f"{expects.least_async_copies_128}; is the base declared with tl.multiple_of?"
+        )
     if expects.max_loop_instructions is not None and main.instructions > expects.max_loop_instructions:
         said.append(
             f"{main.instructions} instructions in the main loop: expected {expects.max_loop_instructions} at most"
@@ -89,14 +94,16 @@ def failures(config: Config, found: Figures) -> tuple[str, ...]:
 
 
 def wide_share(main: Part) -> float:
-    """The share of a loop's loaded bytes that come by 128-bit asynchronous copies; TMA, where it is used, brings the
-    tiles, so beside it only LDGSTS counts as missing it."""
-    narrow = sum(bits * count for bits, count in main.async_copies.items() if bits < 128)
-    wide = main.async_copies.get(128, 0) * 128
+    """The share, by bytes, of 128-bit asynchronous copies in them and the loads that the loop waits for.
+
+    Narrower asynchronous copies are left out: values that all threads share, each copied by every thread. Where
+    there are no others the share is 0. TMA brings tiles by one instruction, whose bytes nobody sees here: 1.
+    """
     if main.tma:
-        return 1.0 if not narrow else 0.0
-    everything = wide + narrow + sum(bits * count for bits, count in main.loads.items())
-    return wide / everything if everything else 0.0
+        return 1.0
+    wide = main.async_copies.get(128, 0) * 128
+    waited_for = sum(bits * count for bits, count in main.loads.items())
+    return wide / (wide + waited_for) if wide else 0.0
 
 
 def check(config: Config) -> Checked:
@@ -106,7 +113,10 @@ def check(config: Config) -> Checked:
         made = compiled(config)
     except NotCompiled as error:
         return Checked(config.name, config.operator, 0.0, None, (f"not compiled: {error}",))
-    found = figures(made.cubin, made.entry, made.shared, config.num_warps)
+    try:
+        found = figures(made.cubin, made.entry, made.shared, config.num_warps)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        return Checked(config.name, config.operator, made.seconds, None, (f"machine code not understood: {error}",))
     return Checked(config.name, config.operator, made.seconds, found, failures(config, found))
 
 

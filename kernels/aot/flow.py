@@ -159,19 +159,20 @@ def shortest_round(graph: list[Block], loop: Loop, through: set[int]) -> int:
     """Instructions of the cheapest way once around a loop that passes every block of `through`.
 
     That is an iteration in which nothing rare happens: guarded cold code is a branch not taken. Blocks of `through` are
-    passed in reverse postorder, as code without inner loops between them must.
+    passed in reverse postorder; of two that exclude each other, the first.
     """
     place = {index: at for at, index in enumerate(reachable(graph))}
     stops = [*sorted((through & loop.blocks) - {loop.head}, key=place.__getitem__), loop.head]
     total, here = 0, loop.head
     for stop in stops:
-        total += _shortest(graph, loop, here, stop)
-        here = stop
+        spent = _shortest(graph, loop, here, stop)
+        if spent is not None:
+            total, here = total + spent, stop
     return total
 
 
-def _shortest(graph: list[Block], loop: Loop, start: int, end: int) -> int:
-    """Instructions from the beginning of `start` to the beginning of `end`, within the loop (Bellman and Ford)."""
+def _shortest(graph: list[Block], loop: Loop, start: int, end: int) -> int | None:
+    """Instructions from the beginning of `start` to that of `end` within the loop, None: no way (Bellman and Ford)."""
     cost = {start: 0}
     best: int | None = None
     changed = True
@@ -184,6 +185,4 @@ def _shortest(graph: list[Block], loop: Loop, start: int, end: int) -> int:
                     best = there
                 if one in loop.blocks and one not in (end, loop.head) and there < cost.get(one, 1 << 60):
                     cost[one], changed = there, True
-    if best is None:
-        raise ValueError(f"no way from block {start} to block {end} within the loop at block {loop.head}")
     return best

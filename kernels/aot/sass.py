@@ -64,6 +64,7 @@ class Figures:
     main: Part  # of the main loop; the whole kernel where there is none
     looped: bool
     hot: int  # instructions of an iteration of the main loop in which nothing rare happens
+    beside: int  # of the greatest loop that takes turns with the main one, as deep as two loops in each other
 
     @property
     def spills_outside(self) -> int:
@@ -96,10 +97,10 @@ def read(text: str, entry: str, registers: int, stack: int, shared: int, warps: 
     hot = everything.instructions
     if main is not None:
         through = {index for index in main.blocks if _has(graph[index], TENSOR_CORE)}
-        through = through or {index for index in main.blocks if _has(graph[index], ("LDG", "LDGSTS"))}
         hot = shortest_round(graph, main, through)
     ctas = occupancy(registers, shared, warps)
-    return Figures(registers, stack, shared, warps, ctas, everything, within, main is not None, hot)
+    other = 0 if main is None else beside(graph, main)
+    return Figures(registers, stack, shared, warps, ctas, everything, within, main is not None, hot, other)
 
 
 def main_loop(graph: list[Block]) -> Loop | None:
@@ -111,6 +112,26 @@ def main_loop(graph: list[Block]) -> Loop | None:
                 return loop
     innermost = [one for one in found if not any(other.blocks < one.blocks for other in found)]
     return max(innermost, key=lambda loop: _loaded(graph, loop), default=None)
+
+
+def beside(graph: list[Block], main: Loop) -> int:
+    """Instructions of the greatest loop that lies in the same outer loop as the main one and apart from it.
+
+    Of loops in it the first level counts once, deeper ones not at all: a scan's gate goes over filters, and within them
+    over clauses, of which there may be none.
+    """
+    found = loops(graph)
+    outer = next((loop for loop in found if main.blocks < loop.blocks), None)
+    if outer is None:
+        return 0
+    apart = [loop for loop in found if loop.blocks < outer.blocks and not loop.blocks & main.blocks]
+    if not apart:
+        return 0
+    greatest = max(apart, key=lambda loop: len(loop.blocks))
+    within = [loop for loop in found if loop.blocks < greatest.blocks]
+    deeper = [loop for loop in within if any(loop.blocks < other.blocks for other in within)]
+    left = greatest.blocks.difference(*(loop.blocks for loop in deeper))
+    return sum(len(graph[index].instructions) for index in left)
 
 
 def part(graph: list[Block], indices: Iterable[int]) -> Part:

@@ -199,6 +199,7 @@ def configs() -> tuple[Config, ...]:
     return (
         *(scan_config(OPERATOR, *shape) for shape in shapes),
         scan_config(OPERATOR, 384, 64, 64, wide=True),
+        scan_config(OPERATOR, 256, 16, 0, seed=True),
         scan_config(OPERATOR, 256, 64, 0, seed=True),
         scan_config(OPERATOR, 384, 64, 64, seed=True),
         *finish_configs(),

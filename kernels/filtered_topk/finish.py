@@ -141,9 +141,13 @@ def two_sum(a, b):
 @triton.jit
 def accumulate(total, rest, lost, term):
     """Adds `term` to total + rest; `lost` becomes other than 0 when the rest could not hold it."""
-    total, error = two_sum(total, term)
-    rest, gone = two_sum(rest, error)
-    return total, rest, lost | (gone != 0.0)
+    high = total + term
+    virtual = high - total
+    error = (total - (high - virtual)) + (term - virtual)
+    low = rest + error
+    virtual = low - rest
+    gone = (rest - (low - virtual)) + (error - virtual)
+    return high, low, lost | (gone != 0.0)
 
 
 @triton.jit

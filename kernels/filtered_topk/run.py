@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from penstock.kernels.filtered_topk import finish, scan
+from penstock.kernels.filtered_topk.autotune import Tunings, key_of
 from penstock.kernels.filtered_topk.prepare import Prepared
 from penstock.kernels.filtered_topk.tuning import Tuning, tuning_for
 from penstock.kernels.slabs.batch import FILTERS, Filters, Slabs
@@ -26,6 +27,7 @@ SAMPLED = 64  # one live block in so many seeds the thresholds
 DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too high once in millions
 WIDEST = 16_384  # survivors that are narrowed in registers
 ROOM = 1 << 22  # survivors of a query that a rerun makes room for; of more, those above its certain threshold
+RESCORED = 128 if INTERPRETED else 16  # rows that a program scores exactly
 RUN = 16  # blocks whose rows are filtered before they are scored
 
 
@@ -92,6 +94,7 @@ class Run:
         *,
         workspace: Workspace | None = None,
         tuning: Tuning | None = None,
+        tunings: Tunings | None = None,
         sampled: int = SAMPLED,
         quantised: bool = False,
     ) -> None:
@@ -106,7 +109,7 @@ class Run:
         self.hashes = self.layout.entry(hashes)
         self.device = slabs.table.device
         self.workspace = workspace or Workspace(self.device)
-        self.asked = tuning
+        self.asked, self.tunings = tuning, tunings
         self.sampled, self.quantised = sampled, quantised
         self.blocks = slabs.pages * self.layout.blocks
         self.reruns = 0
@@ -124,13 +127,25 @@ class Run:
         totals = self.workspace.take("totals", (self.filters.count,), torch.int64)
         self.seed(queries, tau)
         self.scan(queries, tau, totals, capacity)
+<<<<<<< HEAD
         return self.finish(queries, tau, capacity), totals, capacity
+=======
+        totals = totals.clone()  # the workspace's are written again by a rerun
+        if capacity > WIDEST:
+            return self.one_by_one(queries, tau, totals, capacity)
+        return self.settled(queries, self.finish(queries, tau, capacity), totals, capacity)
+>>>>>>> main
 
     def tuned(self, queries: Prepared) -> Tuning:
         """How to launch the scan."""
         if INTERPRETED:
             return Tuning()
-        return tuning_for(self.layout.width, queries.batch, queries.terms.shape[0], quantised=self.quantised)
+        width, terms = self.layout.width, queries.terms.shape[0]
+        kept = None
+        if self.tunings is not None:
+            operator = "int8_topk" if self.quantised else "filtered_topk"
+            kept = self.tunings.get(key_of(operator, width, queries.batch, terms, self.device))
+        return kept or tuning_for(width, queries.batch, terms, quantised=self.quantised)
 
     # --- launches --------------------------------------------------------------------------------------------------
 
@@ -306,7 +321,11 @@ class Run:
         dense, lexical = take("dense", shape, torch.float64), take("lexical", shape, torch.float64)
         ties, doubtful = take("ties", shape, torch.int64), take("doubtful", shape, torch.int8)
         column = min(64, layout.width) or 16
+<<<<<<< HEAD
         finish.rescore[(queries.count, triton.cdiv(self.most(queries, status, shape[1]), 16))](
+=======
+        finish.rescore[(queries.count, triton.cdiv(self.most(queries, status, shape[1]), RESCORED))](
+>>>>>>> main
             self.slabs.table,
             self.slabs.offsets,
             queries.exact,
@@ -326,7 +345,7 @@ class Run:
             BLOCKS=layout.blocks,
             D=layout.width,
             L=layout.sketch,
-            ROWS=16,
+            ROWS=RESCORED,
             WIDTH=column,
             LEVELS=column.bit_length() - 1,
             LINES=16,
@@ -350,8 +369,8 @@ class Run:
         kept, doubtful = status[:, finish.KEPT].clone(), status[:, finish.DOUBTFUL].clone()
         looked_at = int(self.counters[scan.LOOKED_AT])
         for query in (status[:, finish.PROVEN] == 0).nonzero().flatten().tolist():
-            self.reruns += 1
-            again = self.again(queries, query, found, int(status[query, finish.FOUND]), capacity)
+            bar, survivors = float(found.reached[query]), int(status[query, finish.FOUND])
+            again = self.again(_only(queries, query), bar, survivors, capacity)
             slots[query], dense[query], lexical[query] = again.slots, again.dense, again.lexical
             kept[query], doubtful[query] = again.kept, again.doubtful
         return Found(
@@ -366,39 +385,67 @@ class Run:
             reruns=self.reruns,
         )
 
-    def again(self, queries: Prepared, query: int, found: _Finished, survivors: int, capacity: int) -> _Alone:
-        """One query with the threshold that it has proven, and room for all who reach it."""
-        alone = _only(queries, query)
-        bar = found.reached[query].clone()
+    def one_by_one(self, queries: Prepared, tau: Tensor, totals: Tensor, capacity: int) -> Found:
+        """What `finish` and `settled` do, of more survivors than fit into registers: for a k above some 4,000."""
+        bars, counts = tau[: queries.count].tolist(), self.found[: queries.count].tolist()
+        looked_at = int(self.counters[scan.LOOKED_AT])
+        survivors = [
+            (self.slots[query, : min(count, capacity)].clone(), self.scores[query, : min(count, capacity)].clone())
+            for query, count in enumerate(counts)
+        ]
+        out = []
+        for query, (mine, bar, count) in enumerate(zip(survivors, bars, counts, strict=True)):
+            alone = _only(queries, query)
+            one = self.narrowed(alone, *mine)
+            if count > capacity or not one.reached >= bar:
+                one = self.again(alone, one.reached, count, capacity)
+            out.append(one)
+        kept = torch.tensor([one.kept for one in out], dtype=torch.int32)
+        return Found(
+            slots=torch.stack([one.slots for one in out]),
+            dense=torch.stack([one.dense for one in out]),
+            lexical=torch.stack([one.lexical for one in out]),
+            counts=kept.clamp(max=self.k),
+            totals=totals,
+            settled=torch.tensor([one.doubtful == 0 for one in out]),
+            rescored=kept,
+            looked_at=looked_at,
+            reruns=self.reruns,
+        )
+
+    def again(self, alone: Prepared, bar: float, survivors: int, capacity: int) -> _Alone:
+        """One query with a threshold that its k best are known to reach, and room for all who reach it."""
+        self.reruns += 1
         totals = torch.zeros_like(self.filters.epochs)
-        tau = torch.full((alone.batch,), float(bar), device=self.device)
+        tau = torch.full((alone.batch,), bar, device=self.device)
         room = min(1 << (max(survivors, capacity) - 1).bit_length(), ROOM)
         while True:
             self.scan(alone, tau, totals, room)
             survivors = int(self.found[0])
             if survivors <= room:
-                return self.narrowed(alone, survivors)
+                return self.narrowed(alone, self.slots[0, :survivors], self.scores[0, :survivors])
             room = 1 << (survivors - 1).bit_length()
 
-    def narrowed(self, queries: Prepared, survivors: int) -> _Alone:
+    def narrowed(self, alone: Prepared, found: Tensor, scores: Tensor) -> _Alone:
         """What `finish` does, by torch, of any number of survivors of one query."""
-        slots, score = self.slots[0, :survivors].long(), self.scores[0, :survivors].double()
+        slots, score = found.long(), scores.double()
         norms = self.norms_of(slots)
-        slack = queries.slack[:, 0].double()
-        lost = queries.steps_of[1, 0].double() * norms[:, 2]
+        slack = alone.slack[:, 0].double()
+        lost = alone.steps_of[1, 0].double() * norms[:, 2]
         off = (slack[0] * norms[:, 0] + slack[1] * norms[:, 1] + slack[2] + lost) * (1 + 2.0**-20)
-        if survivors > self.k:
+        reached = -math.inf
+        if len(slots) >= self.k:
             least = torch.topk(score - off, self.k).values[-1]
-            slots = slots[score + off >= least]
-        kept = torch.zeros(queries.batch, max(len(slots), 1), dtype=torch.int32, device=self.device)
+            slots, reached = slots[score + off >= least], float(least)
+        kept = torch.zeros(alone.batch, max(len(slots), 1), dtype=torch.int32, device=self.device)
         kept[0, : len(slots)] = slots
-        status = torch.zeros(queries.batch, finish.STATUS, dtype=torch.int32, device=self.device)
+        status = torch.zeros(alone.batch, finish.STATUS, dtype=torch.int32, device=self.device)
         status[0, finish.KEPT] = len(slots)
-        dense, lexical, ties, _ = self.rescored(queries, kept, status)
+        dense, lexical, ties, _ = self.rescored(alone, kept, status)
         dense, lexical, ties = dense[0, : len(slots)], lexical[0, : len(slots)], ties[0, : len(slots)]
         order = torch.argsort(ties)
         order = order[torch.argsort((dense + lexical)[order], descending=True, stable=True)][: self.k]
-        out = _Alone.empty(self.k, self.device, len(slots), int(status[0, finish.DOUBTFUL]))
+        out = _Alone.empty(self.k, self.device, len(slots), int(status[0, finish.DOUBTFUL]), reached)
         for mine, theirs in ((out.slots, slots), (out.dense, dense), (out.lexical, lexical)):
             mine[: len(order)] = theirs[order]
         return out
@@ -434,11 +481,12 @@ class _Alone:
     lexical: Tensor
     kept: int
     doubtful: int
+    reached: float  # by its k best, at least
 
     @classmethod
-    def empty(cls, k: int, device: torch.device, kept: int, doubtful: int) -> _Alone:
+    def empty(cls, k: int, device: torch.device, kept: int, doubtful: int, reached: float) -> _Alone:
         parts = (torch.zeros(k, dtype=dtype, device=device) for dtype in (torch.int64, torch.float64, torch.float64))
-        return cls(*parts, kept, doubtful)
+        return cls(*parts, kept, doubtful, reached)
 
 
 def _only(queries: Prepared, query: int) -> Prepared:

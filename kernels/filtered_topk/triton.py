@@ -16,12 +16,18 @@ The specification is reference.py; the launches run as they are on a CPU under T
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
+import torch
+
+from penstock.kernels.filtered_topk.autotune import Tunings, key_of, quickest
 from penstock.kernels.filtered_topk.prepare import prepared
 from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Found, Run, Workspace
-from penstock.kernels.filtered_topk.tuning import Tuning
+from penstock.kernels.filtered_topk.tuning import Tuning, fitting
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 
-__all__ = ["INTERPRETED", "SAMPLED", "Found", "Run", "Tuning", "Workspace", "filtered_topk"]
+__all__ = ["INTERPRETED", "SAMPLED", "Found", "Run", "Tuning", "Workspace", "autotune", "filtered_topk"]
 
 
 def filtered_topk(
@@ -33,6 +39,7 @@ def filtered_topk(
     hashes: str,
     workspace: Workspace | None = None,
     tuning: Tuning | None = None,
+    tunings: Tunings | None = None,
     sampled: int = SAMPLED,
 ) -> Found:
     """The exact best `k` rows of each query among those that pass its filter.
@@ -40,5 +47,40 @@ def filtered_topk(
     `queries` on the host, `filters` on the slabs' device; `hashes` names the HASH column that orders equal scores. One
     live block in `sampled` seeds the thresholds. Raises ValueError for a batch that is too large or has wrong shapes.
     """
-    run = Run(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled)
+    run = Run(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, tunings=tunings, sampled=sampled)
     return run.answer(prepared(queries, slabs.layout).to(slabs.table.device))
+
+
+def autotune(
+    slabs: Slabs,
+    filters: Filters,
+    queries: Queries,
+    k: int,
+    *,
+    hashes: str,
+    tunings: Tunings,
+    quantised: bool = False,
+    clock: Callable[[], float] | None = None,
+) -> Tuning:
+    """Runs the batch with every tuning that fits, and keeps the quickest for batches of its shape.
+
+    `clock`: seconds, once all that was launched is done; None: the device's.
+    """
+    device = slabs.table.device
+    ready = prepared(queries, slabs.layout, quantised=quantised).to(device)
+    width, terms = slabs.layout.width, ready.terms.shape[0]
+    workspace = Workspace(device)
+
+    def run(tuning: Tuning) -> None:
+        asked = Run(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, quantised=quantised)
+        asked.answer(ready)
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    found = quickest(list(fitting(width, ready.batch, terms, quantised=quantised)), run, clock or now)
+    operator = "int8_topk" if quantised else "filtered_topk"
+    tunings.keep(key_of(operator, width, ready.batch, terms, device), found)
+    return found

@@ -7,6 +7,7 @@ compiler says of it, and docs/kernels.md shows the table.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from penstock.kernels.slabs.layout import BLOCK
@@ -29,8 +30,16 @@ class Tuning:
 
 
 def tuning_for(width: int, batch: int, terms: int, *, quantised: bool = False) -> Tuning:
-    """For rows of `width` values (padded), `batch` queries (padded) and `terms` terms (padded)."""
-    queries = min(batch, 128)
+    """The first of `fitting`: for rows of `width` values, `batch` queries and `terms` terms, all padded."""
+    return next(fitting(width, batch, terms, quantised=quantised))
+
+
+def fitting(width: int, batch: int, terms: int, *, quantised: bool = False) -> Iterator[Tuning]:
+    """What fits, the likeliest to be quick first: many queries a pass, then great tiles, then more of them in flight.
+
+    Raises ValueError where nothing does.
+    """
+    queries, fits = min(batch, 128), False
     while queries >= 16:
         for tile, warps in ((BLOCK, 8), (64, 8 if queries > 64 else 4), (32, 4)):
             if queries > 64 and tile == BLOCK:
@@ -39,9 +48,13 @@ def tuning_for(width: int, batch: int, terms: int, *, quantised: bool = False) -
                 taken = shared(width, tile, queries, terms, stages, quantised=quantised)
                 if taken + SPARE <= SHARED:
                     fit = min(SHARED // (taken + SPARE), 65_536 // (warps * 32 * 255), 4)
-                    return Tuning(tile=tile, queries=queries, warps=warps, stages=stages, resident=max(fit, 1))
+                    fits = True
+                    yield Tuning(tile=tile, queries=queries, warps=warps, stages=stages, resident=max(fit, 1))
         queries //= 2
-    raise ValueError(f"rows of {width} values: expected at most about 1,500, so that a tile fits into shared memory")
+    if not fits:
+        raise ValueError(
+            f"rows of {width} values: expected at most about 1,500, so that a tile fits into shared memory"
+        )
 
 
 def shared(width: int, tile: int, queries: int, terms: int, stages: int, *, quantised: bool) -> int:

@@ -7,6 +7,7 @@ a few rows more than by bfloat16; they are scored from the bfloat16 rows as alwa
 
 from __future__ import annotations
 
+from penstock.kernels.filtered_topk.autotune import Tunings
 from penstock.kernels.filtered_topk.prepare import prepared
 from penstock.kernels.filtered_topk.run import SAMPLED, Found, Run, Workspace
 from penstock.kernels.filtered_topk.tuning import Tuning
@@ -22,8 +23,11 @@ def int8_topk(
     hashes: str,
     workspace: Workspace | None = None,
     tuning: Tuning | None = None,
+    tunings: Tunings | None = None,
     sampled: int = SAMPLED,
 ) -> Found:
     """As `filtered_topk`, of pages whose layout is `quantised`. Raises ValueError for others."""
-    run = Run(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, quantised=True)
+    run = Run(
+        slabs, filters, k, hashes, workspace=workspace, tuning=tuning, tunings=tunings, sampled=sampled, quantised=True
+    )
     return run.answer(prepared(queries, slabs.layout, quantised=True).to(slabs.table.device))

@@ -8,7 +8,6 @@
     scan.py       the kernels
     triton.py     their launcher
     configs.py    the tuned forms for the ahead-of-time suite
-    model.py      bytes, FLOPs and the rate they allow on an H200
     check.py      a handful of cases against the oracle
 
 Who rescores exactly, and who owns the ids, is retrieval/percolate.

@@ -16,7 +16,7 @@ The bound. A query q is stored as q', |q'_i - q_i| <= 2^-9 |q_i|, so for a posti
 by Cauchy and Schwarz, where g bounds the accumulation: 4 n u / (1 - n u) with u = 2^-24, as in
 retrieval/search/scan_first.py (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1; four times, since
 tensor cores align a few products and truncate: Fasi, Higham, Mikaitis and Pranesh, Numerical behavior of NVIDIA tensor
-cores, 2021). The lexical part is bounded likewise; the norm of terms that a record has no word for is part of the error.
+cores, 2021). The lexical part is bounded likewise; terms that a record has no word for add their norm to the error.
 A query that is outside of bfloat16's range has an infinite error: its pairs are always found.
 """
 

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 
 _UNSAFE = tl.constexpr(1e34)  # slack from which on a product may leave float32's range: 2^-9 of 1e37, and a little
+_USUAL = tl.constexpr(8)  # terms of a query: most have no more
+_SECTOR = tl.constexpr(32)  # bytes: what L2 reads of device memory at least
 _TABLES = tl.constexpr(3)  # addresses a slab
 
 
@@ -79,6 +81,23 @@ def product(b_rows, b_postings, b_score, INTERPRET: tl.constexpr):
 
 
 @triton.jit
+def fetch(addresses):
+    """Has L2 read what lies there. addresses int64 [n]."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [addresses], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def of_term(words, sketches, o_n, BN: tl.constexpr):
+    """float32 [BM, BN]: what one word of each record adds to its scores. words: pointers int32 [BM]."""
+    word = tl.load(words)
+    weight = (word & -65536).to(tl.float32, bitcast=True)
+    b_sketch = tl.load(sketches + (word & 65535)[:, None] * BN + o_n[None, :])
+    return weight[:, None] * b_sketch.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["capacity"])
 def match(
     rows,
     slots,
@@ -137,6 +156,7 @@ def match(
         m_inside = at < count
         at = tl.where(m_inside, at, count - 1)
         row = tl.load(rows + at)
+        behind = tl.load(rows + tl.minimum(at + tl.num_programs(0) * BM, count - 1))
         b_score = tl.zeros([BM, BN], tl.float32)
         if CHUNKS > 0:
             p_dense = tl.multiple_of(row.to(tl.pointer_type(tl.bfloat16)), 16)[:, None] + o_k[None, :]
@@ -158,12 +178,18 @@ def match(
         if TERMS > 0:
             b_lexical = tl.zeros([BM, BN], tl.float32)
             words = row.to(tl.pointer_type(tl.int32)) + WIDTH // 2
-            for place in tl.static_range(TERMS):
-                word = tl.load(words + place)
-                weight = (word & -65536).to(tl.float32, bitcast=True)
-                b_sketch = tl.load(sketches + (word & 65535)[:, None] * BN + o_n[None, :])
-                b_lexical += weight[:, None] * b_sketch.to(tl.float32)
+            for place in tl.static_range(min(TERMS, _USUAL)):
+                b_lexical += of_term(words + place, sketches, o_n, BN)
+            if TERMS > _USUAL:  # noqa: SIM102 (this one is decided when it is compiled, the next when it runs)
+                # The greatest weights come first: a query without this word has none behind it.
+                if tl.max((tl.load(words + _USUAL) != 0).to(tl.int32), axis=0) != 0:
+                    for place in tl.static_range(_USUAL, TERMS):
+                        b_lexical += of_term(words + place, sketches, o_n, BN)
             b_score += b_lexical
+        if not INTERPRET:
+            # The pipeline brings dense values ahead of time; what stands behind them is at least in L2 then.
+            for sector in tl.static_range(tl.cdiv(4 * TERMS + 12, _SECTOR)):
+                fetch(behind + (2 * WIDTH + sector * _SECTOR))
         bounds = row.to(tl.pointer_type(tl.float32)) + (WIDTH // 2 + TERMS)
         slack = tl.load(bounds + 1) * dense_norm + tl.load(bounds + 2) * lexical_norm + floor
         least = tl.where(slack < _UNSAFE, tl.load(bounds) - slack, float("-inf"))
@@ -172,9 +198,9 @@ def match(
         # Not below, rather than at least: a score that is no number says nothing, and is kept.
         m_keep = m_keep & m_inside[:, None] & (not_below(b_score, least[:, None]))
         b_one = m_keep.to(tl.int32)
-        b_found = tl.sum(b_one, axis=1)
-        total = tl.sum(b_found, axis=0)
+        total = tl.sum(b_one)
         if total > 0:
+            b_found = tl.sum(b_one, axis=1)
             begin = tl.atomic_add(counters + 1, total.to(tl.int64), sem="relaxed")
             room = tl.minimum(tl.maximum(capacity - begin, 0), BM * BN).to(tl.int32)
             to = (tl.cumsum(b_found, axis=0) - b_found)[:, None] + (tl.cumsum(b_one, axis=1) - b_one)

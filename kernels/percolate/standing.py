@@ -14,10 +14,8 @@ import numpy.typing as npt
 import torch
 
 from penstock.kernels.percolate.rows import Queries, RowLayout, encoded
+from penstock.kernels.percolate.tuning import DEMANDS, PLACE, SLAB
 
-PLACE = 1_024  # queries
-DEMANDS = 4  # conditions of a query, all of which must hold
-SLAB = 64  # places: 57 MB of 384 values
 NOBODY = -1  # the tenant of a row that holds no query
 
 Codes = npt.NDArray[np.int32]

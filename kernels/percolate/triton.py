@@ -13,7 +13,6 @@ scores it exactly. The specification is reference.py; on a CPU the launches run 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +22,9 @@ import triton
 from penstock.kernels.percolate import rows, tuning
 from penstock.kernels.percolate.postings import Postings
 from penstock.kernels.percolate.scan import match, select
-from penstock.kernels.percolate.standing import DEMANDS, PLACE, Standing
+from penstock.kernels.percolate.standing import Standing
+from penstock.kernels.percolate.tuning import DEMANDS, PLACE
 
-SELECT_WARPS = 4
 INTERPRET = not isinstance(match, triton.JITFunction)  # TRITON_INTERPRET was set when this module was imported
 
 
@@ -45,6 +44,11 @@ class Room:
         self.postings = torch.empty(capacity, dtype=torch.int32, device=self.device)
         self.scores = torch.empty(capacity, dtype=torch.float32, device=self.device)
         self._listed: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Of device memory."""
+        return sum(part.nbytes for part in (self.counters, self.slots, self.postings, self.scores, *self._listed))
 
     def listed(self, queries: int) -> tuple[torch.Tensor, ...]:
         """Addresses, slots and masks of so many queries."""
@@ -105,10 +109,10 @@ def percolate(standing: Standing, places: torch.Tensor, batch: Postings, room: R
         SLAB=standing.slab,
         PLACE=PLACE,
         DEMANDS=DEMANDS,
-        num_warps=SELECT_WARPS,
+        num_warps=tuning.SELECT_WARPS,
     )
     form = tuning.tuned(layout.width, layout.terms, batch.bucket)
-    programs = min(_multiprocessors(standing.device) * form.ctas, count * (PLACE // form.tile))
+    programs = min(_multiprocessors(standing.device) * form.ctas, count * (PLACE // tuning.TILE))
     match[(programs,)](
         rows_,
         slots,
@@ -123,25 +127,11 @@ def percolate(standing: Standing, places: torch.Tensor, batch: Postings, room: R
         room.postings,
         room.scores,
         room.capacity,
-        **constants(form),
+        **form.constants(interpret=INTERPRET),
         num_warps=form.warps,
         num_stages=form.stages,
     )
     return Survivors(room)
-
-
-def constants(form: tuning.Tuning, *, interpret: bool = INTERPRET) -> dict[str, Any]:
-    """The constants of `match` in this form."""
-    return {
-        "WIDTH": form.width,
-        "CHUNK": form.chunk,
-        "CHUNKS": form.chunks,
-        "TERMS": form.terms,
-        "BM": form.tile,
-        "BN": form.bucket,
-        "RESIDENT": form.resident,
-        "INTERPRET": interpret,
-    }
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -1,18 +1,22 @@
 """The tuned forms of the kernels, by the width of a record and the bucket of a batch. Values only.
 
-A tile is 64 queries, which is what one tensor-core instruction takes. Its dense values, 48 KB of 384, are copied to
-shared memory while the tile before it is scored; the batch lies there as well where it fits (`resident`). The batch of
-a wider space does not, and is read again from L2 for every tile, chunk by chunk: such a tile is 128 queries.
+A tile's dense values, 48 KB of 384, are copied to shared memory while the tile before it is scored; the batch lies
+there as well where it fits (`resident`). The batch of a wider space does not, and is read again from L2 for every tile,
+chunk by chunk.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+PLACE = 1_024  # queries that a writer replaces together, and that one program of `select` reads
+SLAB = 64  # places that are allocated together: 57 MB of 384 values
+DEMANDS = 4  # conditions of a query, all of which must hold
 BUCKETS = (16, 32, 64)  # postings of a batch
+TILE = 64  # queries: what one tensor-core instruction takes
 CHUNK = 128  # dense values that one step of a tile multiplies
+SELECT_WARPS = 4  # of a program of `select`
 RESIDENT = 512  # values: up to this width a batch stays in shared memory
-SHARED = 227 << 10  # bytes that a CTA can have on an H200
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,21 @@ class Tuning:
         return self.width // self.chunk if self.width else 0
 
     @property
-    def tile(self) -> int:
-        """Queries."""
-        return 64 if self.resident else 128
-
-    @property
     def resident(self) -> bool:
         return self.width <= RESIDENT
+
+    def constants(self, *, interpret: bool) -> dict[str, object]:
+        """Of the kernel."""
+        return {
+            "WIDTH": self.width,
+            "CHUNK": self.chunk,
+            "CHUNKS": self.chunks,
+            "TERMS": self.terms,
+            "BM": TILE,
+            "BN": self.bucket,
+            "RESIDENT": self.resident,
+            "INTERPRET": interpret,
+        }
 
 
 def bucket_of(postings: int) -> int:
@@ -54,4 +66,5 @@ def bucket_of(postings: int) -> int:
 
 def tuned(width: int, terms: int, bucket: int) -> Tuning:
     """What an H200 is given."""
-    return Tuning(width, terms, bucket, warps=8 if bucket == 64 else 4, stages=3, ctas=1)
+    resident = width <= RESIDENT
+    return Tuning(width, terms, bucket, warps=8 if bucket == 64 else 4, stages=3 if resident else 4, ctas=1)

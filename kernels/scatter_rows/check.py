@@ -41,7 +41,7 @@ class Pages:
 
     def publish(self, epoch: int, dead: int, born: int, freed: int) -> None:
         slots = torch.randperm(self.layout.rows * len(self.arenas), generator=self.chance)[: dead + born + freed]
-        parts = slots.split([dead, born, freed])
+        parts = slots[:dead], slots[dead : dead + born], slots[dead + born :]
         arrays = self.layout.arrays
         Publication(len(slots), self.device).send(
             self.table,
@@ -55,7 +55,7 @@ class Pages:
             death=arrays["death"].offset,
         )
         views = [[self.layout.view(arena, name) for arena in self.wanted] for name in ("birth", "death")]
-        reference.publish(views[0], views[1], *parts, epoch)
+        reference.publish(views[0], views[1], parts[0], parts[1], parts[2], epoch)
 
     def wrong(self) -> int:
         """Bytes that differ."""

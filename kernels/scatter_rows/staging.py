@@ -97,7 +97,7 @@ class _Piece:
         cuda = torch.device(device).type == "cuda"
         self.host = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=cuda)
         self._there = torch.zeros(nbytes, dtype=torch.uint8, device=device) if cuda else self.host
-        self._copied = torch.cuda.Event() if cuda else None
+        self._copied = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call] # torch has it so
 
     def ready(self) -> None:
         if self._copied is not None:

@@ -20,13 +20,9 @@ import triton
 import triton.language as tl
 
 from penstock.kernels.scatter_rows import segments as at_
+from penstock.kernels.scatter_rows.tuning import LANES, PUBLISH_WARPS, ROWS, SLOTS, WARPS
 from penstock.kernels.slabs.layout import BLOCK
 
-ROWS = 8  # records of a program
-LANES = 128  # values of a record that a program copies at once
-WARPS = 4
-SLOTS = 1_024  # of a step of `publish`
-PUBLISH_WARPS = 8
 HEADER = 4  # words before the slots of a publication: epoch, dead, born, freed
 NEVER = torch.iinfo(torch.int64).max
 
@@ -48,7 +44,7 @@ def copied(source, target, inside, length, STEP: tl.constexpr, LANES: tl.constex
         tl.store(target[:, None] + at[None, :] * STEP, b_value, mask=m_both)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def scatter(
     pages,
     segments,

@@ -47,7 +47,7 @@ class Mirror:
         self.norms: Doubles = np.zeros(2)  # the greatest of any row that somebody may see: dense, sketch
         self._norms: list[npt.NDArray[np.float32]] = []  # of each page, by block
         self._writes = self._made(self.arenas.layout)
-        self._stream = torch.cuda.Stream() if backend.is_cuda else None
+        self._stream = torch.cuda.Stream() if backend.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
 
     @property
     def nbytes(self) -> int:
@@ -158,7 +158,7 @@ class Mirror:
             return
         with torch.cuda.stream(self._stream):
             yield
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
             event.record()
         self.written = event
 

@@ -184,8 +184,8 @@ def _mark(one: Instruction) -> int:
 
 def _circle(lat: float, lon: float, km: float) -> tuple[bool, list[float]]:
     """Whether it reaches every longitude; x, y, z, the greatest chord squared, south, north, west, east."""
-    x, y, z = on_sphere(np.float64(lat), np.float64(lon)).tolist()
+    (point,) = on_sphere(np.asarray([lat], np.float64), np.asarray([lon], np.float64)).tolist()
     angle = km / EARTH_RADIUS_KM
     chord = 4 * math.sin(angle / 2) ** 2 if angle < math.pi else EVERY_PLACE
     north, east = reach(lat, km)
-    return east >= 180, [x, y, z, chord, lat - north, lat + north, lon - east, lon + east]
+    return east >= 180, [*point, chord, lat - north, lat + north, lon - east, lon + east]

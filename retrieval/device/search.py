@@ -79,7 +79,7 @@ class Device:
         self._workspace = Workspace(backend.device)
         self._graphs = Graphs(backend.device) if backend.is_cuda else None
         self._staging = Staging(backend.device)
-        self._stream = torch.cuda.Stream() if backend.is_cuda else None
+        self._stream = torch.cuda.Stream() if backend.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
 
     @property
     def name(self) -> str:
@@ -96,7 +96,8 @@ class Device:
         assert arenas is not None
         out: list[Answer | str] = [""] * len(asks)
         filters: dict[Sought, Filtered] = {}
-        scanned, gathered = [], []
+        scanned: list[int] = []
+        gathered: list[int] = []
         for place, ask in enumerate(asks):
             if reason := unfit(ask.query, self.mirror.norms):
                 out[place] = reason

@@ -43,7 +43,7 @@ class Staging:
             raw = torch.from_numpy(array.reshape(-1).view(np.uint8))
             pinned[begin : begin + array.nbytes].copy_(raw)
         there = pinned[:total].to(self._device, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
         event.record()
         self._copied[self._turn] = event
         self._turn = 1 - self._turn

@@ -77,10 +77,17 @@ class Batch:
         if wanted:
             self._bits[[one.number for one in wanted]] = self.conditions.rows(wanted)
 
+    def bits(self) -> Bits:
+        """uint64 [numbers, words]: of each condition of the prepared blocks, by number, the postings it holds for."""
+        return self._bits
+
+    def of_tenants(self, tenants: Sequence[str]) -> Bits:
+        """uint64 [n, words]: the postings of each tenant."""
+        return self.conditions.packed([self._tenants.get(tenant, 0) for tenant in tenants])
+
     def passing(self, block: Block) -> Bits:
         """uint64 [n, words]: for each query of a prepared block the postings of its tenant that pass its filters."""
-        tenants = self.conditions.packed([self._tenants.get(tenant, 0) for tenant in block.tenants])
-        out: Bits = tenants[block.tenant_of]
+        out: Bits = self.of_tenants(block.tenants)[block.tenant_of]
         for demanded in block.demands:
             out &= self._bits[demanded]
         return out

@@ -4,6 +4,7 @@
 2. filters   each distinct condition of all standing queries is asked once, for the whole batch (`conditions.py`);
              block by block they leave the pairs of one tenant that pass, a bit each
 3. score     … of these the pairs that reach their query's threshold (`scan.py`); without a vector: all
+             (on a GPU both steps are kernels, `device.py`)
 4. bound     the first postings whose matches fit a reply; at least one
 5. tell      each match with its reason
 
@@ -26,6 +27,7 @@ from penstock.retrieval.percolate import scan
 from penstock.retrieval.percolate.batch import Batch, Group
 from penstock.retrieval.percolate.blocks import Block, Scored
 from penstock.retrieval.percolate.conditions import Bits, pack, unpack
+from penstock.retrieval.percolate.device import DeviceScan
 from penstock.retrieval.percolate.entries import Entry
 from penstock.retrieval.store.planes import Space
 from penstock.schemas.events import IndexUpdate, Match, StandingQuery
@@ -48,14 +50,19 @@ class Percolated:
 
 
 def percolate(
-    blocks: Sequence[Block], updates: Sequence[IndexUpdate], now_ms: int, *, reply_bytes: int = REPLY_BYTES
+    blocks: Sequence[Block],
+    updates: Sequence[IndexUpdate],
+    now_ms: int,
+    *,
+    reply_bytes: int = REPLY_BYTES,
+    pairs_on: DeviceScan | None = None,
 ) -> Percolated:
-    """The matches of each update, by subscription_id."""
+    """The matches of each update, by subscription_id. pairs_on: what finds them, if not this thread."""
     batch = Batch(updates, now_ms)
     if not len(batch):
         return Percolated((Matches(),) * len(updates), 0, 0, 0)
     batch.prepare(blocks)
-    pairs, other_space = _pairs(blocks, batch)
+    pairs, other_space = _pairs(blocks, batch) if pairs_on is None else pairs_on.pairs(blocks, batch)
     live = np.asarray(batch.live)
     served, heavy = _served(blocks, pairs, live, len(updates), reply_bytes)
     order = np.argsort(pairs.places, kind="stable")

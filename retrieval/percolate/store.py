@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.retrieval.percolate.blocks import BLOCK, Block, build
+from penstock.retrieval.percolate.device import DeviceScan
 from penstock.retrieval.percolate.entries import Draft, Entry, Trees, draft_of
 from penstock.retrieval.percolate.matching import REPLY_BYTES, Percolated, percolate
 from penstock.retrieval.store.planes import Space
@@ -81,7 +82,9 @@ class StandingQueries:
         tombstone_window_ms: int = 8 * DAY_MS,
         block: int = BLOCK,
         clock: Callable[[], int] = _wall_clock_ms,
+        device: str = "cpu",
     ) -> None:
+        """device: where pairs are found: "cpu", "cuda", or "interpreter", which is the kernels without a GPU."""
         self._writing = threading.RLock()
         self._lock = threading.Lock()
         self._view = View(first_epoch, ())
@@ -96,6 +99,7 @@ class StandingQueries:
         self._tombstone_window_ms = tombstone_window_ms
         self._block = block
         self._clock = clock
+        self._scan = None if device == "cpu" else DeviceScan(device, block)
 
     @property
     def epoch(self) -> int:
@@ -209,7 +213,7 @@ class StandingQueries:
     ) -> tuple[Percolated, int]:
         """What each posting matches, exactly, and the epoch that was read. See `matching.Percolated`."""
         view = self._view
-        return percolate(view.blocks, updates, now_ms, reply_bytes=reply_bytes), view.epoch
+        return percolate(view.blocks, updates, now_ms, reply_bytes=reply_bytes, pairs_on=self._scan), view.epoch
 
     def standing(self, subscription_ids: Sequence[str], *, tenant: str) -> tuple[tuple[int, bool], ...]:
         """(newest version heard of, whether it is percolated) of each id; (-1, False) of others' and unknown ones."""

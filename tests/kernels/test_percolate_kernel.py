@@ -13,8 +13,9 @@ from penstock.kernels.percolate.check import drawn, found
 from penstock.kernels.percolate.postings import staged
 from penstock.kernels.percolate.reference import pairs, passing, scores
 from penstock.kernels.percolate.rows import Queries, RowLayout, encoded, padded
-from penstock.kernels.percolate.standing import PLACE, Standing
+from penstock.kernels.percolate.standing import Standing
 from penstock.kernels.percolate.triton import Room, percolate
+from penstock.kernels.percolate.tuning import PLACE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TERMS = 4
@@ -39,10 +40,11 @@ def test_the_check_of_the_benchmark_finds_nothing_wrong():
     postings=st.sampled_from([1, 2, 15, 16, 17, 31, 33, 63, 64]),
     width=st.sampled_from([0, 1, 16, 17, 64, 65, 129]),
     sketch=st.sampled_from([0, 1, 40]),
-    terms=st.sampled_from([0, 1, 4, 8]),
+    terms=st.sampled_from([0, 1, 4, 8, 11, 16]),
+    most_terms=st.sampled_from([3, 8, 14]),
 )
-def test_against_the_oracle(seed, queries, postings, width, sketch, terms):
-    held(drawn(seed, queries, postings, width, sketch), terms)
+def test_against_the_oracle(seed, queries, postings, width, sketch, terms, most_terms):
+    held(drawn(seed, queries, postings, width, sketch, most_terms=most_terms), terms)
 
 
 @pytest.mark.parametrize("width", [384, 512, 640, 1_024])

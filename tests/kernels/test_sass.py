@@ -79,8 +79,55 @@ def test_an_iteration_in_which_nothing_rare_happens_leaves_the_cold_code_out():
     assert shortest_round(graph, loops(graph)[-1], cold) == 7 + 1 + 2 + 1  # once around the inner loop
 
 
+def test_of_ways_that_exclude_each_other_one_is_taken():
+    text = code(
+        """
+        .L_x_1:
+        @P0 BRA `(.L_x_2)
+        HGMMA.64x64x16.F32.BF16 R24, gdesc[UR56], R24
+        FADD R1, R1, R1
+        BRA `(.L_x_3)
+        .L_x_2:
+        HGMMA.64x32x16.F32.BF16 R24, gdesc[UR56], R24
+        .L_x_3:
+        @P1 BRA `(.L_x_1)
+        EXIT
+        """
+    )
+    assert figures(text).main.tensor_core == 2
+    assert figures(text).hot in (3, 5)
+
+
 def test_a_spill_in_the_loop_counts_as_in_the_loop():
     assert figures(TILES.replace("BAR.SYNC.DEFER_BLOCKING 0x0", "LDL.64 R4, [R1]")).main.spills == 1
+
+
+def test_the_loop_that_takes_turns_with_the_main_one():
+    """An outer loop of a gate (two loops deep, and one deeper that is left out) and of tiles."""
+    text = code(
+        """
+        .L_x_1:
+        IADD3 R1, R1, R1, RZ
+        .L_x_2:
+        LDG.E R9, desc[UR6][R2.64]
+        .L_x_3:
+        FADD R1, R1, R1
+        .L_x_4:
+        FMUL R1, R1, R1
+        @P0 BRA `(.L_x_4)
+        @P1 BRA `(.L_x_3)
+        STG.E desc[UR6][R2.64], R1
+        @P2 BRA `(.L_x_2)
+        .L_x_5:
+        HGMMA.64x64x16.F32.BF16 R24, gdesc[UR56], R24
+        @P3 BRA `(.L_x_5)
+        @P4 BRA `(.L_x_1)
+        EXIT
+        """
+    )
+    assert figures(text).main.instructions == 2
+    assert figures(text).beside == 3 + 2
+    assert figures().beside == 0
 
 
 def test_without_tensor_cores_the_loop_that_loads_most_is_the_main_one():

@@ -9,7 +9,8 @@ from penstock.kernels.scatter_rows import check
 from penstock.kernels.scatter_rows.check import COLUMNS, Pages
 from penstock.kernels.scatter_rows.segments import Segment, Segments, of_blocks, of_rows
 from penstock.kernels.scatter_rows.staging import Publication, Staging
-from penstock.kernels.scatter_rows.triton import NEVER, ROWS, SLOTS, scatter_rows
+from penstock.kernels.scatter_rows.triton import NEVER, scatter_rows
+from penstock.kernels.scatter_rows.tuning import ROWS, SLOTS
 from penstock.kernels.slabs.layout import BLOCK, Kind, Layout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

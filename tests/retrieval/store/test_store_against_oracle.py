@@ -47,7 +47,7 @@ def test_any_history(tmp_path_factory, script, final):
     any_history(Store, tmp_path_factory, script, final)
 
 
-@settings(max_examples=12)  # the interpreter is slow
+@settings(max_examples=8)  # the interpreter is slow
 @given(script=steps, final=searches)
 def test_any_history_on_a_device(device_backend, tmp_path_factory, script, final):
     any_history(partial(Store, backend=device_backend), tmp_path_factory, script, final)
@@ -190,11 +190,11 @@ def test_many_searches_at_once_over_many_pages(seed, make_store, slow):
             Ask(
                 query(rng.integers(-2, 3, 6), rng.integers(-1, 2, 16) * 0.25) if rng.random() < 0.7 else None,
                 TREES[rng.integers(len(TREES))],
-                int(rng.choice([1, 7, 20, 300] if slow else [1, 7, 100, 2_000])),
+                int(rng.choice([1, 7, 40] if slow else [1, 7, 100, 2_000])),
                 now_ms,
                 str(rng.choice(["default", "default", "other", "nobody"])),
             )
-            for _ in range(8 if slow else 24)
+            for _ in range(6 if slow else 24)
         ]
         answers = store.search_many([*asks, Ask(None, None, 0, now_ms), Ask(None, None, 1, now_ms, at_epoch=-1)])
         assert [type(answer) for answer in answers[-2:]] == [InvalidRecord, EpochGone]

@@ -357,7 +357,7 @@ def test_readers_see_whole_epochs_while_a_writer_turns_everything_over(make_stor
         asked = ((query(ROW), None), (None, None), (query(ROW), is_in("skills", "s1")))
         readers = [pool.submit(read, *args, mine) for args, mine in zip(asked, finished, strict=True)]
         try:
-            for version in range(2, 9 if slow else 100):
+            for version in range(2, 6 if slow else 100):
                 store.apply(generation(version), now_ms=version)
                 for each in finished:  # so that no pin is older than a few versions, and slots must go round
                     assert each.wait(30)
