@@ -115,11 +115,22 @@ class Run:
         self.reruns = 0
 
     def answer(self, queries: Prepared) -> Found:
-        return self.settled(queries, *self.launched(queries))
+        capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
+        tau, totals = self.scanned(queries, capacity)
+        kept = totals.clone()  # the workspace's are written again by a rerun
+        if capacity > WIDEST:
+            return self.one_by_one(queries, tau, kept, capacity)
+        return self.settled(queries, self.finish(queries, tau, capacity), kept, capacity)
 
     def launched(self, queries: Prepared) -> tuple[_Finished, Tensor, int]:
-        """What `settled` reads. All of it is launched and nothing waited for, so a CUDA graph may capture it."""
+        """What `settled` reads, totals still in the workspace. Nothing is waited for: a CUDA graph may capture it. Of a k
+        whose queries have room for WIDEST survivors at most."""
         capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
+        tau, totals = self.scanned(queries, capacity)
+        return self.finish(queries, tau, capacity), totals, capacity
+
+    def scanned(self, queries: Prepared, capacity: int) -> tuple[Tensor, Tensor]:
+        """Thresholds by query and totals by filter, behind plan, seed and scan."""
         self.reruns = 0
         self.tuning = self.asked or self.tuned(queries)
         self.plan()
@@ -127,14 +138,7 @@ class Run:
         totals = self.workspace.take("totals", (self.filters.count,), torch.int64)
         self.seed(queries, tau)
         self.scan(queries, tau, totals, capacity)
-<<<<<<< HEAD
-        return self.finish(queries, tau, capacity), totals, capacity
-=======
-        totals = totals.clone()  # the workspace's are written again by a rerun
-        if capacity > WIDEST:
-            return self.one_by_one(queries, tau, totals, capacity)
-        return self.settled(queries, self.finish(queries, tau, capacity), totals, capacity)
->>>>>>> main
+        return tau, totals
 
     def tuned(self, queries: Prepared) -> Tuning:
         """How to launch the scan."""
@@ -321,11 +325,7 @@ class Run:
         dense, lexical = take("dense", shape, torch.float64), take("lexical", shape, torch.float64)
         ties, doubtful = take("ties", shape, torch.int64), take("doubtful", shape, torch.int8)
         column = min(64, layout.width) or 16
-<<<<<<< HEAD
-        finish.rescore[(queries.count, triton.cdiv(self.most(queries, status, shape[1]), 16))](
-=======
         finish.rescore[(queries.count, triton.cdiv(self.most(queries, status, shape[1]), RESCORED))](
->>>>>>> main
             self.slabs.table,
             self.slabs.offsets,
             queries.exact,
@@ -378,7 +378,7 @@ class Run:
             dense=dense,
             lexical=lexical,
             counts=kept.clamp(max=self.k),
-            totals=totals.clone(),
+            totals=totals,
             settled=doubtful == 0,
             rescored=kept,
             looked_at=looked_at,

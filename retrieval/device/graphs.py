@@ -20,7 +20,7 @@ from dataclasses import fields, replace
 import torch
 
 from penstock.kernels.filtered_topk.prepare import Prepared, prepared
-from penstock.kernels.filtered_topk.run import Found, Run, Workspace
+from penstock.kernels.filtered_topk.run import WIDEST, Found, Run, Workspace, room_for
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 from penstock.retrieval.store.page import HASHED
 
@@ -59,11 +59,11 @@ class Graphs:
 
     def answer(self, slabs: Slabs, filters: Filters, queries: Queries, k: int) -> Found | None:
         """As filtered_topk; `filters` on the device, `queries` on the host. None: too large for any bucket."""
-        if not fits(filters, queries):
+        most = max(16, 1 << (k - 1).bit_length())
+        if not fits(filters, queries) or room_for(most, slabs.pages * slabs.layout.rows) > WIDEST:
             return None
         ready = prepared(queries, slabs.layout)
         count = next(size for size in FILTERS if size >= filters.count)
-        most = max(16, 1 << (k - 1).bit_length())
         key = (id(slabs), ready.batch, len(ready.terms), count, most)
         graph = self._kept.get(key)
         if graph is None or graph.run.slabs is not slabs:
@@ -116,7 +116,8 @@ class _Graph:
         self.run.reruns = 0
         self.run.workspace = reruns
         try:
-            return self.run.settled(replace(self._queries, count=queries.count), *self._launched)
+            found, totals, capacity = self._launched
+            return self.run.settled(replace(self._queries, count=queries.count), found, totals.clone(), capacity)
         finally:
             self.run.workspace = self._workspace
 
