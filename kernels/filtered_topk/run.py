@@ -123,8 +123,8 @@ class Run:
         return self.settled(queries, self.finish(queries, tau, capacity), kept, capacity)
 
     def launched(self, queries: Prepared) -> tuple[_Finished, Tensor, int]:
-        """What `settled` reads, totals still in the workspace. Nothing is waited for, so a CUDA graph may capture it. Of
-        a k whose queries have room for WIDEST survivors at most."""
+        """What `settled` reads, totals still in the workspace. Nothing is waited for, so a CUDA graph may capture it.
+        Of a k whose queries have room for WIDEST survivors at most."""
         capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
         tau, totals = self.scanned(queries, capacity)
         return self.finish(queries, tau, capacity), totals, capacity
