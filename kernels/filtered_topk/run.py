@@ -117,6 +117,21 @@ class Run:
 
     def answer(self, queries: Prepared) -> Found:
         capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
+        tau, totals = self.scanned(queries, capacity)
+        kept = totals.clone()  # the workspace's are written again by a rerun
+        if capacity > WIDEST:
+            return self.one_by_one(queries, tau, kept, capacity)
+        return self.settled(queries, self.finish(queries, tau, capacity), kept, capacity)
+
+    def launched(self, queries: Prepared) -> tuple[_Finished, Tensor, int]:
+        """What `settled` reads, totals still in the workspace. Nothing is waited for, so a CUDA graph may capture it.
+        Of a k whose queries have room for WIDEST survivors at most."""
+        capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
+        tau, totals = self.scanned(queries, capacity)
+        return self.finish(queries, tau, capacity), totals, capacity
+
+    def scanned(self, queries: Prepared, capacity: int) -> tuple[Tensor, Tensor]:
+        """Thresholds by query and totals by filter, behind plan, seed and scan."""
         self.reruns = 0
         self.tuning = self.asked or self.tuned(queries)
         self.plan()
@@ -124,10 +139,7 @@ class Run:
         totals = self.workspace.take("totals", (self.filters.count,), torch.int64)
         self.seed(queries, tau)
         self.scan(queries, tau, totals, capacity)
-        totals = totals.clone()  # the workspace's are written again by a rerun
-        if capacity > WIDEST:
-            return self.one_by_one(queries, tau, totals, capacity)
-        return self.settled(queries, self.finish(queries, tau, capacity), totals, capacity)
+        return tau, totals
 
     def tuned(self, queries: Prepared) -> Tuning:
         """How to launch the scan."""
