@@ -17,7 +17,7 @@ from torch import Tensor
 from penstock.kernels.filtered_topk import finish, scan
 from penstock.kernels.filtered_topk.autotune import Tunings, key_of
 from penstock.kernels.filtered_topk.prepare import Prepared
-from penstock.kernels.filtered_topk.tuning import Tuning, tuning_for
+from penstock.kernels.filtered_topk.tuning import Tuning, select_warps, tuning_for
 from penstock.kernels.slabs.batch import FILTERS, Filters, Slabs
 from penstock.kernels.slabs.layout import BLOCK, Layout
 
@@ -28,6 +28,7 @@ DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too
 WIDEST = 16_384  # survivors that are narrowed in registers
 ROOM = 1 << 22  # survivors of a query that a rerun makes room for; of more, those above its certain threshold
 RESCORED = 128 if INTERPRETED else 16  # rows that a program scores exactly
+RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds
 RUN = 16  # blocks whose rows are filtered before they are scored
 
 
@@ -290,7 +291,7 @@ class Run:
             BLOCKS=self.layout.blocks,
             CAPACITY=capacity,
             QUANTISED=self.quantised,
-            num_warps=16 if capacity > 4_096 else 8,
+            num_warps=select_warps(capacity),
         )
         return self.ranked(queries, kept, reached, status)
 
@@ -302,8 +303,8 @@ class Run:
             take(f"best_{name}", (batch, self.k), dtype)
             for name, dtype in (("slots", torch.int64), ("dense", torch.float64), ("lexical", torch.float64))
         )
-        finish.rank[(queries.count, triton.cdiv(self.most(queries, status, capacity), 64))](
-            kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=64, OTHERS=128, num_warps=4
+        finish.rank[(queries.count, triton.cdiv(self.most(queries, status, capacity), RANKED))](
+            kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=RANKED, OTHERS=64, num_warps=4
         )
         return _Finished(best[0], best[1], best[2], reached, status)
 
@@ -358,7 +359,7 @@ class Run:
         looked_at = int(self.counters[scan.LOOKED_AT])
         for query in (status[:, finish.PROVEN] == 0).nonzero().flatten().tolist():
             bar, survivors = float(found.reached[query]), int(status[query, finish.FOUND])
-            again = self.again(_only(queries, query), bar, survivors, capacity)
+            again = self.again(self.only(queries, query), bar, survivors, capacity)
             slots[query], dense[query], lexical[query] = again.slots, again.dense, again.lexical
             kept[query], doubtful[query] = again.kept, again.doubtful
         return Found(
@@ -383,7 +384,7 @@ class Run:
         ]
         out = []
         for query, (mine, bar, count) in enumerate(zip(survivors, bars, counts, strict=True)):
-            alone = _only(queries, query)
+            alone = self.only(queries, query)
             one = self.narrowed(alone, *mine)
             if count > capacity or not one.reached >= bar:
                 one = self.again(alone, one.reached, count, capacity)
@@ -400,6 +401,10 @@ class Run:
             looked_at=looked_at,
             reruns=self.reruns,
         )
+
+    def only(self, queries: Prepared, query: int) -> Prepared:
+        """The batch with this query in the first place, and nobody else."""
+        return _only(queries, query)
 
     def again(self, alone: Prepared, bar: float, survivors: int, capacity: int) -> _Alone:
         """One query with a threshold that its k best are known to reach, and room for all who reach it."""

@@ -178,7 +178,7 @@ def match(
         if TERMS > 0:
             b_lexical = tl.zeros([BM, BN], tl.float32)
             words = row.to(tl.pointer_type(tl.int32)) + WIDTH // 2
-            for place in tl.static_range(min(TERMS, _USUAL)):
+            for place in tl.static_range(TERMS if TERMS < _USUAL else _USUAL):
                 b_lexical += of_term(words + place, sketches, o_n, BN)
             if TERMS > _USUAL:  # noqa: SIM102 (this one is decided when it is compiled, the next when it runs)
                 # The greatest weights come first: a query without this word has none behind it.
@@ -188,7 +188,7 @@ def match(
             b_score += b_lexical
         if not INTERPRET:
             # The pipeline brings dense values ahead of time; what stands behind them is at least in L2 then.
-            for sector in tl.static_range(tl.cdiv(4 * TERMS + 12, _SECTOR)):
+            for sector in tl.static_range((4 * TERMS + 11 + _SECTOR) // _SECTOR):
                 fetch(behind + (2 * WIDTH + sector * _SECTOR))
         bounds = row.to(tl.pointer_type(tl.float32)) + (WIDTH // 2 + TERMS)
         slack = tl.load(bounds + 1) * dense_norm + tl.load(bounds + 2) * lexical_norm + floor
