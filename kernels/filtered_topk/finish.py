@@ -16,6 +16,8 @@ sum, and one more addition rounds it correctly. A row of which e lost something 
 settle (`exact_dot`). After Ogita, Rump, Oishi, Accurate sum and dot product, 2005.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
 from __future__ import annotations
 
 import triton

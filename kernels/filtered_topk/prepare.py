@@ -6,7 +6,8 @@ any query then, and scaling loses nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,13 +45,14 @@ class Prepared:
         return self.vectors.shape[0]
 
     def to(self, device: torch.device) -> Prepared:
-        moved = {name: getattr(self, name) for name in self.__slots__}
-        return Prepared(
-            **{
-                name: one.to(device, non_blocking=True) if isinstance(one, Tensor) else one
-                for name, one in moved.items()
-            }
-        )
+        moved = {name: one.to(device, non_blocking=True) for name, one in tensors_of(self).items()}
+        return replace(self, **moved)
+
+
+def tensors_of(prepared: Prepared) -> dict[str, Any]:
+    """Its tensors by name."""
+    found = {field.name: getattr(prepared, field.name) for field in fields(prepared)}
+    return {name: one for name, one in found.items() if isinstance(one, Tensor)}
 
 
 def bucket(count: int) -> int:
@@ -171,7 +173,8 @@ def _left_out(queries: Queries, batch: int, asked: Tensor) -> Tensor:
 
 
 def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values, dim=1) * (1 + 1e-12)
+    norms: Tensor = torch.linalg.vector_norm(values, dim=1) * (1 + 1e-12)
+    return norms
 
 
 def _rounded_up(values: Tensor) -> Tensor:

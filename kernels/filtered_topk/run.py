@@ -495,8 +495,9 @@ class _Alone:
 
     @classmethod
     def empty(cls, k: int, device: torch.device, kept: int, doubtful: int, reached: float) -> _Alone:
-        parts = (torch.zeros(k, dtype=dtype, device=device) for dtype in (torch.int64, torch.float64, torch.float64))
-        return cls(*parts, kept, doubtful, reached)
+        slots = torch.zeros(k, dtype=torch.int64, device=device)
+        dense, lexical = torch.zeros(2, k, dtype=torch.float64, device=device)
+        return cls(slots, dense, lexical, kept, doubtful, reached)
 
 
 def _only(queries: Prepared, query: int) -> Prepared:
