@@ -13,6 +13,8 @@
     turnover a real week of openings and closings over and over                    benchmarks/searching/turnover.py
     percolate postings against standing queries                                    benchmarks/searching/percolating.py
 
+What scans cost on a GPU is kernels.py's to say; `--device cuda` runs churn on a store that searches there.
+
 "ratio" is the quickest peer's median over ours. Peers and ours begin with one mask a query; peers keep their own copies
 of the planes and return float32 order; ours is exact, from the store's own pages. Every cell's answers are held against
 the oracle; the exit status is 1 when one differs.

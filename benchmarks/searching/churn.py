@@ -68,7 +68,10 @@ class Recording(Indexer):
 
 
 def churn(report: Report, rows: int, turns: int, seconds: float, data: Path, build: Path, device: str = "cpu") -> int:
-    """Adds the three results; `turns` phases of `seconds` of either kind, of a store on this device. Returns how many answers were mixed."""
+    """Adds the three results; `turns` phases of `seconds` of either kind, of a store on this device.
+
+    Returns how many answers were mixed.
+    """
     settings = RetrievalSettings()
     torch.set_num_threads(settings.threads)
     sys.setswitchinterval(SWITCH_S)  # as the role does
