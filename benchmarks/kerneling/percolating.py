@@ -21,10 +21,14 @@ are taken as spread evenly over the tiles.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.kerneling.gpu import H200, LIKELY, Getting, Gpu
+from benchmarks.kerneling.gpu import BAD, H200, LIKELY, Getting, Gpu
 from benchmarks.kerneling.model import Launch
+from penstock.kernels.aot.check import Checked
 from penstock.kernels.percolate.rows import RowLayout, padded
 from penstock.kernels.percolate.tuning import DEMANDS, TILE, bucket_of, tuned
 
@@ -34,6 +38,9 @@ L2 = 5.5e12  # bytes/s (microbenchmarks of H100s by others: 5.5 to 7)
 SECTOR = 32  # bytes
 LISTED = 20  # bytes of a query in the list: address, slot, mask
 FOUND = 12  # bytes of a pair
+RECORD = 16  # terms that a record has words for
+LATE_WORDS = 430  # instructions of those past the eighth
+BARRIERS, APPENDING_BARRIERS = 20, 30  # counted in the machine code of 384 values and 64 postings
 HEADROOM = 1.1  # instructions that a tile really issues, over the shortest way through its loop
 
 
@@ -79,7 +86,40 @@ class Rate:
         return self.postings / self.seconds
 
 
-def percolate(work: Percolation, code: Code, record_terms: int = 16, gpu: Gpu = H200, got: Getting = LIKELY) -> Rate:
+def notes(checked: Sequence[Checked]) -> dict[str, Any]:
+    """Predictions of a million queries of each width that was compiled, with the likely values of gpu.py and the bad
+    ones: where every query passes for some posting, and where three in ten do."""
+    out: dict[str, Any] = {}
+    for one in checked:
+        name = re.fullmatch(rf"percolate/match/d(\d+)/b64/t{RECORD}", one.name)
+        if name is None or one.figures is None or not int(name[1]):
+            continue
+        # Behind the shortest way stand the words past the eighth and the branch that appends.
+        beside = one.figures.main.instructions - one.figures.hot - LATE_WORDS
+        code = Code(one.figures.warps, one.figures.hot, BARRIERS, beside, APPENDING_BARRIERS)
+        for passing in (1.0, 0.3):
+            for kind, getting in (("likely", LIKELY), ("bad", BAD)):
+                rate = percolate(Percolation(width=int(name[1]), passing=passing), code, RECORD, got=getting)
+                out.setdefault(f"d{name[1]}/passing{passing}", {})[kind] = {
+                    "postings_per_s": round(rate.postings_per_s),
+                    "ms": round(rate.seconds * 1e3, 4),
+                    "launches": {
+                        launch.name: {
+                            "us": round(launch.seconds * 1e6, 2),
+                            "bound": launch.bound,
+                            "bytes": launch.bytes,
+                            "flops": launch.flops,
+                            **{part: round(seconds * 1e6, 2) for part, seconds in launch.parts.items()},
+                        }
+                        for launch in rate.launches
+                    },
+                }
+    return out
+
+
+def percolate(
+    work: Percolation, code: Code, record_terms: int = RECORD, gpu: Gpu = H200, got: Getting = LIKELY
+) -> Rate:
     return Rate(
         (_stage(work), _select(work, gpu, got), _match(work, code, record_terms, gpu, got), _result(work)),
         got,

@@ -7,6 +7,8 @@
 
 A block never changes, so what a place holds is right for as long as its block is in the view. One batch at a time: a
 second one waits, and finds the device's time as free as if it had not.
+
+Where it stands: life-of-an-alert.md, step 5.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ class DeviceScan:
     @property
     def nbytes(self) -> int:
         """Of device memory that standing queries hold, and what is found of them."""
-        return self._room.nbytes + sum(held.standing.nbytes for held in self._held.values())
+        return self._room.nbytes + sum(held.standing.nbytes for held in tuple(self._held.values()))
 
     def pairs(self, blocks: Sequence[Block], batch: Batch) -> tuple[scan.Found, int]:
         """Every match of a batch that is prepared for these blocks, and how many pairs are of two spaces."""
