@@ -77,10 +77,17 @@ def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, S
 
 
 def standing_queries(settings: Settings) -> Kind[StandingQuery, StandingQueries, StandingCounts]:
+    """Raises DeviceUnavailable where `retrieval.device` cannot be had."""
+    backend = choose(settings.retrieval.device, settings.retrieval.device_bytes)
+    device = "cpu" if backend is None else backend.name
     codec = topic_codec(topics.STANDING_QUERIES, settings.kafka.schema_registry)
 
     def make(first_epoch: int) -> StandingQueries:
-        return StandingQueries(first_epoch=first_epoch, tombstone_window_ms=settings.postings.tombstone_window_ms)
+        return StandingQueries(
+            first_epoch=first_epoch,
+            tombstone_window_ms=settings.postings.tombstone_window_ms,
+            device=device,
+        )
 
     def follow(store: StandingQueries, dead_letter: DeadLetter) -> Follower[StandingQuery]:
         return Follower(store, codec, dead_letter)

@@ -22,7 +22,7 @@ SETTING = "retrieval.device_bytes"
 SHARE = 0.9  # of what a device has free at the start; the rest is for what searches need while they run
 
 # Triton's interpreter keeps one grid for the whole process, so one kernel runs at a time.
-_INTERPRETING = threading.RLock()
+INTERPRETING = threading.RLock()
 
 
 class DeviceUnavailable(Exception):
@@ -72,7 +72,7 @@ class Backend:
 
     def launching(self) -> AbstractContextManager[object]:
         """To be held while kernels are launched."""
-        return nullcontext() if self.is_cuda else _INTERPRETING
+        return nullcontext() if self.is_cuda else INTERPRETING
 
     def ready(self) -> None:
         """Imports the kernels. Raises DeviceUnavailable where they were imported for the other way of running."""

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from penstock.retrieval.device.backend import INTERPRETING
 from penstock.retrieval.percolate import scan
 from penstock.retrieval.percolate.batch import Batch, Group
 from penstock.retrieval.percolate.blocks import Block, Scored, gathered
@@ -80,7 +81,7 @@ class DeviceScan:
         self._room = triton.Room(self._device, ROOM)
         self._held: dict[Space | None, _Held] = {}
         self._tenants: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._lock = INTERPRETING if interpreted else threading.Lock()
 
     @property
     def nbytes(self) -> int:
