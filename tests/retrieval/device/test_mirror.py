@@ -88,7 +88,7 @@ def test_many_pages_of_a_store_turned_over_and_restored(writing_backend, tmp_pat
 
 def test_planes_of_another_width_keep_every_attribute(writing_backend):
     store = Store(page_rows=128, hold_ms=0, backend=writing_backend)
-    store.apply([upsert(f"p{i}", company=f"c{i % 3}") for i in range(300)], now_ms=0)
+    store.apply([upsert(f"p{i}", company=f"c{i % 3}", tenant=f"t{i % 2}") for i in range(300)], now_ms=0)
     before = store._rows.table.arenas
     store.apply([upsert("dense", vector=vector(ROW))], now_ms=0)
     assert (store._rows.table.arenas.layout.dense, before.layout.dense) == (6, 0)
