@@ -25,6 +25,7 @@ from benchmarks.kerneling import peers
 from benchmarks.kerneling.model import Work
 from benchmarks.kerneling.stores import BUCKET, HASH, Store, asked, drawn, share
 from benchmarks.kerneling.timing import BUFFERS, RUNS, Timed, interleaved, peak_flops, read_bandwidth
+from penstock.kernels.filtered_topk.run import Workspace
 from penstock.kernels.filtered_topk.triton import filtered_topk
 from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs.batch import Filters, Queries
@@ -61,8 +62,6 @@ class Session:
 
 def ours(search: TopK, store: Store, filters: Filters, queries: list[Queries], k: int) -> Callable[[int], Any]:
     """A contender. Its workspace is its own and is kept, as a server's is."""
-    from penstock.kernels.filtered_topk.run import Workspace
-
     workspace = Workspace(store.device)
     return lambda buffer: search(store.slabs, filters, queries[buffer], k, hashes=HASH, workspace=workspace)
 
@@ -87,11 +86,13 @@ def as_torch(queries: list[Queries], device: torch.device) -> list[torch.Tensor]
     return [one.dense.to(device).bfloat16() for one in queries]
 
 
-def batch(session: Session, k: int = 1_000, width: int = 256) -> dict[str, float]:
+def batch(
+    session: Session, k: int = 1_000, width: int = 256, batches: tuple[int, ...] = (1, 16, 64, 256)
+) -> dict[str, float]:
     store = drawn(session.rows, width, session.device, page_rows=session.page_rows)
     everything = share(store.layout, 0.0, 1.0, session.device)
     plane, found = store.plane(), {}
-    for count in (1, 16, 64, 256):
+    for count in batches:
         queries = buffers(count, width)
         rounded = as_torch(queries, session.device)
         contenders: dict[str, Callable[[int], Any]] = {"ours": ours(filtered_topk, store, everything, queries, k)}

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.kerneling.stores import HASH, NEVER, TENANT, Store, asked, drawn, share
+from benchmarks.kerneling.stores import HASH, NEVER, ODD, TENANT, Store, asked, drawn, share
 from benchmarks.kerneling.timing import BUFFERS, timed
 from penstock.kernels.filtered_topk.run import Workspace
 from penstock.kernels.filtered_topk.triton import filtered_topk
@@ -33,70 +32,80 @@ SPARE = 0.25  # of the rows: room that the writer fills
 BATCH, K, WIDTH = 16, 1_000, 256
 
 
-@dataclass(slots=True)
 class Writer:
-    """Owns the second stream and everything that is sent on it; `epoch` is read by searches."""
+    """Owns the second stream and everything that is sent on it; searches read `epoch`.
 
-    store: Store
-    first: int  # the first free slot
-    rate: int = RATE
-    epoch: int = 1
-    written: int = 0
-    late: list[float] = field(default_factory=list)  # milliseconds from a batch's first row to its being visible
-    failed: BaseException | None = None
+    `tick` sends what has come since the last one. On a GPU a thread ticks; on a CPU, whose interpreter is not for
+    threads, whoever searches does.
+    """
+
+    def __init__(self, store: Store, first: int, rate: int = RATE) -> None:
+        """first: the first free slot, from which on blocks are the writer's."""
+        layout, device = store.layout, store.device
+        self.store, self.first, self.rate = store, first, rate
+        self.room = store.slabs.pages * layout.rows - first
+        self.most = max(1, int(rate * PERIOD * 4))  # rows of a batch
+        self.epoch, self.written = 1, 0
+        self.late: list[float] = []  # milliseconds from a batch's first row to its being visible
+        self.failed: BaseException | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._rows = Staging(of_rows(layout), self.most, device)
+        self._blocks = Staging(of_blocks(layout), self.most // BLOCK + 2, device)
+        self._publication = Publication(2 * self.most, device)
+        self._word = torch.zeros(1, dtype=torch.int64, device=device)
+        self._values, self._bounds = _records(layout, self.most), _zones(layout)
+        self._begun, self._sent = 0.0, 0
+
+    def begin(self) -> None:
+        """From now on rows come."""
+        self._begun, self._sent = time.perf_counter(), 0
 
     def run(self, stop: threading.Event) -> None:
         try:
-            self._run(stop)
+            while not stop.is_set():
+                if not self.tick():
+                    stop.wait(PERIOD / 4)
         except BaseException as error:  # it is raised where the thread is joined
             self.failed = error
 
-    def _run(self, stop: threading.Event) -> None:
-        store, layout = self.store, self.store.layout
-        device, most = store.device, max(1, int(self.rate * PERIOD * 4))
-        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        rows, blocks = Staging(of_rows(layout), most, device), Staging(of_blocks(layout), most // BLOCK + 2, device)
-        publication = Publication(2 * most, device)
-        word = torch.zeros(1, dtype=torch.int64, device=device)
-        arrays, values = layout.arrays, _records(layout, most)
-        begun, sent = time.perf_counter(), 0
-        room = store.slabs.pages * layout.rows - self.first
-        while not stop.is_set():
-            came = int((time.perf_counter() - begun) * self.rate) - sent
-            if came < self.rate * PERIOD:
-                stop.wait(PERIOD / 4)
-                continue
-            arrived = begun + sent / self.rate
-            count = min(came, most)
-            slots = self.first + (self.written + torch.arange(count)) % room
-            rows.ready()
-            blocks.ready()
-            rows.slots[:count] = slots
-            for name, value in values.items():
-                rows.field(name)[:count] = value[:count]
-            touched = torch.unique(slots // BLOCK)[: blocks.rows]
-            blocks.slots[: len(touched)] = touched
-            for name, one in _zones(layout).items():
-                blocks.field(name)[: len(touched)] = one
-            rows.send(store.slabs.table, count, stream)
-            blocks.send(store.slabs.table, len(touched), stream)
-            publication.send(
-                store.slabs.table,
-                word,
-                epoch=self.epoch + 1,
-                dead=[(self.written + at) % self.first for at in range(count)],
-                born=slots.tolist(),
-                per_page=layout.rows,
-                birth=arrays["birth"].offset,
-                death=arrays["death"].offset,
-                stream=stream,
-            )
-            if stream is not None:
-                stream.synchronize()
-            self.late.append((time.perf_counter() - arrived) * 1e3)
-            self.epoch += 1
-            self.written += count
-            sent += count
+    def tick(self) -> bool:
+        """Sends a batch and waits until it is visible, if one is due."""
+        came = int((time.perf_counter() - self._begun) * self.rate) - self._sent
+        if came < max(1, int(self.rate * PERIOD)):
+            return False
+        arrived, count = self._begun + self._sent / self.rate, min(came, self.most)
+        layout, table = self.store.layout, self.store.slabs.table
+        slots = self.first + (self.written + torch.arange(count)) % self.room
+        self._rows.ready()
+        self._blocks.ready()
+        self._rows.slots[:count] = slots
+        for name, value in self._values.items():
+            self._rows.field(name)[:count] = value[:count]
+        self._rows.field(f"column.{HASH}")[:count, 0] = (slots + self.room * self.epoch) * ODD
+        touched = torch.unique(slots // BLOCK)[: self._blocks.rows]
+        self._blocks.slots[: len(touched)] = touched
+        for name, bound in self._bounds.items():
+            self._blocks.field(name)[: len(touched)] = bound
+        self._rows.send(table, count, self._stream)
+        self._blocks.send(table, len(touched), self._stream)
+        self._publication.send(
+            table,
+            self._word,
+            epoch=self.epoch + 1,
+            dead=[(self.written + at) % self.first for at in range(count)],
+            born=slots.tolist(),
+            per_page=layout.rows,
+            birth=layout.arrays["birth"].offset,
+            death=layout.arrays["death"].offset,
+            stream=self._stream,
+        )
+        if self._stream is not None:
+            self._stream.synchronize()
+        self.late.append((time.perf_counter() - arrived) * 1e3)
+        self.epoch += 1
+        self.written += count
+        self._sent += count
+        return True
 
 
 def _records(layout: Any, count: int) -> dict[str, torch.Tensor]:
@@ -125,21 +134,23 @@ def _zones(layout: Any) -> dict[str, float]:
     return out
 
 
-def churning(session: Session, phase_s: float = PHASE_S, phases: int = PHASES, rate: int = RATE) -> dict[str, float]:
+def churning(
+    session: Session, phase_s: float = PHASE_S, phases: int = PHASES, rate: int = RATE, k: int = K, width: int = WIDTH
+) -> dict[str, float]:
     filled = int(session.rows / (1 + SPARE)) // session.page_rows * session.page_rows
-    store = drawn(session.rows, WIDTH, session.device, page_rows=session.page_rows)
+    store = drawn(session.rows, width, session.device, page_rows=session.page_rows)
     _emptied(store, filled)
     filters = share(store.layout, 0.0, 1.0, session.device)
-    queries = [asked(BATCH, WIDTH, seed) for seed in range(BUFFERS)]
-    workspace = Workspace(session.device)
+    workspace, on_gpu = Workspace(session.device), session.device.type == "cuda"
+    queries = [asked(BATCH if on_gpu else 1, width, seed) for seed in range(BUFFERS)]
     writer = Writer(store, filled, rate)
     spent: dict[bool, list[float]] = {False: [], True: []}
 
     def search(turn: int) -> float:
         filters.epochs.fill_(writer.epoch)
         begin = time.perf_counter()
-        filtered_topk(store.slabs, filters, queries[turn % BUFFERS], K, hashes=HASH, workspace=workspace)
-        if session.device.type == "cuda":
+        filtered_topk(store.slabs, filters, queries[turn % BUFFERS], k, hashes=HASH, workspace=workspace)
+        if on_gpu:
             torch.cuda.current_stream().synchronize()
         return (time.perf_counter() - begin) * 1e3
 
@@ -148,14 +159,17 @@ def churning(session: Session, phase_s: float = PHASE_S, phases: int = PHASES, r
     for phase in range(phases):
         writing, stop = phase % 2 == 1, threading.Event()
         thread = threading.Thread(target=writer.run, args=(stop,))
-        if writing:
+        writer.begin()
+        if writing and on_gpu:
             thread.start()
         until, turn = time.perf_counter() + phase_s, 0
         while time.perf_counter() < until or not turn:
+            if writing and not on_gpu:
+                writer.tick()
             spent[writing].append(search(turn))
             turn += 1
         stop.set()
-        if writing:
+        if writing and on_gpu:
             thread.join()
         if writer.failed is not None:
             raise writer.failed
@@ -171,7 +185,7 @@ def churning(session: Session, phase_s: float = PHASE_S, phases: int = PHASES, r
             "visible_ms": [late.median, late.p99],
         }
     )
-    if writer.written < 0.95 * rate * seconds:
+    if on_gpu and writer.written < 0.95 * rate * seconds:
         raise RuntimeError(f"the writer came to {writer.written / seconds:,.0f} rows a second of {rate:,}")
     return {"churn/100k_p99_ratio": busy.p99 / quiet.p99, "churn/visible_p99_ms": late.p99}
 

@@ -9,10 +9,13 @@ One batch is a copy, two launches and a result, one after the other:
               memory   64 records and their lines of the list, at the SM's share of bandwidth
               chain    tensor cores (or the shared memory they read), the words from L2, the sketches' lines from L2,
                        then the epilogue's instructions and barriers: one CTA does these in turn
+                       What appends pairs comes on top, in those tiles that have one
               L2       the sketches' lines, and the batch where it is not resident
     result  the counter, then the pairs
 
-The tile's dense values are on their way while the tile before it is computed. Its words were brought to L2 by then.
+With five stages a tile's dense values are on their way while the tile before it is computed; with three they are asked
+for once that is done but for its pairs, and the wait for them comes on top. Its words were brought to L2 by then. Pairs
+are taken as spread evenly over the tiles.
 """
 
 from __future__ import annotations
@@ -46,16 +49,19 @@ class Percolation:
     terms: int = 6
     sketch: int = 1_024
     conditions: int = 50_000
-    pairs: int = 64_000  # that are found
+    pairs: int = 6_400  # that are found: a posting that alerts a hundred of a million
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Of the compiled `match`: warps of a CTA, instructions of a tile (the shortest way), barriers of it."""
+    """Of the compiled `match`: warps of a CTA; instructions and barriers of a tile, the shortest way; and of the branch
+    that appends pairs."""
 
     warps: int
     hot: int
     barriers: int
+    appending: int
+    appending_barriers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +117,15 @@ def _match(work: Percolation, code: Code, record_terms: int, gpu: Gpu, got: Gett
     tile_l2 = TILE * form.bucket * max(work.terms, min(8, record_terms))
     if not form.resident:
         tile_l2 += 2 * form.bucket * form.width
-    chain = max(products, read) + code.hot * HEADROOM * max(code.warps / gpu.partitions / got.issue, got.alone)
-    chain += code.barriers * got.barrier + got.drain
-    fill = 2 * got.l2_latency * bool(record_terms)
+    found = 1 - math.exp(-work.pairs / max(tiles * gpu.sms, 1))  # share of the tiles
+    issued = max(code.warps / gpu.partitions / got.issue, got.alone)
+    chain = max(products, read) + (code.hot * HEADROOM + found * code.appending) * issued
+    chain += (code.barriers + found * code.appending_barriers) * got.barrier + got.drain
+    fill = 2 * got.l2_latency * bool(record_terms) + found * got.latency  # the words, their lines; the counter
     if not form.resident:  # the loop over chunks begins anew with each tile
         fill += got.latency
+    elif form.stages < 5:
+        fill += got.latency + 2 * TILE * form.width / got.ingest
     parts = {
         "memory": tiles * TILE * (stride + LISTED) / (got.read * got.scanning / gpu.sms),
         "chain": tiles * (chain / gpu.clock + fill),

@@ -75,7 +75,17 @@ def compiled(config: Config, target: GPUTarget = HOPPER) -> Compiled:
     except NotCompiled:
         raise
     except Exception as error:  # the compiler's passes raise what they like
-        raise NotCompiled(f"{config.name}: {type(error).__name__}: {error}") from error
+        raise NotCompiled(f"{config.name}: {_said(error)}") from error
     return Compiled(
         config, kernel.asm["cubin"], kernel.metadata.name, kernel.metadata.shared, time.perf_counter() - began
     )
+
+
+def _said(error: BaseException) -> str:
+    """The error and its causes: an error in a function that a kernel calls is the cause of one at the call."""
+    said: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        said.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__
+    return "\ncaused by ".join(said)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from penstock.kernels.aot.config import Config, Expectation
-from penstock.kernels.filtered_topk.tuning import Tuning, tuning_for
+from penstock.kernels.filtered_topk.tuning import Tuning, select_warps, tuning_for
 
 OPERATOR = "filtered_topk"
 PAGE_BLOCKS = 512  # of a page of 65,536 rows
@@ -148,7 +149,13 @@ def finish_configs() -> tuple[Config, ...]:
     plan |= {"marks": "*i64", "owners": "*i64", "live": "*i32", "live_bits": "*i64", "counters": "*i64"}
 
     def config(
-        name: str, module: str, entry: str, signature: dict[str, str], constexprs: dict[str, object], warps: int
+        name: str,
+        module: str,
+        entry: str,
+        signature: dict[str, str],
+        constexprs: Mapping[str, object],
+        warps: int,
+        spills: int = 0,
     ) -> Config:
         return Config(
             name=f"{OPERATOR}/{name}",
@@ -159,6 +166,7 @@ def finish_configs() -> tuple[Config, ...]:
             divisible=divisible(signature, "plane"),
             num_warps=warps,
             num_stages=3,
+            expects=Expectation(max_spills_outside=spills),
         )
 
     rescored = {"BLOCKS": PAGE_BLOCKS, "L": LINES, "ROWS": 16, "WIDTH": 64, "LEVELS": 6, "LINES": 16, "LINE_LEVELS": 4}
@@ -173,12 +181,14 @@ def finish_configs() -> tuple[Config, ...]:
                 "select",
                 select,
                 {"BLOCKS": PAGE_BLOCKS, "CAPACITY": room, "QUANTISED": False},
-                16 if room > 4_096 else 8,
+                select_warps(room),
+                # 1,024 threads have 64 registers each; what is put aside is used once, before and after the counting.
+                96 if room > 8_192 else 0,
             )
             for room in (2_048, 8_192, 16_384)
         ),
         *(config(f"rescore/d{width}", finish, "rescore", rescore, rescored | {"D": width}, 4) for width in (256, 384)),
-        config("rank", finish, "rank", rank, {"ROWS": 64, "OTHERS": 128}, 4),
+        config("rank", finish, "rank", rank, {"ROWS": 32, "OTHERS": 64}, 4),
     )
 
 
@@ -191,6 +201,7 @@ def configs() -> tuple[Config, ...]:
         (256, 256, 0),
         (384, 16, 0),
         (384, 16, 64),
+        (384, 64, 16),
         (384, 64, 64),
         (384, 64, 256),
         (384, 128, 256),

@@ -16,6 +16,8 @@ sum, and one more addition rounds it correctly. A row of which e lost something 
 settle (`exact_dot`). After Ogita, Rump, Oishi, Accurate sum and dot product, 2005.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
 from __future__ import annotations
 
 import triton
@@ -34,15 +36,15 @@ _FOUND, _KEPT, _PROVEN, _DOUBTFUL, _STATUS = (tl.constexpr(n) for n in range(5))
 
 @triton.jit
 def ordered(values):
-    """float32 as int64 in [0, 2^32), in the same order."""
+    """float32 as uint32, in the same order; none is 0."""
     raw = values.to(tl.int32, bitcast=True)
-    return (raw ^ ((raw >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
+    return (raw ^ ((raw >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
 
 
 @triton.jit
 def unordered(key):
     """float32 of what `ordered` made."""
-    raw = (key - 2147483648).to(tl.int32)
+    raw = (key ^ 0x80000000).to(tl.int32, bitcast=True)
     return (raw ^ ((raw >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
@@ -59,9 +61,9 @@ def threshold(
     count = tl.load(units + tl.load(unit_of + query)).to(tl.int32)
     entries = tl.minimum((count + SAMPLED - 1) // SAMPLED * GROUPS, width)
     nothing = ordered(tl.full([], float("-inf"), tl.float32))
-    key = tl.zeros([], tl.int64)
+    key = tl.zeros([], tl.uint32)
     for bit in range(32):
-        tried = key + (tl.full([], 1, tl.int64) << (31 - bit))
+        tried = key | (tl.full([], 1, tl.uint32) << (31 - bit))
         reached = tl.zeros([], tl.int32)
         for begin in range(0, entries, CHUNK):
             at = begin + tl.arange(0, CHUNK)
@@ -109,10 +111,10 @@ def select(
         row = (block % BLOCKS) * _BLOCK + slot % _BLOCK
         scales = (page + tl.load(offsets + _SCALES)).to(tl.pointer_type(tl.float32)) + row * 2 + 1
         off += tl.load(query_norms + query) * tl.load(scales, mask=there, other=0.0)
-    key = tl.where(there, ordered(score - off), -1)
-    best = tl.zeros([], tl.int64)
+    key = tl.where(there, ordered(score - off), tl.zeros([CAPACITY], tl.uint32))
+    best = tl.zeros([], tl.uint32)
     for bit in range(32):
-        tried = best + (tl.full([], 1, tl.int64) << (31 - bit))
+        tried = best | (tl.full([], 1, tl.uint32) << (31 - bit))
         best = tl.where(tl.sum((key >= tried).to(tl.int32), axis=0) >= k, tried, best)
     enough = count >= k
     least = tl.where(enough, unordered(best), float("-inf"))
@@ -155,9 +157,8 @@ def folded(total, rest, lost, ROWS: tl.constexpr, WIDTH: tl.constexpr, LEVELS: t
     """The sums over axis 1 of [ROWS, 2^LEVELS]: total and rest float64 [ROWS], and whether something was lost."""
     bad = tl.max(lost.to(tl.int32), axis=1)
     for level in tl.static_range(LEVELS):
-        half: tl.constexpr = WIDTH >> (level + 1)
-        left, right = tl.split(tl.reshape(total, [ROWS, half, 2]))
-        left_rest, right_rest = tl.split(tl.reshape(rest, [ROWS, half, 2]))
+        left, right = tl.split(tl.reshape(total, [ROWS, WIDTH >> (level + 1), 2]))
+        left_rest, right_rest = tl.split(tl.reshape(rest, [ROWS, WIDTH >> (level + 1), 2]))
         total, error = two_sum(left, right)
         rest, gone = two_sum(left_rest, right_rest)
         rest, more = two_sum(rest, error)
@@ -215,8 +216,8 @@ def rescore(
                 x = tl.load(values + begin, mask=there[:, None], other=0.0).to(tl.float64)
                 q = tl.load(queries + query * D + begin + columns).to(tl.float64)
                 total, rest, lost = accumulate(total, rest, lost, x * q[None, :])
-            total, rest, doubt = folded(total, rest, lost, ROWS, WIDTH, LEVELS)
-            by_dense = total + rest
+            row_total, row_rest, doubt = folded(total, rest, lost, ROWS, WIDTH, LEVELS)
+            by_dense = row_total + row_rest
         if L > 0:
             first, end = tl.load(starts + query), tl.load(starts + query + 1)
             if first < end:
@@ -224,18 +225,18 @@ def rescore(
                 bytes_of = (
                     (page + sketch).to(tl.pointer_type(tl.int8)) + (block % BLOCKS) * (L * _BLOCK) + slot % _BLOCK
                 )
-                total = tl.zeros([ROWS, LINES], tl.float64)
-                rest = tl.zeros([ROWS, LINES], tl.float64)
-                lost = tl.zeros([ROWS, LINES], tl.int1)
+                sums = tl.zeros([ROWS, LINES], tl.float64)
+                rests = tl.zeros([ROWS, LINES], tl.float64)
+                gone = tl.zeros([ROWS, LINES], tl.int1)
                 for begin in range(first, end, LINES):
                     inside = begin + lines < end
                     term = tl.load(terms + begin + lines, mask=inside, other=0)
                     w = tl.load(weights + begin + lines, mask=inside, other=0.0).to(tl.float64)
                     mask = there[:, None] & inside[None, :]
                     s = tl.load(bytes_of[:, None] + term[None, :] * _BLOCK, mask=mask, other=0).to(tl.float64)
-                    total, rest, lost = accumulate(total, rest, lost, s * w[None, :])
-                total, rest, bad = folded(total, rest, lost, ROWS, LINES, LINE_LEVELS)
-                by_term = total + rest
+                    sums, rests, gone = accumulate(sums, rests, gone, s * w[None, :])
+                term_total, term_rest, bad = folded(sums, rests, gone, ROWS, LINES, LINE_LEVELS)
+                by_term = term_total + term_rest
                 doubt = tl.maximum(doubt, bad)
         hash_of = (page + tl.load(offsets + hashes + _VALUES)).to(tl.pointer_type(tl.int64)) + row
         out = query.to(tl.int64) * capacity + at

@@ -6,7 +6,8 @@ any query then, and scaling loses nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,13 +45,14 @@ class Prepared:
         return self.vectors.shape[0]
 
     def to(self, device: torch.device) -> Prepared:
-        moved = {name: getattr(self, name) for name in self.__slots__}
-        return Prepared(
-            **{
-                name: one.to(device, non_blocking=True) if isinstance(one, Tensor) else one
-                for name, one in moved.items()
-            }
-        )
+        moved = {name: one.to(device, non_blocking=True) for name, one in tensors_of(self).items()}
+        return replace(self, **moved)
+
+
+def tensors_of(prepared: Prepared) -> dict[str, Any]:
+    """Its tensors by name."""
+    found = {field.name: getattr(prepared, field.name) for field in fields(prepared)}
+    return {name: one for name, one in found.items() if isinstance(one, Tensor)}
 
 
 def bucket(count: int) -> int:
@@ -60,11 +62,13 @@ def bucket(count: int) -> int:
 
 def term_bucket(count: int) -> int:
     """Terms that a batch is padded to."""
-    return 0 if count == 0 else 64 if count <= 64 else TERMS
+    return 0 if count == 0 else next(size for size in (16, 64, TERMS) if count <= size)
 
 
-def prepared(queries: Queries, layout: Layout, *, quantised: bool = False, batch: int = 0) -> Prepared:
-    """On the host, as `queries` are; `batch`: queries to pad to, 0: a power of two.
+def prepared(
+    queries: Queries, layout: Layout, *, quantised: bool = False, batch: int = 0, most: int = TERMS
+) -> Prepared:
+    """On the host, as `queries` are; `batch`: queries to pad to, 0: a power of two; `most`: terms that are multiplied.
 
     Raises ValueError where their shapes are not the layout's.
     """
@@ -76,7 +80,7 @@ def prepared(queries: Queries, layout: Layout, *, quantised: bool = False, batch
     dense[:count, :width] = queries.dense.double()
     starts = torch.full((batch + 1,), int(queries.starts[-1]), dtype=torch.int32)
     starts[: count + 1] = queries.starts
-    asked, of_term, lexical = _terms(queries, batch, layout.sketch)
+    asked, of_term, lexical = _terms(queries, batch, layout.sketch, most)
     greatest = lexical.abs().amax(1) if asked.numel() else torch.zeros(batch, dtype=torch.float64)
     _, exponent = torch.frexp(torch.where(greatest > 0, greatest, torch.ones_like(greatest)))
     scale = torch.where(greatest > 0, torch.ldexp(torch.ones_like(greatest), exponent), torch.ones_like(greatest))
@@ -128,17 +132,17 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rounded.to(torch.int8), step, _norm(wide - rounded * step[:, None])
 
 
-def _terms(queries: Queries, batch: int, lines: int) -> tuple[Tensor, Tensor, Tensor]:
+def _terms(queries: Queries, batch: int, lines: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """The distinct terms that are multiplied, the same padded to a bucket (int32), and the weights by query (float64
-    [batch, T]). Where a batch has more than TERMS, those of the greatest weight."""
+    [batch, T]). Where a batch has more than `most`, those of the greatest weight."""
     terms, weights = queries.terms.long(), queries.weights.double()
     if terms.numel() and (int(terms.min()) < 0 or int(terms.max()) >= lines):
         raise ValueError(f"terms {int(terms.min())} to {int(terms.max())}: expected 0 to {lines - 1}")
     asked = torch.unique(terms)
-    if asked.numel() > TERMS:
+    if asked.numel() > most:
         heaviest = torch.zeros(lines, dtype=torch.float64)
         heaviest.scatter_reduce_(0, terms, weights.abs() / _row_norms(queries)[_owners(queries)], "amax")
-        asked = torch.sort(torch.topk(heaviest, TERMS).indices).values
+        asked = torch.sort(torch.topk(heaviest, most).indices).values
     padded = torch.zeros(term_bucket(asked.numel()), dtype=torch.int32)
     padded[: asked.numel()] = asked
     out = torch.zeros(batch, padded.numel(), dtype=torch.float64)
@@ -169,7 +173,8 @@ def _left_out(queries: Queries, batch: int, asked: Tensor) -> Tensor:
 
 
 def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values, dim=1) * (1 + 1e-12)
+    norms: Tensor = torch.linalg.vector_norm(values, dim=1) * (1 + 1e-12)
+    return norms
 
 
 def _rounded_up(values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from penstock.kernels.filtered_topk import finish, scan
 from penstock.kernels.filtered_topk.autotune import Tunings, key_of
 from penstock.kernels.filtered_topk.prepare import Prepared
-from penstock.kernels.filtered_topk.tuning import Tuning, tuning_for
+from penstock.kernels.filtered_topk.tuning import Tuning, select_warps, tuning_for
 from penstock.kernels.slabs.batch import FILTERS, Filters, Slabs
 from penstock.kernels.slabs.layout import BLOCK, Layout
 
@@ -28,6 +28,7 @@ DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too
 WIDEST = 16_384  # survivors that are narrowed in registers
 ROOM = 1 << 22  # survivors of a query that a rerun makes room for; of more, those above its certain threshold
 RESCORED = 128 if INTERPRETED else 16  # rows that a program scores exactly
+RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds
 RUN = 16  # blocks whose rows are filtered before they are scored
 
 
@@ -202,8 +203,8 @@ class Run:
 
     def scan(self, queries: Prepared, tau: Tensor, totals: Tensor, capacity: int) -> None:
         self.found = self.workspace.take("found", (queries.batch,), torch.int32).zero_()
-        self.scores = self.workspace.take("scores", (queries.batch, capacity), torch.float32)
-        self.slots = self.workspace.take("slots", (queries.batch, capacity), torch.int32)
+        self.scores = self.workspace.take("scores", (queries.count, capacity), torch.float32)
+        self.slots = self.workspace.take("slots", (queries.count, capacity), torch.int32)
         totals.zero_()
         self._scan(queries, tau, totals=totals)
 
@@ -211,10 +212,10 @@ class Run:
         self, queries: Prepared, tau: Tensor, *, maxima: Tensor | None = None, totals: Tensor | None = None
     ) -> None:
         filters, layout, tuning = self.filters, self.layout, self.tuning
-        programs = self.programs(triton.cdiv(self.blocks, RUN))
         nothing = self.workspace.take("nothing", (1,), torch.int32)
         seed = maxima is not None
         tile = min(queries.batch, tuning.queries)
+        programs = self.programs(triton.cdiv(self.blocks, RUN), queries.batch // tile)
         word = torch.int32 if filters.count < 32 else torch.int64
         arrays = layout.arrays
         scan.scan[(programs, queries.batch // tile)](
@@ -272,13 +273,18 @@ class Run:
         width = self.layout.width
         return self.tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
 
-    def programs(self, most: int) -> int:
-        """How many programs a launch has: as many as run at once, which a CPU does one by one."""
+    def programs(self, most: int, tiles: int = 1) -> int:
+        """How many programs a launch has for each of its tiles of queries: together as many as run at once.
+
+        Tiles of queries then go through the blocks side by side, and all but the first find them in the L2 cache. A CPU
+        runs programs one by one.
+        """
         if self.tuning.programs:
             return min(self.tuning.programs, most)
         if INTERPRETED:
             return min(2, most)
-        return min(torch.cuda.get_device_properties(self.device).multi_processor_count * self.tuning.resident, most)
+        held = torch.cuda.get_device_properties(self.device).multi_processor_count * self.tuning.resident
+        return max(1, min(held // tiles, most))
 
     def finish(self, queries: Prepared, tau: Tensor, capacity: int) -> _Finished:
         take, batch = self.workspace.take, queries.batch
@@ -302,7 +308,7 @@ class Run:
             BLOCKS=self.layout.blocks,
             CAPACITY=capacity,
             QUANTISED=self.quantised,
-            num_warps=16 if capacity > 4_096 else 8,
+            num_warps=select_warps(capacity),
         )
         return self.ranked(queries, kept, reached, status)
 
@@ -314,8 +320,8 @@ class Run:
             take(f"best_{name}", (batch, self.k), dtype)
             for name, dtype in (("slots", torch.int64), ("dense", torch.float64), ("lexical", torch.float64))
         )
-        finish.rank[(queries.count, triton.cdiv(self.most(queries, status, capacity), 64))](
-            kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=64, OTHERS=128, num_warps=4
+        finish.rank[(queries.count, triton.cdiv(self.most(queries, status, capacity), RANKED))](
+            kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=RANKED, OTHERS=64, num_warps=4
         )
         return _Finished(best[0], best[1], best[2], reached, status)
 
@@ -370,7 +376,7 @@ class Run:
         looked_at = int(self.counters[scan.LOOKED_AT])
         for query in (status[:, finish.PROVEN] == 0).nonzero().flatten().tolist():
             bar, survivors = float(found.reached[query]), int(status[query, finish.FOUND])
-            again = self.again(_only(queries, query), bar, survivors, capacity)
+            again = self.again(self.only(queries, query), bar, survivors, capacity)
             slots[query], dense[query], lexical[query] = again.slots, again.dense, again.lexical
             kept[query], doubtful[query] = again.kept, again.doubtful
         return Found(
@@ -395,7 +401,7 @@ class Run:
         ]
         out = []
         for query, (mine, bar, count) in enumerate(zip(survivors, bars, counts, strict=True)):
-            alone = _only(queries, query)
+            alone = self.only(queries, query)
             one = self.narrowed(alone, *mine)
             if count > capacity or not one.reached >= bar:
                 one = self.again(alone, one.reached, count, capacity)
@@ -412,6 +418,10 @@ class Run:
             looked_at=looked_at,
             reruns=self.reruns,
         )
+
+    def only(self, queries: Prepared, query: int) -> Prepared:
+        """The batch with this query in the first place, and nobody else."""
+        return _only(queries, query)
 
     def again(self, alone: Prepared, bar: float, survivors: int, capacity: int) -> _Alone:
         """One query with a threshold that its k best are known to reach, and room for all who reach it."""
@@ -437,9 +447,9 @@ class Run:
         if len(slots) >= self.k:
             least = torch.topk(score - off, self.k).values[-1]
             slots, reached = slots[score + off >= least], float(least)
-        kept = torch.zeros(alone.batch, max(len(slots), 1), dtype=torch.int32, device=self.device)
+        kept = torch.zeros(1, max(len(slots), 1), dtype=torch.int32, device=self.device)
         kept[0, : len(slots)] = slots
-        status = torch.zeros(alone.batch, finish.STATUS, dtype=torch.int32, device=self.device)
+        status = torch.zeros(1, finish.STATUS, dtype=torch.int32, device=self.device)
         status[0, finish.KEPT] = len(slots)
         dense, lexical, ties, _ = self.rescored(alone, kept, status)
         dense, lexical, ties = dense[0, : len(slots)], lexical[0, : len(slots)], ties[0, : len(slots)]
@@ -485,8 +495,9 @@ class _Alone:
 
     @classmethod
     def empty(cls, k: int, device: torch.device, kept: int, doubtful: int, reached: float) -> _Alone:
-        parts = (torch.zeros(k, dtype=dtype, device=device) for dtype in (torch.int64, torch.float64, torch.float64))
-        return cls(*parts, kept, doubtful, reached)
+        slots = torch.zeros(k, dtype=torch.int64, device=device)
+        dense, lexical = torch.zeros(2, k, dtype=torch.float64, device=device)
+        return cls(slots, dense, lexical, kept, doubtful, reached)
 
 
 def _only(queries: Prepared, query: int) -> Prepared:

@@ -24,6 +24,8 @@ The scheme is that of retrieval/search/scan.py; sampling a threshold to keep k o
 select (Alabi, Blanchard, Gordon, Steinbach, Fast k-selection algorithms for graphics processing units, 2012).
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
 from __future__ import annotations
 
 import triton
@@ -160,7 +162,7 @@ def scan(
         q = tl.load(vectors + queries[None, :] * D + p * PIECE + piece[:, None])
         if INTERPRET and not QUANTISED:
             q = q.to(tl.float32)
-        resident = resident + (q,)  # noqa: RUF005 - Triton's tuples are joined so
+        resident = resident + (q,)  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples are joined so
     if T > 0:
         lines = tl.arange(0, T)
         line = tl.load(terms + lines) * _BLOCK

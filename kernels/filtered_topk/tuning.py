@@ -39,22 +39,32 @@ def fitting(width: int, batch: int, terms: int, *, quantised: bool = False) -> I
 
     Raises ValueError where nothing does.
     """
-    queries, fits = min(batch, 128), False
-    while queries >= 16:
-        for tile, warps in ((BLOCK, 8), (64, 8 if queries > 64 else 4), (32, 4)):
-            if queries > 64 and tile == BLOCK:
-                continue  # too many scores for the registers
-            for stages in (4, 3):
-                taken = shared(width, tile, queries, terms, stages, quantised=quantised)
-                if taken + SPARE <= SHARED:
-                    fit = min(SHARED // (taken + SPARE), 65_536 // (warps * 32 * 255), 4)
-                    fits = True
-                    yield Tuning(tile=tile, queries=queries, warps=warps, stages=stages, resident=max(fit, 1))
-        queries //= 2
+    fits = False
+    # Whole warp groups multiply 64 rows or more; narrower tiles are for rows so wide that nothing else fits.
+    for tiles in (((BLOCK, 8), (64, 4)), ((32, 4),)):
+        queries = min(batch, 128)
+        while queries >= 16:
+            for tile, warps in tiles:
+                if queries > 64 and tile == BLOCK:
+                    continue  # too many scores for the registers
+                for stages in (4, 3):
+                    taken = shared(width, tile, queries, terms, stages, quantised=quantised) + SPARE
+                    if taken <= SHARED:
+                        fits, threads = True, (8 if queries > 64 else warps)
+                        resident = min(SHARED // taken, 65_536 // (threads * 32 * 255), 4)
+                        yield Tuning(
+                            tile=tile, queries=queries, warps=threads, stages=stages, resident=max(resident, 1)
+                        )
+            queries //= 2
     if not fits:
         raise ValueError(
             f"rows of {width} values: expected at most about 1,500, so that a tile fits into shared memory"
         )
+
+
+def select_warps(capacity: int) -> int:
+    """For narrowing so many survivors in registers."""
+    return 8 if capacity <= 4_096 else 16 if capacity <= 8_192 else 32
 
 
 def shared(width: int, tile: int, queries: int, terms: int, stages: int, *, quantised: bool) -> int:

@@ -5,9 +5,12 @@
               them: the same bounds, the same appends, the same finish
 
 Of a row that does not pass nothing but its filter columns is read. A list's rows lie anywhere, so a tile is TILE rows
-of D values each from its own address: whole lines of 128 bytes, copied asynchronously, in no order.
+of D values each from its own address: whole lines of 128 bytes, copied asynchronously, in no order. What a row has of a
+term is a byte of its own, since sketches are term-major for scans: only the terms of the tile's own queries are read.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
 from __future__ import annotations
 
 import triton
@@ -76,7 +79,7 @@ def gather(
     room,
     vectors,  # bfloat16 [batch, D]; the queries of a tile of BN share a filter
     weights,  # float16 [batch, T]
-    terms,  # int32 [T]
+    terms,  # int32 [batch / BN, T]: of each tile of queries
     slack,  # float32 [3, batch]
     filter_of,  # int32 [batch]
     tau,  # float32 [batch]: thresholds; not read by a seed
@@ -115,10 +118,10 @@ def gather(
         q = tl.load(vectors + queries[None, :] * D + p * PIECE + piece[:, None])
         if INTERPRET:
             q = q.to(tl.float32)
-        resident = resident + (q,)  # noqa: RUF005 - Triton's tuples are joined so
+        resident = resident + (q,)  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples are joined so
     if T > 0:
         lines = tl.arange(0, T)
-        line = tl.load(terms + lines) * _BLOCK
+        line = tl.load(terms + tl.program_id(1) * T + lines) * _BLOCK
         w = tl.load(weights + queries[None, :] * T + lines[:, None])
         if INTERPRET:
             w = w.to(tl.float32)

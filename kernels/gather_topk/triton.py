@@ -25,8 +25,9 @@ from penstock.kernels.filtered_topk.prepare import NOBODY, Prepared, prepared
 from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Found, Run, Workspace, seed_rank
 from penstock.kernels.filtered_topk.tuning import Tuning
 from penstock.kernels.gather_topk import gather
-from penstock.kernels.gather_topk.tuning import QUERIES, gather_tuning
+from penstock.kernels.gather_topk.tuning import MOST_TERMS, QUERIES, gather_tuning
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
+from penstock.kernels.slabs.layout import BLOCK, Layout
 
 ROOM = 1 << 20  # rows of a list, to begin with
 
@@ -46,7 +47,7 @@ def gather_topk(
     """As `filtered_topk`. `room`: rows of a filter's list, about as many as are expected to pass."""
     run = _Gather(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, room=room)
     arranged, places = by_filter(queries, QUERIES)
-    ready = prepared(arranged, slabs.layout, batch=arranged.count).to(slabs.table.device)
+    ready = tiled(arranged, slabs.layout).to(slabs.table.device)
     while True:
         found = run.answer(ready)
         longest = int(found.totals.max())
@@ -92,6 +93,42 @@ def by_filter(queries: Queries, tile: int) -> tuple[Queries, Tensor]:
     return Queries(dense, starts, terms, weights, filter_of), places
 
 
+def tiled(arranged: Queries, layout: Layout) -> Prepared:
+    """The queries prepared tile by tile, each with terms of its own: `terms` int32 [tiles, T]."""
+    parts = []
+    for begin in range(0, arranged.count, QUERIES):
+        first, last = (int(arranged.starts[at]) for at in (begin, begin + QUERIES))
+        some = slice(begin, begin + QUERIES)
+        some_queries = Queries(
+            arranged.dense[some],
+            arranged.starts[begin : begin + QUERIES + 1] - first,
+            arranged.terms[first:last],
+            arranged.weights[first:last],
+            arranged.filter_of[some],
+        )
+        parts.append(prepared(some_queries, layout, batch=QUERIES, most=MOST_TERMS))
+    terms = max(part.terms.shape[0] for part in parts)
+    wide = [part.terms.new_zeros(terms) for part in parts]
+    weights = [part.weights.new_zeros(QUERIES, terms) for part in parts]
+    for part, line, held in zip(parts, wide, weights, strict=True):
+        count = part.terms.shape[0]
+        line[:count], held[:, :count] = part.terms, part.weights
+    return Prepared(
+        count=arranged.count,
+        vectors=torch.cat([part.vectors for part in parts]),
+        steps_of=torch.cat([part.steps_of for part in parts], 1),
+        weights=torch.cat(weights),
+        terms=torch.stack(wide),
+        slack=torch.cat([part.slack for part in parts], 1),
+        filter_of=torch.cat([part.filter_of for part in parts]),
+        scale=torch.cat([part.scale for part in parts]),
+        exact=torch.cat([part.exact for part in parts]),
+        starts=arranged.starts,
+        exact_terms=arranged.terms,
+        exact_weights=arranged.weights,
+    )
+
+
 class _Gather(Run):
     """A batch whose rows are listed by filter before they are scored."""
 
@@ -111,12 +148,15 @@ class _Gather(Run):
         self.room = room
 
     def tuned(self, queries: Prepared) -> Tuning:
-        return gather_tuning(self.layout.width, queries.terms.shape[0])
+        return gather_tuning(self.layout.width, queries.terms.shape[1])
+
+    def only(self, queries: Prepared, query: int) -> Prepared:
+        return replace(super().only(queries, query), terms=queries.terms[query // QUERIES][None])
 
     def plan(self) -> None:
         super().plan()
         filters, count = self.filters, self.filters.count
-        self.room = min(self.room, self.blocks * scan.layout.BLOCK)
+        self.room = min(self.room, self.blocks * BLOCK)
         self.lists = self.workspace.take("lists", (count, self.room), torch.int32)
         self.lengths = self.workspace.take("lengths", (count,), torch.int64).zero_()
         gather.collect[(self.programs(self.blocks),)](
@@ -167,7 +207,7 @@ class _Gather(Run):
     def _gather(self, queries: Prepared, tau: Tensor, maxima: Tensor | None) -> None:
         layout, tuning, seed = self.layout, self.tuning, maxima is not None
         nothing = self.workspace.take("nothing", (1,), torch.int32)
-        programs = self.programs(triton.cdiv(self.room, tuning.tile))
+        programs = self.programs(triton.cdiv(self.room, tuning.tile), queries.batch // tuning.queries)
         gather.gather[(programs, queries.batch // tuning.queries)](
             self.slabs.table,
             self.slabs.offsets,
@@ -193,7 +233,7 @@ class _Gather(Run):
             D=layout.width,
             PIECE=self.piece(),
             L=layout.sketch,
-            T=queries.terms.shape[0],
+            T=queries.terms.shape[1],
             BN=tuning.queries,
             TILE=tuning.tile,
             SEED=seed,

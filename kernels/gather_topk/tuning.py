@@ -5,6 +5,7 @@ from __future__ import annotations
 from penstock.kernels.filtered_topk.tuning import Tuning
 
 QUERIES = 16  # of a tile, all of one filter
+MOST_TERMS = 64  # of a tile that are multiplied; lighter ones are left to the bound
 
 
 def gather_tuning(width: int, terms: int) -> Tuning:

@@ -178,7 +178,7 @@ def match(
         if TERMS > 0:
             b_lexical = tl.zeros([BM, BN], tl.float32)
             words = row.to(tl.pointer_type(tl.int32)) + WIDTH // 2
-            for place in tl.static_range(min(TERMS, _USUAL)):
+            for place in tl.static_range(TERMS if TERMS < _USUAL else _USUAL):
                 b_lexical += of_term(words + place, sketches, o_n, BN)
             if TERMS > _USUAL:  # noqa: SIM102 (this one is decided when it is compiled, the next when it runs)
                 # The greatest weights come first: a query without this word has none behind it.
@@ -188,7 +188,7 @@ def match(
             b_score += b_lexical
         if not INTERPRET:
             # The pipeline brings dense values ahead of time; what stands behind them is at least in L2 then.
-            for sector in tl.static_range(tl.cdiv(4 * TERMS + 12, _SECTOR)):
+            for sector in tl.static_range((4 * TERMS + 11 + _SECTOR) // _SECTOR):
                 fetch(behind + (2 * WIDTH + sector * _SECTOR))
         bounds = row.to(tl.pointer_type(tl.float32)) + (WIDTH // 2 + TERMS)
         slack = tl.load(bounds + 1) * dense_norm + tl.load(bounds + 2) * lexical_norm + floor
@@ -197,13 +197,15 @@ def match(
         m_keep = ((b_mask[:, None] >> o_n[None, :].to(tl.int64)) & 1) != 0
         # Not below, rather than at least: a score that is no number says nothing, and is kept.
         m_keep = m_keep & m_inside[:, None] & (not_below(b_score, least[:, None]))
-        b_one = m_keep.to(tl.int32)
-        total = tl.sum(b_one)
+        # Along one axis and then the other: for both at once Triton brings it to another layout first.
+        total = tl.sum(tl.sum(m_keep.to(tl.int32), axis=1), axis=0)
         if total > 0:
-            b_found = tl.sum(b_one, axis=1)
             begin = tl.atomic_add(counters + 1, total.to(tl.int64), sem="relaxed")
             room = tl.minimum(tl.maximum(capacity - begin, 0), BM * BN).to(tl.int32)
-            to = (tl.cumsum(b_found, axis=0) - b_found)[:, None] + (tl.cumsum(b_one, axis=1) - b_one)
+            # Where there is no room nobody needs a rank. That also keeps what ranking costs within this branch.
+            b_ranked = tl.where(m_keep, tl.minimum(room, 1), 0)
+            b_found = tl.sum(b_ranked, axis=1)
+            to = (tl.cumsum(b_found, axis=0) - b_found)[:, None] + (tl.cumsum(b_ranked, axis=1) - b_ranked)
             m_fits = m_keep & (to < room)
             slot = tl.load(slots + at)
             tl.store(out_slots + begin + to, tl.broadcast_to(slot[:, None], [BM, BN]), mask=m_fits)

@@ -46,6 +46,13 @@ class _Held:
 
     standing: Standing
     places: dict[Key, int] = field(default_factory=dict)
+    scanned: tuple[Pairs, torch.Tensor] | None = None  # the places that were read last, and these on the device
+
+    def there(self, places: Pairs) -> torch.Tensor:
+        """The places on the device: int32, copied only when they changed."""
+        if self.scanned is None or not np.array_equal(self.scanned[0], places):
+            self.scanned = places, torch.from_numpy(places.astype(np.int32)).to(self.standing.device)
+        return self.scanned[1]
 
 
 class DeviceScan:
@@ -145,7 +152,7 @@ class DeviceScan:
         mine = np.asarray([held.places[_key(blocks[number])] for number in numbers], np.int64)
         which = np.zeros(int(mine.max()) + 1, np.int64)
         which[mine] = numbers
-        there = torch.from_numpy(mine.astype(np.int32)).to(self._device)
+        there = held.there(mine)
         tenants = batch.of_tenants(tuple(self._tenants))
         for begin in range(0, len(postings), POSTINGS):
             some = slice(begin, begin + POSTINGS)

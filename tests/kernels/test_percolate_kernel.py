@@ -201,6 +201,22 @@ def test_a_query_with_more_terms_than_a_record_has_is_never_left_out():
     held(case, terms=4)
 
 
+@pytest.mark.parametrize("terms", [3, 8, 9, 16])
+def test_every_word_of_a_record_counts(terms):
+    """Query i has i + 1 terms, each of which it needs: with one fewer it would not reach its threshold."""
+    case = everything(queries=terms, postings=2)
+    case = replace(
+        case,
+        dense=torch.zeros((terms, 0)),
+        posting_dense=torch.zeros((2, 0), dtype=torch.bfloat16),
+        lexical=torch.ones((terms, terms)).tril(),
+        posting_sketch=torch.ones((2, terms), dtype=torch.int8),
+        thresholds=torch.arange(1, terms + 1, dtype=torch.float64),
+    )
+    assert held(case, terms=terms).all()
+    assert not held(replace(case, thresholds=case.thresholds + 0.5), terms=terms).any()
+
+
 def extreme(values):
     case = drawn(1, len(values), 4, 16, 8)
     scale = torch.tensor(values)
@@ -223,6 +239,28 @@ def test_values_at_the_ends_of_float32():
     for threshold in (0.0, 1e38, -1e38, 1e77, -1e77, 5e-324):
         got = found(replace(case, thresholds=torch.full((7,), threshold, dtype=torch.float64)), TERMS, device=DEVICE)
         assert not ((scores(case) >= threshold) & ~got).any()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("query", "posting"),
+    [
+        ([2.0**64] * 16, [2.0**64, -(2.0**64)] * 8),  # infinities of both signs: no number
+        ([2.0**64] * 16, [-(2.0**63)] * 7 + [2.0**63] * 9),  # below float32's range on the way to a sum above 0
+        ([2.0**64] * 16, [2.0**63] * 7 + [-(2.0**63)] * 7 + [2.0**63] * 2),
+        ([-3.4e38] + [3.3e38] * 15, [2.0**-40] * 16),  # the first is infinite as bfloat16
+    ],
+)
+def test_a_product_that_leaves_float32_s_range_says_nothing(query, posting):
+    case = everything(queries=1, postings=1)
+    case = replace(
+        case,
+        dense=torch.tensor([query]),
+        posting_dense=torch.tensor([posting]).bfloat16(),
+        lexical=case.lexical * 0,
+        thresholds=torch.zeros(1, dtype=torch.float64),
+    )
+    assert scores(case).item() >= 0 and held(case).all()
 
 
 @settings(max_examples=60)

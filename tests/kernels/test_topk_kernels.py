@@ -292,7 +292,7 @@ def test_a_tuning_is_measured_once_and_taken_from_then_on(tmp_path, monkeypatch)
     world, tunings = World(pages=1), Tunings(tmp_path / "tunings.json")
     queries = world.queries([0])
     chosen = autotune(world.slabs(), world.filters([EVERYTHING]), queries, 3, hashes="id", tunings=tunings)
-    shape = (world.layout.width, 16, 64, torch.device("cpu"))
+    shape = (world.layout.width, 16, 16, torch.device("cpu"))
     assert tunings.get(key_of("filtered_topk", *shape)) == chosen
     rows, _ = found(filtered_topk, world, [EVERYTHING], queries, 3, tuning=chosen)
     assert rows == world.oracle(queries, [EVERYTHING], 3)

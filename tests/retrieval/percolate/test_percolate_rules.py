@@ -185,3 +185,21 @@ def test_two_ends_of_one_moment_end_once():
     store.reclaim(now_ms=100)
     assert store.standing(["gone", "s"], tenant="default") == ((-1, False), (1, True))
     assert store.counts().tombstones == 0
+
+
+def test_a_device_that_there_is_not_is_refused_in_words(kernels):
+    with pytest.raises(ValueError, match="device 'gpu': expected cuda or interpreter"):
+        StandingQueries(device="gpu")
+    other = "cuda" if kernels == "interpreter" else "interpreter"
+    with pytest.raises(ValueError, match=f"device '{other}' with kernels that are.* interpreted: TRITON_INTERPRET=1"):
+        StandingQueries(device=other)
+    with pytest.raises(ValueError, match="blocks of 1025 standing queries: a device's places hold 1024"):
+        StandingQueries(device=kernels, block=1_025)
+
+
+def test_more_matches_than_a_device_had_room_for_are_all_found(kernels, monkeypatch):
+    monkeypatch.setattr("penstock.retrieval.percolate.device.ROOM", 3)
+    records = [standing(f"s{i:03}", vector=ASKED if i % 2 else None, threshold=0.1) for i in range(200)]
+    batch = [upsert(f"p{i}", vector=ROW) for i in range(3)]
+    assert found(store_of(kernels, *records), *batch).found == found(store_of("cpu", *records), *batch).found
+    assert len(found(store_of(kernels, *records), *batch).found[2].matches) == 200
