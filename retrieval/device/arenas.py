@@ -61,10 +61,15 @@ class Arena:
 
 @dataclass(frozen=True, slots=True)
 class Arenas:
-    """`slabs.table` has places to spare: 0 stands for a page that is not there."""
+    """`slabs.table` has places to spare: 0 stands for a page that is not there.
+
+    `named`: every page that the table has ever named. The table may be written after a reader took it, so whoever holds
+    any of the `Arenas` that share it holds all of these.
+    """
 
     slabs: Slabs
-    pages: tuple[Arena, ...] = ()
+    pages: tuple[Arena, ...]
+    named: list[Arena]
 
     @property
     def layout(self) -> Layout:
@@ -85,16 +90,18 @@ def page_bytes(layout: Layout) -> int:
 
 
 def arenas(backend: Backend, layout: Layout, pages: Sequence[Arena], before: Arenas | None = None) -> Arenas:
-    """These pages. A table that has room is used again: graphs that were captured over it see the new page."""
+    """These pages, those of `before` first. A table that has room is used again: graphs that were captured over it see
+    the new page."""
     addresses = [page.bytes.data_ptr() for page in pages]
     if before is not None and before.layout == layout and len(pages) <= before.slabs.pages:
         # One int64 a place: a reader finds a page there, whose rows nobody sees yet, or none.
+        before.named.extend(pages[len(before.pages) :])
         before.slabs.table[: len(pages)] = torch.tensor(addresses, dtype=torch.int64).to(backend.device)
-        return Arenas(before.slabs, tuple(pages))
+        return Arenas(before.slabs, tuple(pages), before.named)
     places = FIRST_PAGES
     while places < len(pages):
         places *= 2
     table = torch.tensor(addresses + [0] * (places - len(pages)), dtype=torch.int64).to(backend.device)
     offsets = before.slabs.offsets if before is not None and before.layout == layout else None
     offsets = layout.offsets().to(backend.device) if offsets is None else offsets
-    return Arenas(Slabs(layout, table, offsets), tuple(pages))
+    return Arenas(Slabs(layout, table, offsets), tuple(pages), list(pages))

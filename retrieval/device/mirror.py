@@ -42,12 +42,13 @@ class Mirror:
 
     def __init__(self, backend: Backend, page_rows: int) -> None:
         self.backend = backend
-        self.arenas = arenas(backend, layout_of(page_rows, 0, 0), ())
         self.written: torch.cuda.Event | None = None
         self.norms: Doubles = np.zeros(2)  # the greatest of any row that somebody may see: dense, sketch
         self._norms: list[npt.NDArray[np.float32]] = []  # of each page, by block
-        self._writes = self._made(self.arenas.layout)
         self._stream = torch.cuda.Stream() if backend.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
+        with self._writing():
+            self.arenas = arenas(backend, layout_of(page_rows, 0, 0), ())
+            self._writes = self._made(self.arenas.layout)
 
     @property
     def nbytes(self) -> int:

@@ -13,6 +13,7 @@ One batch at a time: the device is one, and its workspace is used over and over.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +24,9 @@ import numpy as np
 import torch
 
 from penstock.kernels.filtered_topk.triton import Found, Workspace, filtered_topk
+from penstock.kernels.filtered_topk.tuning import tuning_for
 from penstock.kernels.gather_topk.triton import gather_topk
-from penstock.kernels.slabs.batch import FILTERS, QUERIES, Filters, Queries, Slabs
+from penstock.kernels.slabs.batch import FILTERS, QUERIES, TERMS, Filters, Queries, Slabs
 from penstock.retrieval.device.arenas import Arenas
 from penstock.retrieval.device.backend import Backend
 from penstock.retrieval.device.graphs import Graphs
@@ -43,9 +45,11 @@ from penstock.retrieval.store.zones import signature_bits
 
 SAFE = 1e37  # of a query and a row, the product of their norms up to which no float32 product leaves its range
 NO_TENANT = -2
+LEAST_QUERIES = 16  # that a scan has a tile of
 GATHERED = 16  # filters that are gathered together: each has tiles of queries of its own
 LEAST_ROOM = 1_024 - 1  # of a list of rows that are gathered
 
+TOO_WIDE = "its rows are wider than kernels take"
 TOO_LARGE = "its values leave float32's range"
 NO_VALUES = "its vector has no value"
 UNSETTLED = "a score lies between two that float64 holds"
@@ -99,7 +103,8 @@ class Device:
         scanned: list[int] = []
         gathered: list[int] = []
         for place, ask in enumerate(asks):
-            if reason := unfit(ask.query, self.mirror.norms):
+            reason = unfit(ask.query, self.mirror.norms) if takes(arenas.layout.width) else TOO_WIDE
+            if reason:
                 out[place] = reason
                 continue
             known = filters.get(ask.sought)
@@ -164,6 +169,16 @@ def _filtered(sought: Sought, arenas: Arenas, overflow: Overflow) -> Filtered:
     planned = plan_of(sought.scope, sought.program)
     few = planned.choice in (Choice.GATHER, Choice.NOTHING)
     return Filtered(program, int(planned.share * planned.rows) if few else None, planned.rows)
+
+
+@functools.cache
+def takes(width: int) -> bool:
+    """Whether a scan of rows so wide (padded) fits into a multiprocessor's memory."""
+    try:
+        tuning_for(width, LEAST_QUERIES, TERMS)
+    except ValueError:
+        return False
+    return True
 
 
 def room_of(expected: int) -> int:

@@ -11,8 +11,18 @@ from store_inputs import gone, query, upsert, vector
 from store_oracle import Oracle, shown
 
 from penstock.kernels.slabs.batch import FILTERS, QUERIES
+from penstock.kernels.slabs.layout import padded
 from penstock.retrieval.device import search
-from penstock.retrieval.device.search import NO_MEMORY, NO_VALUES, TOO_LARGE, UNSETTLED, batches, unfit
+from penstock.retrieval.device.search import (
+    NO_MEMORY,
+    NO_VALUES,
+    TOO_LARGE,
+    TOO_WIDE,
+    UNSETTLED,
+    batches,
+    takes,
+    unfit,
+)
 from penstock.retrieval.search.plan import Choice
 from penstock.retrieval.store.planes import QueryPlanes
 from penstock.retrieval.store.records import Ask
@@ -80,7 +90,11 @@ def test_what_the_device_declines_the_host_answers_and_says_so(store_of, asked, 
     assert [answer.plan for answer in answers] == [f"{Choice.DENSE} on the host: {why}", Choice.DEVICE_SCAN]
 
 
-def test_a_score_that_kernels_cannot_settle_and_a_device_without_memory_are_the_hosts(store_of, monkeypatch):
+def test_rows_as_wide_as_fit_into_a_multiprocessor_are_taken():
+    assert [takes(padded(width)) for width in (16, 384, 1_024, 1_536, 8_192)] == [True, True, True, False, False]
+
+
+def test_scores_that_kernels_cannot_settle_a_full_device_and_wide_rows_are_the_hosts(store_of, monkeypatch):
     batch = rows(150)
     store, wanted = store_of(*batch), Oracle(batch).search(query(ROW), None, 9, now_ms=0)
     honest = search.filtered_topk
@@ -94,8 +108,12 @@ def test_a_score_that_kernels_cannot_settle_and_a_device_without_memory_are_the_
     def without_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    for broken, why in ((unsettled, UNSETTLED), (without_memory, NO_MEMORY)):
-        monkeypatch.setattr(search, "filtered_topk", broken)
+    for name, broken, why in (
+        ("filtered_topk", unsettled, UNSETTLED),
+        ("filtered_topk", without_memory, NO_MEMORY),
+        ("takes", lambda width: width > 16, TOO_WIDE),
+    ):
+        monkeypatch.setattr(search, name, broken)
         found = store.search(query(ROW), None, 9, now_ms=0)
         assert shown(found) == wanted and found.plan == f"{Choice.DENSE} on the host: {why}"
 

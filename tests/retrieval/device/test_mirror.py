@@ -1,6 +1,7 @@
 """The device's copy through any history of a store: array by array what the host's pages say, and never sooner seen."""
 
 import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_many_pages_of_a_store_turned_over_and_restored(writing_backend, tmp_pat
 
 def test_planes_of_another_width_keep_every_attribute(writing_backend):
     store = Store(page_rows=128, hold_ms=0, backend=writing_backend)
-    store.apply([upsert(f"p{i}", company=f"c{i % 3}") for i in range(300)], now_ms=0)
+    store.apply([upsert(f"p{i}", company=f"c{i % 3}", tenant=f"t{i % 2}") for i in range(300)], now_ms=0)
     before = store._rows.table.arenas
     store.apply([upsert("dense", vector=vector(ROW))], now_ms=0)
     assert (store._rows.table.arenas.layout.dense, before.layout.dense) == (6, 0)
@@ -160,6 +161,23 @@ def test_what_is_counted_is_held_and_goes_back_when_nobody_holds_it(writing_back
     del store
     gc.collect()
     assert backend.budget.held == 0
+
+
+def test_a_page_that_came_after_a_reader_stays_as_long_as_the_reader_s_page_table_names_it(writing_backend):
+    store = Store(page_rows=128, backend=writing_backend)
+    store.apply([upsert(f"p{i}") for i in range(100)], now_ms=0)
+    with store.pin() as pin:
+        slabs = pin.table.arenas.slabs
+        store.apply([upsert(f"q{i}") for i in range(100)], now_ms=0)
+        assert store._rows.table.arenas.slabs is slabs and len(pin.table.arenas.pages) == 1
+        later = weakref.ref(store._rows.table.arenas.pages[1])
+        store.apply([upsert("v", vector=vector(ROW))], now_ms=0)
+        gc.collect()
+        assert store._rows.table.arenas.slabs is not slabs
+        assert slabs.table[1] == later().bytes.data_ptr()  # or its kernels would read what is somebody else's by now
+    del pin, slabs
+    gc.collect()
+    assert later() is None
 
 
 def test_a_snapshot_that_the_device_cannot_hold_is_refused_with_the_numbers(writing_backend, tmp_path):
