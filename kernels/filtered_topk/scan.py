@@ -44,7 +44,7 @@ LIVE, LOOKED_AT = 0, 1
 _LIVE, _LOOKED_AT = tl.constexpr(LIVE), tl.constexpr(LOOKED_AT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["filters"])
 def plan(
     table,  # int64 [pages]: addresses, 0 of a page that is not there
     offsets,
@@ -97,7 +97,7 @@ def slack_of(slack, queries, nd, ns, batch):
     return tl.load(slack + queries) * nd + tl.load(slack + batch + queries) * ns + tl.load(slack + 2 * batch + queries)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["filters", "width"])
 def scan(
     table,
     offsets,

@@ -26,7 +26,7 @@ _LIVE = tl.constexpr(LIVE)
 _NORMS = tl.constexpr(layout.NORMS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["filters"])
 def collect(
     table,
     offsets,
@@ -70,7 +70,7 @@ def collect(
                     tl.store(p_out, block * _BLOCK + rows, mask=ok & (place < room))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def gather(
     table,
     offsets,

@@ -215,7 +215,11 @@ def _vectors(space: Space | None, group: Group | None, some: slice, count: int) 
     if space is None or group is None:
         return nothing
     dense = group.dense[some] if space.dense else nothing[0]
-    return dense, group.sketch[some] if space.sketch else nothing[1]
+    if not space.sketch:
+        return dense, nothing[1]
+    # Postings without a sketch score 0 by words: lines of zeros, since a query's terms name lines that must be there.
+    none = group.sketch.shape[1] == 0
+    return dense, torch.zeros((count, space.sketch), dtype=torch.int8) if none else group.sketch[some]
 
 
 def _word(bits: Bits, count: int, postings: Pairs) -> npt.NDArray[np.int64]:
