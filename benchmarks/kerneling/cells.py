@@ -87,7 +87,11 @@ def as_torch(queries: list[Queries], device: torch.device) -> list[torch.Tensor]
 
 
 def batch(
-    session: Session, k: int = 1_000, width: int = 256, batches: tuple[int, ...] = (1, 16, 64, 256)
+    session: Session,
+    k: int = 1_000,
+    width: int = 256,
+    batches: tuple[int, ...] = (1, 16, 64, 256),
+    compared: int = 64,  # the batch that torch and a smaller k answer too
 ) -> dict[str, float]:
     store = drawn(session.rows, width, session.device, page_rows=session.page_rows)
     everything = share(store.layout, 0.0, 1.0, session.device)
@@ -97,7 +101,7 @@ def batch(
         rounded = as_torch(queries, session.device)
         contenders: dict[str, Callable[[int], Any]] = {"ours": ours(filtered_topk, store, everything, queries, k)}
         agrees(contenders["ours"](0), peers.chunked(plane, rounded[0], k), store.rows, k, f"B{count}")
-        if count == 64:
+        if count == compared:
             contenders |= peers.unfiltered(plane, rounded, k)
             contenders["ours, k=10"] = ours(filtered_topk, store, everything, queries, 10)
         spent = session.timed(f"batch/B{count}", contenders, rows=store.rows, width=width, k=k)
@@ -106,7 +110,7 @@ def batch(
         found[name] = (
             work.flops / seconds / session.flops if count == 256 else work.needed / seconds / session.bandwidth
         )
-        if count == 64:
+        if count == compared:
             best = min(one.median for peer, one in spent.items() if peer.startswith("torch"))
             found[f"{name}/ratio"] = best / spent["ours"].median
             found["filtered_topk/k1000_over_k10"] = spent["ours"].median / spent["ours, k=10"].median

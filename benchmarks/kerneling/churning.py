@@ -164,9 +164,9 @@ def churning(
             thread.start()
         until, turn = time.perf_counter() + phase_s, 0
         while time.perf_counter() < until or not turn:
+            spent[writing].append(search(turn))
             if writing and not on_gpu:
                 writer.tick()
-            spent[writing].append(search(turn))
             turn += 1
         stop.set()
         if writing and on_gpu:

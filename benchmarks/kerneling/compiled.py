@@ -18,9 +18,11 @@ from penstock.kernels.aot.check import MOSTLY, Checked, wide_share
 from penstock.kernels.aot.config import Config
 from penstock.kernels.aot.registry import configs
 from penstock.kernels.aot.sass import SHARED_PER_CTA
+from penstock.kernels.filtered_topk.run import room_for
 
 SCORING = "filtered_topk/scan/"  # how the configs that score are called
 SEEDING = "filtered_topk/seed/"
+RANKING = "filtered_topk/rank"
 MODELLED = (16, 64)  # queries of a batch
 ROWS, WIDTH = 10_000_000, 256
 
@@ -90,8 +92,19 @@ def predictions(checked: Sequence[Checked], getting: Getting = LIKELY) -> dict[i
         if all(part is not None and part.name in by_name for part in parts):
             seed, scan = (form(part, by_name[part.name]) for part in parts if part is not None)
             work = model.Work(ROWS, WIDTH, batch)
-            found[batch] = model.filtered_topk(work, seed, scan, got=getting)
+            room = room_for(work.k, work.rows)
+            found[batch] = model.filtered_topk(work, seed, scan, _a_pair(by_name), room, got=getting)
     return found
+
+
+def _a_pair(by_name: dict[str, Checked]) -> float:
+    """Instructions of a warp of `rank` for each 32 pairs of rows that it compares."""
+    config = next(one for one in configs("filtered_topk") if one.name == RANKING)
+    figures = by_name[RANKING].figures
+    if figures is None:
+        raise ValueError(f"{RANKING} did not compile: {'; '.join(by_name[RANKING].failures)}")
+    pairs = int(str(config.constexprs["ROWS"])) * int(str(config.constexprs["OTHERS"]))
+    return figures.hot * figures.warps * 32 / pairs
 
 
 def _of(prefix: str, batch: int) -> Config | None:

@@ -24,7 +24,8 @@ where a CTA is alone on its SM.
 
 **seed** is the same over one block in 64. **threshold, select** are one CTA a query: 32 rounds of a reduction.
 **rescore** gathers rows of 2 D bytes and does some 15 float64 operations a value. **rank** compares all kept rows with
-all. **plan** reads the zone maps. The share of read bandwidth is
+all. Both are launched for as many rows as there is room for, and programs that find none cost what starting them does.
+**plan** reads the zone maps. The share of read bandwidth is
 
     (bytes that the answer cannot do without: planes and columns that are looked at, each once) / time / read bandwidth
 
@@ -206,20 +207,28 @@ def rescore(work: Work, capacity: int, gpu: Gpu = H200, got: Getting = LIKELY) -
     return Launch("rescore", parts[bound] + empty, moved, bound=bound, parts=parts)
 
 
-def rank(work: Work, instructions: float, gpu: Gpu = H200, got: Getting = LIKELY) -> Launch:
-    """`instructions`: of a warp, for each 32 pairs that are compared."""
+def rank(
+    work: Work, instructions: float, capacity: int, gpu: Gpu = H200, got: Getting = LIKELY, rows: int = 32
+) -> Launch:
+    """`instructions`: of a warp, for each 32 pairs that are compared; `rows` a CTA, for all that there is room for."""
     kept = work.k * KEPT
     pairs = work.batch * kept * kept
     seconds = 3 * got.latency + pairs / 32 * instructions / (gpu.sms * gpu.partitions * got.issue * gpu.clock)
+    seconds += work.batch * capacity / rows * got.empty
     return Launch("rank", seconds, work.batch * kept * 24, bound="instructions")
 
 
 def filtered_topk(
-    work: Work, seed_form: Form, scan_form: Form, pair: float = 12.0, gpu: Gpu = H200, got: Getting = LIKELY
+    work: Work,
+    seed_form: Form,
+    scan_form: Form,
+    pair: float = 12.0,  # instructions of `rank`
+    capacity: int = 8_192,  # survivors that a query has room for
+    gpu: Gpu = H200,
+    got: Getting = LIKELY,
 ) -> Prediction:
     """plan, seed, threshold, scan, select, rescore, rank."""
     sample = Work(-(-work.blocks // SAMPLED) * BLOCK, work.width, work.batch, work.k, work.terms, work.clauses)
-    capacity = 8_192
     launches: Iterable[Launch] = (
         plan(work, gpu, got),
         scan(sample, seed_form, gpu, got, "seed"),
@@ -227,6 +236,6 @@ def filtered_topk(
         scan(work, scan_form, gpu, got),
         selection("select", capacity, 512, work, gpu, got),
         rescore(work, capacity, gpu, got),
-        rank(work, pair, gpu, got),
+        rank(work, pair, capacity, gpu, got),
     )
     return Prediction(work, tuple(launches), got)

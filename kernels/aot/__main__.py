@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +27,6 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is set: kernels would be Python functions; unset it")
-    # Triton asks every user of 3.9 to say what 3.10 shall do; nothing is decided here.
-    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
 
     import triton
 

@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,9 @@ def compiled(config: Config, target: GPUTarget = HOPPER) -> Compiled:
     began = time.perf_counter()
     said = io.StringIO()  # where ptxas fails, Triton prints the whole PTX
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(said), warnings.catch_warnings():
+            # Triton 3.9 asks every user to say what 3.10 shall do about fused products; nothing is decided here.
+            warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
             kernel = triton.compile(source(config, target), target=target, options=options)
     except NotCompiled:
         raise
