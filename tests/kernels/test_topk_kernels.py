@@ -296,3 +296,43 @@ def test_a_tuning_is_measured_once_and_taken_from_then_on(tmp_path, monkeypatch)
     assert tunings.get(key_of("filtered_topk", *shape)) == chosen
     rows, _ = found(filtered_topk, world, [EVERYTHING], queries, 3, tuning=chosen)
     assert rows == world.oracle(queries, [EVERYTHING], 3)
+
+
+@every_operator
+def test_terms_that_are_left_out_count_towards_a_query_s_scale(operator):
+    """A query whose heavy terms have no place in the tile, beside one tiny term that has."""
+    world = World(sketch=600, dense=16, free=0)
+    common = torch.arange(256, dtype=torch.int32)
+    own = torch.cat([torch.tensor([0]), torch.arange(256, 596)]).int()
+    weights = torch.cat([torch.ones(256), torch.tensor([1e-37]), torch.ones(340)])
+    queries = Queries(
+        300 * torch.randn(2, 16, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([0, 256, 256 + 341], dtype=torch.int32),
+        torch.cat([common, own]),
+        weights,
+        torch.zeros(2, dtype=torch.int32),
+    )
+    rows, _ = found(operator, world, [EVERYTHING], queries, 5)
+    assert rows == world.oracle(queries, [EVERYTHING], 5)
+    assert len(rows[1][0]) == 5
+
+
+@every_operator
+def test_values_that_no_score_can_hold_are_refused_not_guessed(operator):
+    world = World()
+    queries = world.queries([0])
+    queries.dense[:] = 3e38
+    queries.weights[:] = 1e-30
+    with pytest.raises(ValueError, match="leave bfloat16's range"):
+        operator(world.slabs(), world.filters([EVERYTHING]), queries, 3, hashes="id")
+
+
+@every_operator
+@pytest.mark.parametrize("power", [-60, 60])
+def test_great_and_small_values_are_scored_alike(operator, power):
+    world = World(seed=4, alike=True)
+    queries = world.queries([0, 0])
+    queries.dense.mul_(2.0**power)
+    queries.weights.mul_(2.0**power)
+    rows, _ = found(operator, world, [EVERYTHING], queries, 9)
+    assert rows == world.oracle(queries, [EVERYTHING], 9)
