@@ -69,7 +69,7 @@ class Workspace:
 
     @property
     def nbytes(self) -> int:
-        return sum(held.nbytes for held in self._held.values())
+        return sum(held.nbytes for held in list(self._held.values()))  # others may look while one takes
 
 
 def seed_rank(k: int, sampled: int = SAMPLED) -> int:

@@ -55,14 +55,14 @@ class Graphs:
 
     @property
     def nbytes(self) -> int:
-        return self._reruns.nbytes + sum(graph.run.workspace.nbytes for graph in self._kept.values())
+        return self._reruns.nbytes + sum(graph.nbytes for graph in list(self._kept.values()))
 
     def answer(self, slabs: Slabs, filters: Filters, queries: Queries, k: int) -> Found | None:
         """As filtered_topk; `filters` on the device, `queries` on the host. None: too large for any bucket."""
         most = max(16, 1 << (k - 1).bit_length())
         if not fits(filters, queries) or room_for(most, slabs.pages * slabs.layout.rows) > WIDEST:
             return None
-        ready = prepared(queries, slabs.layout)
+        ready = prepared(queries, slabs.layout).to(slabs.table.device)
         count = next(size for size in FILTERS if size >= filters.count)
         key = (id(slabs), ready.batch, len(ready.terms), count, most)
         graph = self._kept.get(key)
@@ -109,6 +109,10 @@ class _Graph:
         self._workspace = self.run.workspace
         self._fill(given, queries)
         self._replay = capture(self._launch)
+
+    @property
+    def nbytes(self) -> int:
+        return self._workspace.nbytes
 
     def answer(self, filters: Filters, queries: Prepared, reruns: Workspace) -> Found:
         self._fill(filters, queries)

@@ -15,7 +15,7 @@ from penstock.kernels.gather_topk.triton import gather_topk
 from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs import program
 from penstock.kernels.slabs.batch import FILTERS, Queries
-from tests.support.device_pages import DEVICE, Clause, Seen, Tree, World
+from tests.support.device_pages import Clause, Seen, Tree, World
 
 OPERATORS = [filtered_topk, int8_topk, gather_topk]
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
@@ -35,7 +35,7 @@ class Poisoned(Workspace):
 def found(operator, world, seen, queries, k, **options):
     """What the operator finds, in memory that was poisoned: of each query rows and scores."""
     slabs, filters = world.slabs(), world.filters(seen)
-    options.setdefault("workspace", Poisoned(DEVICE))
+    options.setdefault("workspace", Poisoned(torch.device("cpu")))
     out = operator(slabs, filters, queries, k, hashes="id", **options)
     assert out.settled.all()
     assert out.totals.tolist() == [int(world.passes(one).sum()) for one in seen]
@@ -292,7 +292,7 @@ def test_a_tuning_is_measured_once_and_taken_from_then_on(tmp_path, monkeypatch)
     world, tunings = World(pages=1), Tunings(tmp_path / "tunings.json")
     queries = world.queries([0])
     chosen = autotune(world.slabs(), world.filters([EVERYTHING]), queries, 3, hashes="id", tunings=tunings)
-    shape = (world.layout.width, 16, 16, DEVICE)
+    shape = (world.layout.width, 16, 16, torch.device("cpu"))
     assert tunings.get(key_of("filtered_topk", *shape)) == chosen
     rows, _ = found(filtered_topk, world, [EVERYTHING], queries, 3, tuning=chosen)
     assert rows == world.oracle(queries, [EVERYTHING], 3)

@@ -4,13 +4,12 @@ what a filter says of a row in plain Python. The kernels' tests hold themselves 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from penstock.kernels.filtered_topk.reference import filtered_topk as oracle
-from penstock.kernels.filtered_topk.triton import INTERPRETED
 from penstock.kernels.int8_topk.reference import plane
 from penstock.kernels.slabs import program
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
@@ -25,8 +24,6 @@ COLUMNS = (
     ("skills", Kind.MANY),
 )
 NEVER = torch.iinfo(torch.int64).max
-# Where kernels run: on a CPU they are interpreted.
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,7 @@ class World:
         self.arenas = [self._arena(number) for number in range(self.pages)]
 
     def slabs(self) -> Slabs:
-        arenas = self.there = [arena.to(DEVICE) for arena in self.arenas]  # kept: the table has only their addresses
-        return Slabs(self.layout, page_table(arenas), self.layout.offsets().to(DEVICE))
+        return Slabs(self.layout, page_table(self.arenas), self.layout.offsets())
 
     def _arena(self, number: int) -> torch.Tensor:
         layout, arena = self.layout, empty_arena(self.layout, "cpu")
@@ -169,7 +165,7 @@ class World:
                 packed.add(one.tree)
             bounds.append(len(packed.steps))
         steps = packed.steps or [[0] * program.STEP]
-        made = Filters(
+        return Filters(
             steps=torch.tensor(steps, dtype=torch.int32),
             marks=torch.tensor(packed.marks or [0], dtype=torch.int64),
             codes=torch.tensor(packed.codes or [0], dtype=torch.int32),
@@ -181,7 +177,6 @@ class World:
             tenants=torch.tensor([one.tenant for one in seen], dtype=torch.int32),
             owners=torch.tensor([bits({one.tenant}) for one in seen]),
         )
-        return Filters(*(getattr(made, one.name).to(DEVICE) for one in fields(made)))
 
     def passes(self, seen: Seen) -> torch.Tensor:
         """bool [count]: by plain Python."""
