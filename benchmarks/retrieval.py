@@ -13,6 +13,8 @@
     turnover a real week of openings and closings over and over                    benchmarks/searching/turnover.py
     percolate postings against standing queries                                    benchmarks/searching/percolating.py
 
+What scans cost on a GPU is kernels.py's to say; `--device cuda` runs churn on a store that searches there.
+
 "ratio" is the quickest peer's median over ours. Peers and ours begin with one mask a query; peers keep their own copies
 of the planes and return float32 order; ours is exact, from the store's own pages. Every cell's answers are held against
 the oracle; the exit status is 1 when one differs.
@@ -147,7 +149,7 @@ def changing(given: argparse.Namespace, chosen: Sequence[str], report: Report) -
             continue
         print(f"{name}, load average {os.getloadavg()[0]:.1f}", flush=True)
         if name == "churn":
-            wrong += churn(report, given.rows, given.churn_turns, CHURN_S, given.data, build)
+            wrong += churn(report, given.rows, given.churn_turns, CHURN_S, given.data, build, given.device)
         elif name == "million":
             wrong += million(report, given.million_rows, given.data, build)
         elif name == "turnover":
@@ -171,6 +173,9 @@ def main() -> int:
     parser.add_argument("--churn-turns", type=int, default=8, help="phases with and without the writer, 3 s each")
     parser.add_argument("--weeks", type=int, default=8, help="of the cell turnover")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--device", default="cpu", help="where the store of the cell churn searches: cpu, cuda, interpreter"
+    )
     given = parser.parse_args()
     chosen = given.cells.split(",")
     if unknown := set(chosen) - set(CELLS):
@@ -178,6 +183,7 @@ def main() -> int:
     torch.set_num_threads(given.threads)
     sys.setswitchinterval(SWITCH_S)  # as the role does
     about, report, wrong = machine(**computing(given.threads)), Report("retrieval"), 0
+    report.notes["device"] = given.device
     if set(chosen) & {"flat", "hybrid", "filter"}:
         corpus = encoded(given.data, given.rows, ROOT / "build")
         run = Run(corpus, Peers(corpus, given.threads), given.repeats, report)

@@ -241,6 +241,14 @@ class RetrievalSettings(_Section):
     memory_bytes: PositiveInt | None = Field(
         None, description="what a shard's postings may take; past it updates wait for room; unset: no bound"
     )
+    device: Literal["auto", "cpu", "cuda", "interpreter"] = Field(
+        "auto",
+        description="what answers searches by vector: the processor, a CUDA device, or its kernels in Triton's "
+        "interpreter, to look into them; auto: cuda where there is one, else cpu",
+    )
+    device_bytes: PositiveInt | None = Field(
+        None, description="what a shard's postings may take of the device; unset: 90 % of what is free at the start"
+    )
     hold_epochs_ms: NonNegativeInt = Field(60_000, description="how long a page can be followed at its epoch")
     max_batch: PositiveInt = Field(32, description="searches that one scan answers")
     max_queue: PositiveInt = Field(128, description="searches that may wait for a scan; past it they are refused")

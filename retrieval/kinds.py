@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import Gauge
 
 from penstock.infra.settings import Settings
+from penstock.retrieval.device.backend import choose
 from penstock.retrieval.encoder.shipped import SHIPPED_SPACE
 from penstock.retrieval.follower import DeadLetter, Follower, Lag
 from penstock.retrieval.indexer import Indexer
@@ -29,6 +30,7 @@ EPOCH = Gauge("penstock_index_epoch", "The newest epoch of this shard's postings
 LAG_SECONDS = Gauge("penstock_index_lag_seconds", "How far this shard is behind index.update.v1")
 LAG_OFFSETS = Gauge("penstock_index_lag_offsets", "Index updates this shard has not read yet")
 MEMORY_BYTES = Gauge("penstock_index_memory_bytes", "Memory of this shard's planes, columns and records")
+DEVICE_BYTES = Gauge("penstock_index_device_bytes", "Memory of the device that mirrors this shard's postings")
 STANDING_QUERIES = Gauge("penstock_standing_queries", "Standing queries that new postings of this shard meet")
 STANDING_LAG_SECONDS = Gauge("penstock_standing_lag_seconds", "How far this shard is behind alerts.query.v1")
 STANDING_LAG_OFFSETS = Gauge("penstock_standing_lag_offsets", "Standing queries this shard has not read yet")
@@ -41,6 +43,8 @@ def lexicon_of(settings: Settings) -> Lexicon:
 
 
 def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, StoreCounts]:
+    """Raises DeviceUnavailable where `retrieval.device` cannot be had."""
+    backend = choose(settings.retrieval.device, settings.retrieval.device_bytes)
     codec = topic_codec(topics.INDEX, settings.kafka.schema_registry)
 
     def make(first_epoch: int) -> Store:
@@ -50,6 +54,7 @@ def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, S
             first_epoch=first_epoch,
             tombstone_window_ms=settings.postings.tombstone_window_ms,
             hold_ms=settings.retrieval.hold_epochs_ms,
+            backend=backend,
         )
 
     def follow(store: Store, dead_letter: DeadLetter) -> Indexer:
@@ -63,6 +68,7 @@ def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, S
         OCCUPANCY.set(counts.live / max(counts.capacity, 1))
         EPOCH.set(counts.epoch)
         MEMORY_BYTES.set(counts.nbytes)
+        DEVICE_BYTES.set(counts.bytes_device)
         LAG_OFFSETS.set(lag.offsets)
         LAG_SECONDS.set(lag.seconds)
         return counts
@@ -71,10 +77,17 @@ def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, S
 
 
 def standing_queries(settings: Settings) -> Kind[StandingQuery, StandingQueries, StandingCounts]:
+    """Raises DeviceUnavailable where `retrieval.device` cannot be had."""
+    backend = choose(settings.retrieval.device, settings.retrieval.device_bytes)
+    device = "cpu" if backend is None else backend.name
     codec = topic_codec(topics.STANDING_QUERIES, settings.kafka.schema_registry)
 
     def make(first_epoch: int) -> StandingQueries:
-        return StandingQueries(first_epoch=first_epoch, tombstone_window_ms=settings.postings.tombstone_window_ms)
+        return StandingQueries(
+            first_epoch=first_epoch,
+            tombstone_window_ms=settings.postings.tombstone_window_ms,
+            device=device,
+        )
 
     def follow(store: StandingQueries, dead_letter: DeadLetter) -> Follower[StandingQuery]:
         return Follower(store, codec, dead_letter)

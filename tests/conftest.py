@@ -1,5 +1,8 @@
 """Fixtures that every folder may use.
 
+Kernels run in Triton's interpreter, which is chosen here because Triton decides when it is imported. On a machine with
+a CUDA device they run there instead, and so do the tests that are marked `cuda`; PENSTOCK_TEST_CUDA=0 or 1 says it.
+
 The end-to-end scenarios run on one of two installations, named by PENSTOCK_TEST_FIXTURE: `embedded`, what `penstock up`
 starts, or `containers`, what the compose file starts. `make test` runs them on one after the other.
 """
@@ -29,6 +32,10 @@ structlog.configure(
     ]
 )
 
+ON_CUDA = os.environ.get("PENSTOCK_TEST_CUDA", "1" if Path("/dev/nvidiactl").exists() else "0") == "1"
+if not ON_CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"
+
 FIXTURES = ("embedded", "containers")
 FIXTURE = os.environ.get("PENSTOCK_TEST_FIXTURE", FIXTURES[0])
 NO_CONTAINERS = pytest.StashKey[str]()
@@ -38,6 +45,7 @@ def pytest_configure(config):
     if FIXTURE not in FIXTURES:
         raise pytest.UsageError(f"PENSTOCK_TEST_FIXTURE is {FIXTURE!r}: expected one of {', '.join(FIXTURES)}")
     config.addinivalue_line("markers", "installation(name): runs on this installation alone")
+    config.addinivalue_line("markers", "cuda: needs a CUDA device; skipped, with the reason, where there is none")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -50,6 +58,11 @@ def pytest_collection_modifyitems(config, items):
         return FIXTURES[0] == FIXTURE or "machinery" in item.fixturenames
 
     left_out = [item for item in items if not belongs(item)]
+    for item in items:
+        if not ON_CUDA and item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        elif ON_CUDA and "interpreter" in item.name:
+            item.add_marker(pytest.mark.skip(reason="the interpreter needs a process of its own"))
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if belongs(item)]

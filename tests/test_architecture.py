@@ -91,4 +91,5 @@ def test_every_package_is_in_the_wheel(request):
         for path in (root / folder).rglob("*.py")
         if "target" not in path.parts
     }
-    assert listed == present
+    # penstock.kernels has no module of its own: it is listed so that an editable install finds its folders.
+    assert listed == present | {"penstock.kernels"}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kerneling import model
+from benchmarks.kerneling import model, percolating
 from benchmarks.kerneling.gpu import BAD, LIKELY, Getting
 from benchmarks.kerneling.importing import ROOT
 from penstock.kernels.aot.check import MOSTLY, Checked, wide_share
@@ -131,4 +131,5 @@ def model_notes(checked: Sequence[Checked]) -> dict[str, Any]:
                     for launch in prediction.launches
                 },
             }
+    out["percolate"] = percolating.notes(checked)
     return out

@@ -16,8 +16,9 @@ import torch
 from benchmarks.kerneling.timing import BUFFERS
 from penstock.kernels.percolate.postings import Postings, staged
 from penstock.kernels.percolate.rows import Queries, RowLayout, padded
-from penstock.kernels.percolate.standing import PLACE, Standing
+from penstock.kernels.percolate.standing import Standing
 from penstock.kernels.percolate.triton import Room, percolate
+from penstock.kernels.percolate.tuning import PLACE
 
 if TYPE_CHECKING:
     from benchmarks.kerneling.cells import Session

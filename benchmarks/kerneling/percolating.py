@@ -9,19 +9,26 @@ One batch is a copy, two launches and a result, one after the other:
               memory   64 records and their lines of the list, at the SM's share of bandwidth
               chain    tensor cores (or the shared memory they read), the words from L2, the sketches' lines from L2,
                        then the epilogue's instructions and barriers: one CTA does these in turn
+                       What appends pairs comes on top, in those tiles that have one
               L2       the sketches' lines, and the batch where it is not resident
     result  the counter, then the pairs
 
-The tile's dense values are on their way while the tile before it is computed. Its words were brought to L2 by then.
+With five stages a tile's dense values are on their way while the tile before it is computed; with three they are asked
+for once that is done but for its pairs, and the wait for them comes on top. Its words were brought to L2 by then. Pairs
+are taken as spread evenly over the tiles.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.kerneling.gpu import H200, LIKELY, Getting, Gpu
+from benchmarks.kerneling.gpu import BAD, H200, LIKELY, Getting, Gpu
 from benchmarks.kerneling.model import Launch
+from penstock.kernels.aot.check import Checked
 from penstock.kernels.percolate.rows import RowLayout, padded
 from penstock.kernels.percolate.tuning import DEMANDS, TILE, bucket_of, tuned
 
@@ -31,6 +38,9 @@ L2 = 5.5e12  # bytes/s (microbenchmarks of H100s by others: 5.5 to 7)
 SECTOR = 32  # bytes
 LISTED = 20  # bytes of a query in the list: address, slot, mask
 FOUND = 12  # bytes of a pair
+RECORD = 16  # terms that a record has words for
+LATE_WORDS = 430  # instructions of those past the eighth
+BARRIERS, APPENDING_BARRIERS = 20, 30  # counted in the machine code of 384 values and 64 postings
 HEADROOM = 1.1  # instructions that a tile really issues, over the shortest way through its loop
 
 
@@ -46,16 +56,19 @@ class Percolation:
     terms: int = 6
     sketch: int = 1_024
     conditions: int = 50_000
-    pairs: int = 64_000  # that are found
+    pairs: int = 6_400  # that are found: a posting that alerts a hundred of a million
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Of the compiled `match`: warps of a CTA, instructions of a tile (the shortest way), barriers of it."""
+    """Of the compiled `match`: warps of a CTA; instructions and barriers of a tile, the shortest way; and of the branch
+    that appends pairs."""
 
     warps: int
     hot: int
     barriers: int
+    appending: int
+    appending_barriers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,40 @@ class Rate:
         return self.postings / self.seconds
 
 
-def percolate(work: Percolation, code: Code, record_terms: int = 16, gpu: Gpu = H200, got: Getting = LIKELY) -> Rate:
+def notes(checked: Sequence[Checked]) -> dict[str, Any]:
+    """Predictions of a million queries of each width that was compiled, with the likely values of gpu.py and the bad
+    ones: where every query passes for some posting, and where three in ten do."""
+    out: dict[str, Any] = {}
+    for one in checked:
+        name = re.fullmatch(rf"percolate/match/d(\d+)/b64/t{RECORD}", one.name)
+        if name is None or one.figures is None or not int(name[1]):
+            continue
+        # Behind the shortest way stand the words past the eighth and the branch that appends.
+        beside = one.figures.main.instructions - one.figures.hot - LATE_WORDS
+        code = Code(one.figures.warps, one.figures.hot, BARRIERS, beside, APPENDING_BARRIERS)
+        for passing in (1.0, 0.3):
+            for kind, getting in (("likely", LIKELY), ("bad", BAD)):
+                rate = percolate(Percolation(width=int(name[1]), passing=passing), code, RECORD, got=getting)
+                out.setdefault(f"d{name[1]}/passing{passing}", {})[kind] = {
+                    "postings_per_s": round(rate.postings_per_s),
+                    "ms": round(rate.seconds * 1e3, 4),
+                    "launches": {
+                        launch.name: {
+                            "us": round(launch.seconds * 1e6, 2),
+                            "bound": launch.bound,
+                            "bytes": launch.bytes,
+                            "flops": launch.flops,
+                            **{part: round(seconds * 1e6, 2) for part, seconds in launch.parts.items()},
+                        }
+                        for launch in rate.launches
+                    },
+                }
+    return out
+
+
+def percolate(
+    work: Percolation, code: Code, record_terms: int = RECORD, gpu: Gpu = H200, got: Getting = LIKELY
+) -> Rate:
     return Rate(
         (_stage(work), _select(work, gpu, got), _match(work, code, record_terms, gpu, got), _result(work)),
         got,
@@ -111,11 +157,15 @@ def _match(work: Percolation, code: Code, record_terms: int, gpu: Gpu, got: Gett
     tile_l2 = TILE * form.bucket * max(work.terms, min(8, record_terms))
     if not form.resident:
         tile_l2 += 2 * form.bucket * form.width
-    chain = max(products, read) + code.hot * HEADROOM * max(code.warps / gpu.partitions / got.issue, got.alone)
-    chain += code.barriers * got.barrier + got.drain
-    fill = 2 * got.l2_latency * bool(record_terms)
+    found = 1 - math.exp(-work.pairs / max(tiles * gpu.sms, 1))  # share of the tiles
+    issued = max(code.warps / gpu.partitions / got.issue, got.alone)
+    chain = max(products, read) + (code.hot * HEADROOM + found * code.appending) * issued
+    chain += (code.barriers + found * code.appending_barriers) * got.barrier + got.drain
+    fill = 2 * got.l2_latency * bool(record_terms) + found * got.latency  # the words, their lines; the counter
     if not form.resident:  # the loop over chunks begins anew with each tile
         fill += got.latency
+    elif form.stages < 5:
+        fill += got.latency + 2 * TILE * form.width / got.ingest
     parts = {
         "memory": tiles * TILE * (stride + LISTED) / (got.read * got.scanning / gpu.sms),
         "chain": tiles * (chain / gpu.clock + fill),

@@ -27,6 +27,7 @@ import torch
 from benchmarks.report import Report
 from benchmarks.searching.updates import NOW_MS, Updates
 from penstock.infra.settings import RetrievalSettings
+from penstock.retrieval.device.backend import choose
 from penstock.retrieval.feed import Polled, Record
 from penstock.retrieval.indexer import Indexer
 from penstock.retrieval.server import SWITCH_S
@@ -66,13 +67,16 @@ class Recording(Indexer):
         self._log.changes.append((applied.epoch, rows, versions))
 
 
-def churn(report: Report, rows: int, turns: int, seconds: float, data: Path, build: Path) -> int:
-    """Adds the three results; `turns` phases of `seconds` of either kind. Returns how many answers were mixed."""
+def churn(report: Report, rows: int, turns: int, seconds: float, data: Path, build: Path, device: str = "cpu") -> int:
+    """Adds the three results; `turns` phases of `seconds` of either kind, of a store on this device.
+
+    Returns how many answers were mixed.
+    """
     settings = RetrievalSettings()
     torch.set_num_threads(settings.threads)
     sys.setswitchinterval(SWITCH_S)  # as the role does
     updates = Updates(data, build)
-    store = Store(capacity=rows, hold_ms=settings.hold_epochs_ms)
+    store = Store(capacity=rows, hold_ms=settings.hold_epochs_ms, backend=choose(device))
     began = time.monotonic()
     for number, batch in enumerate(updates.batches(rows, BATCH)):
         store.apply(batch, now_ms=NOW_MS)

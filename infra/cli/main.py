@@ -14,7 +14,20 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from penstock.infra.cli import alerts, demo, dlq, doctor, publish, search, serve, stack, subscriptions, top, topics
+from penstock.infra.cli import (
+    alerts,
+    demo,
+    dlq,
+    doctor,
+    publish,
+    search,
+    serve,
+    stack,
+    subscriptions,
+    top,
+    topics,
+    warmup,
+)
 
 
 class Root(TyperGroup):
@@ -76,6 +89,7 @@ top.register(app)
 doctor.register(app)
 serve.register(app)
 topics.register(app)
+warmup.register(app)
 
 
 def main() -> None:

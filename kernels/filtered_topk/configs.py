@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from penstock.kernels.aot.config import Config, Expectation
@@ -152,7 +153,7 @@ def finish_configs() -> tuple[Config, ...]:
         module: str,
         entry: str,
         signature: dict[str, str],
-        constexprs: dict[str, object],
+        constexprs: Mapping[str, object],
         warps: int,
         spills: int = 0,
     ) -> Config:

@@ -16,6 +16,8 @@ sum, and one more addition rounds it correctly. A row of which e lost something 
 settle (`exact_dot`). After Ogita, Rump, Oishi, Accurate sum and dot product, 2005.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
 from __future__ import annotations
 
 import triton
@@ -46,7 +48,7 @@ def unordered(key):
     return (raw ^ ((raw >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "rank"])
 def threshold(
     maxima, units, unit_of, tau, width, rank, SAMPLED: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr
 ):
@@ -72,7 +74,7 @@ def threshold(
     tl.store(tau + query, tl.where(known, unordered(tl.maximum(key, nothing)), float("-inf")))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def select(
     table,
     offsets,
@@ -200,7 +202,7 @@ def rescore(
         slot = tl.load(kept + query.to(tl.int64) * capacity + at, mask=there, other=0)
         block = slot // _BLOCK
         page = tl.load(table + block // BLOCKS, mask=there, other=0)
-        row = (block % BLOCKS) * _BLOCK + slot % _BLOCK
+        row = ((block % BLOCKS) * _BLOCK + slot % _BLOCK).to(tl.int64)
         by_dense = tl.zeros([ROWS], tl.float64)
         by_term = tl.zeros([ROWS], tl.float64)
         doubt = tl.zeros([ROWS], tl.int32)
@@ -221,7 +223,9 @@ def rescore(
             if first < end:
                 lines = tl.arange(0, LINES)
                 bytes_of = (
-                    (page + sketch).to(tl.pointer_type(tl.int8)) + (block % BLOCKS) * (L * _BLOCK) + slot % _BLOCK
+                    (page + sketch).to(tl.pointer_type(tl.int8))
+                    + (block % BLOCKS).to(tl.int64) * (L * _BLOCK)
+                    + slot % _BLOCK
                 )
                 sums = tl.zeros([ROWS, LINES], tl.float64)
                 rests = tl.zeros([ROWS, LINES], tl.float64)
@@ -247,7 +251,7 @@ def rescore(
             tl.atomic_add(status + query * _STATUS + _DOUBTFUL, unsettled, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def rank(
     kept,
     status,

@@ -6,13 +6,14 @@ any query then, and scaling loses nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from penstock.kernels.slabs.batch import TERMS, Queries
-from penstock.kernels.slabs.layout import Layout
+from penstock.kernels.slabs.layout import ALIGN, Layout
 
 NOBODY = 63  # the filter of a query that only fills a batch: no row has the highest bit, since filters are fewer
 # Of the sum of two fp32 products' magnitudes, a term: tensor cores truncate, and keep at least this much (the unit of
@@ -44,13 +45,29 @@ class Prepared:
         return self.vectors.shape[0]
 
     def to(self, device: torch.device) -> Prepared:
-        moved = {name: getattr(self, name) for name in self.__slots__}
-        return Prepared(
-            **{
-                name: one.to(device, non_blocking=True) if isinstance(one, Tensor) else one
-                for name, one in moved.items()
-            }
-        )
+        """The same on another device: all arrays in one copy, from pinned memory, which is not waited for."""
+        if device.type == "cpu":
+            return self
+        held = tensors_of(self)
+        begins, total = {}, 0
+        for name, one in held.items():
+            begins[name] = total
+            total += -(-one.nbytes // ALIGN) * ALIGN
+        pinned = torch.empty(total, dtype=torch.uint8, pin_memory=True)  # torch keeps it until the copy has ended
+        for name, one in held.items():
+            pinned[begins[name] : begins[name] + one.nbytes].copy_(one.contiguous().view(-1).view(torch.uint8))
+        there = pinned.to(device, non_blocking=True)
+        moved = {
+            name: there[begins[name] : begins[name] + one.nbytes].view(one.dtype).view(one.shape)
+            for name, one in held.items()
+        }
+        return replace(self, **moved)
+
+
+def tensors_of(prepared: Prepared) -> dict[str, Any]:
+    """Its tensors by name."""
+    found = {field.name: getattr(prepared, field.name) for field in fields(prepared)}
+    return {name: one for name, one in found.items() if isinstance(one, Tensor)}
 
 
 def bucket(count: int) -> int:
@@ -68,7 +85,7 @@ def prepared(
 ) -> Prepared:
     """On the host, as `queries` are; `batch`: queries to pad to, 0: a power of two; `most`: terms that are multiplied.
 
-    Raises ValueError where their shapes are not the layout's.
+    Raises ValueError where their shapes are not the layout's, or where values leave bfloat16's range.
     """
     count, width = queries.dense.shape
     if width != layout.dense:
@@ -79,7 +96,8 @@ def prepared(
     starts = torch.full((batch + 1,), int(queries.starts[-1]), dtype=torch.int32)
     starts[: count + 1] = queries.starts
     asked, of_term, lexical = _terms(queries, batch, layout.sketch, most)
-    greatest = lexical.abs().amax(1) if asked.numel() else torch.zeros(batch, dtype=torch.float64)
+    greatest = torch.zeros(batch, dtype=torch.float64)  # of all terms, also those that are left out
+    greatest.scatter_reduce_(0, _owners(queries), queries.weights.double().abs(), "amax")
     _, exponent = torch.frexp(torch.where(greatest > 0, greatest, torch.ones_like(greatest)))
     scale = torch.where(greatest > 0, torch.ldexp(torch.ones_like(greatest), exponent), torch.ones_like(greatest))
     dense, lexical = dense / scale[:, None], lexical / scale[:, None]
@@ -98,6 +116,10 @@ def prepared(
     slack = torch.zeros(3, batch, dtype=torch.float64)
     slack[:2] = (lost + terms_added * UNIT * sizes) * ROUNDED
     slack[2] = TINY * terms_added
+    if not (bool(torch.isfinite(slack).all()) and (quantised or bool(torch.isfinite(vectors.float()).all()))):
+        raise ValueError(
+            "a query whose values, over its greatest term weight, leave bfloat16's range: score it elsewhere"
+        )
     filter_of = torch.full((batch,), NOBODY, dtype=torch.int32)
     filter_of[:count] = queries.filter_of
     exact = torch.zeros(batch, layout.width, dtype=torch.float32)
@@ -171,7 +193,8 @@ def _left_out(queries: Queries, batch: int, asked: Tensor) -> Tensor:
 
 
 def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values, dim=1) * (1 + 1e-12)
+    norms: Tensor = torch.linalg.vector_norm(values, dim=1) * (1 + 1e-12)
+    return norms
 
 
 def _rounded_up(values: Tensor) -> Tensor:

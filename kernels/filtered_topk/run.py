@@ -117,6 +117,21 @@ class Run:
 
     def answer(self, queries: Prepared) -> Found:
         capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
+        tau, totals = self.scanned(queries, capacity)
+        kept = totals.clone()  # the workspace's are written again by a rerun
+        if capacity > WIDEST:
+            return self.one_by_one(queries, tau, kept, capacity)
+        return self.settled(queries, self.finish(queries, tau, capacity), kept, capacity)
+
+    def launched(self, queries: Prepared) -> tuple[_Finished, Tensor, int]:
+        """What `settled` reads, totals still in the workspace. Nothing is waited for, so a CUDA graph may capture it.
+        Of a k whose queries have room for WIDEST survivors at most."""
+        capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
+        tau, totals = self.scanned(queries, capacity)
+        return self.finish(queries, tau, capacity), totals, capacity
+
+    def scanned(self, queries: Prepared, capacity: int) -> tuple[Tensor, Tensor]:
+        """Thresholds by query and totals by filter, behind plan, seed and scan."""
         self.reruns = 0
         self.tuning = self.asked or self.tuned(queries)
         self.plan()
@@ -124,10 +139,7 @@ class Run:
         totals = self.workspace.take("totals", (self.filters.count,), torch.int64)
         self.seed(queries, tau)
         self.scan(queries, tau, totals, capacity)
-        totals = totals.clone()  # the workspace's are written again by a rerun
-        if capacity > WIDEST:
-            return self.one_by_one(queries, tau, totals, capacity)
-        return self.settled(queries, self.finish(queries, tau, capacity), totals, capacity)
+        return tau, totals
 
     def tuned(self, queries: Prepared) -> Tuning:
         """How to launch the scan."""
@@ -191,8 +203,8 @@ class Run:
 
     def scan(self, queries: Prepared, tau: Tensor, totals: Tensor, capacity: int) -> None:
         self.found = self.workspace.take("found", (queries.batch,), torch.int32).zero_()
-        self.scores = self.workspace.take("scores", (queries.batch, capacity), torch.float32)
-        self.slots = self.workspace.take("slots", (queries.batch, capacity), torch.int32)
+        self.scores = self.workspace.take("scores", (queries.count, capacity), torch.float32)
+        self.slots = self.workspace.take("slots", (queries.count, capacity), torch.int32)
         totals.zero_()
         self._scan(queries, tau, totals=totals)
 
@@ -200,10 +212,10 @@ class Run:
         self, queries: Prepared, tau: Tensor, *, maxima: Tensor | None = None, totals: Tensor | None = None
     ) -> None:
         filters, layout, tuning = self.filters, self.layout, self.tuning
-        programs = self.programs(triton.cdiv(self.blocks, RUN))
         nothing = self.workspace.take("nothing", (1,), torch.int32)
         seed = maxima is not None
         tile = min(queries.batch, tuning.queries)
+        programs = self.programs(triton.cdiv(self.blocks, RUN), queries.batch // tile)
         word = torch.int32 if filters.count < 32 else torch.int64
         arrays = layout.arrays
         scan.scan[(programs, queries.batch // tile)](
@@ -261,13 +273,18 @@ class Run:
         width = self.layout.width
         return self.tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
 
-    def programs(self, most: int) -> int:
-        """How many programs a launch has: as many as run at once, which a CPU does one by one."""
+    def programs(self, most: int, tiles: int = 1) -> int:
+        """How many programs a launch has for each of its tiles of queries: together as many as run at once.
+
+        Tiles of queries then go through the blocks side by side, and all but the first find them in the L2 cache. A CPU
+        runs programs one by one.
+        """
         if self.tuning.programs:
             return min(self.tuning.programs, most)
         if INTERPRETED:
             return min(2, most)
-        return min(torch.cuda.get_device_properties(self.device).multi_processor_count * self.tuning.resident, most)
+        held = torch.cuda.get_device_properties(self.device).multi_processor_count * self.tuning.resident
+        return max(1, min(held // tiles, most))
 
     def finish(self, queries: Prepared, tau: Tensor, capacity: int) -> _Finished:
         take, batch = self.workspace.take, queries.batch
@@ -430,9 +447,9 @@ class Run:
         if len(slots) >= self.k:
             least = torch.topk(score - off, self.k).values[-1]
             slots, reached = slots[score + off >= least], float(least)
-        kept = torch.zeros(alone.batch, max(len(slots), 1), dtype=torch.int32, device=self.device)
+        kept = torch.zeros(1, max(len(slots), 1), dtype=torch.int32, device=self.device)
         kept[0, : len(slots)] = slots
-        status = torch.zeros(alone.batch, finish.STATUS, dtype=torch.int32, device=self.device)
+        status = torch.zeros(1, finish.STATUS, dtype=torch.int32, device=self.device)
         status[0, finish.KEPT] = len(slots)
         dense, lexical, ties, _ = self.rescored(alone, kept, status)
         dense, lexical, ties = dense[0, : len(slots)], lexical[0, : len(slots)], ties[0, : len(slots)]
@@ -478,8 +495,9 @@ class _Alone:
 
     @classmethod
     def empty(cls, k: int, device: torch.device, kept: int, doubtful: int, reached: float) -> _Alone:
-        parts = (torch.zeros(k, dtype=dtype, device=device) for dtype in (torch.int64, torch.float64, torch.float64))
-        return cls(*parts, kept, doubtful, reached)
+        slots = torch.zeros(k, dtype=torch.int64, device=device)
+        dense, lexical = torch.zeros(2, k, dtype=torch.float64, device=device)
+        return cls(slots, dense, lexical, kept, doubtful, reached)
 
 
 def _only(queries: Prepared, query: int) -> Prepared:

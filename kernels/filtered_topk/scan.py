@@ -24,6 +24,8 @@ The scheme is that of retrieval/search/scan.py; sampling a threshold to keep k o
 select (Alabi, Blanchard, Gordon, Steinbach, Fast k-selection algorithms for graphics processing units, 2012).
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
 from __future__ import annotations
 
 import triton
@@ -42,7 +44,7 @@ LIVE, LOOKED_AT = 0, 1
 _LIVE, _LOOKED_AT = tl.constexpr(LIVE), tl.constexpr(LOOKED_AT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["filters"])
 def plan(
     table,  # int64 [pages]: addresses, 0 of a page that is not there
     offsets,
@@ -95,7 +97,7 @@ def slack_of(slack, queries, nd, ns, batch):
     return tl.load(slack + queries) * nd + tl.load(slack + batch + queries) * ns + tl.load(slack + 2 * batch + queries)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["filters", "width"])
 def scan(
     table,
     offsets,
@@ -160,7 +162,7 @@ def scan(
         q = tl.load(vectors + queries[None, :] * D + p * PIECE + piece[:, None])
         if INTERPRET and not QUANTISED:
             q = q.to(tl.float32)
-        resident = resident + (q,)  # noqa: RUF005 - Triton's tuples are joined so
+        resident = resident + (q,)  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples are joined so
     if T > 0:
         lines = tl.arange(0, T)
         line = tl.load(terms + lines) * _BLOCK

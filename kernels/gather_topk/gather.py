@@ -9,6 +9,8 @@ of D values each from its own address: whole lines of 128 bytes, copied asynchro
 term is a byte of its own, since sketches are term-major for scans: only the terms of the tile's own queries are read.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
 from __future__ import annotations
 
 import triton
@@ -24,7 +26,7 @@ _LIVE = tl.constexpr(LIVE)
 _NORMS = tl.constexpr(layout.NORMS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["filters"])
 def collect(
     table,
     offsets,
@@ -68,7 +70,7 @@ def collect(
                     tl.store(p_out, block * _BLOCK + rows, mask=ok & (place < room))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def gather(
     table,
     offsets,
@@ -116,7 +118,7 @@ def gather(
         q = tl.load(vectors + queries[None, :] * D + p * PIECE + piece[:, None])
         if INTERPRET:
             q = q.to(tl.float32)
-        resident = resident + (q,)  # noqa: RUF005 - Triton's tuples are joined so
+        resident = resident + (q,)  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples are joined so
     if T > 0:
         lines = tl.arange(0, T)
         line = tl.load(terms + tl.program_id(1) * T + lines) * _BLOCK

@@ -27,7 +27,7 @@ from penstock.kernels.filtered_topk.tuning import Tuning
 from penstock.kernels.gather_topk import gather
 from penstock.kernels.gather_topk.tuning import MOST_TERMS, QUERIES, gather_tuning
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
-from penstock.kernels.slabs.layout import Layout
+from penstock.kernels.slabs.layout import BLOCK, Layout
 
 ROOM = 1 << 20  # rows of a list, to begin with
 
@@ -99,14 +99,14 @@ def tiled(arranged: Queries, layout: Layout) -> Prepared:
     for begin in range(0, arranged.count, QUERIES):
         first, last = (int(arranged.starts[at]) for at in (begin, begin + QUERIES))
         some = slice(begin, begin + QUERIES)
-        part = Queries(
+        some_queries = Queries(
             arranged.dense[some],
             arranged.starts[begin : begin + QUERIES + 1] - first,
             arranged.terms[first:last],
             arranged.weights[first:last],
             arranged.filter_of[some],
         )
-        parts.append(prepared(part, layout, batch=QUERIES, most=MOST_TERMS))
+        parts.append(prepared(some_queries, layout, batch=QUERIES, most=MOST_TERMS))
     terms = max(part.terms.shape[0] for part in parts)
     wide = [part.terms.new_zeros(terms) for part in parts]
     weights = [part.weights.new_zeros(QUERIES, terms) for part in parts]
@@ -156,7 +156,7 @@ class _Gather(Run):
     def plan(self) -> None:
         super().plan()
         filters, count = self.filters, self.filters.count
-        self.room = min(self.room, self.blocks * scan.layout.BLOCK)
+        self.room = min(self.room, self.blocks * BLOCK)
         self.lists = self.workspace.take("lists", (count, self.room), torch.int32)
         self.lengths = self.workspace.take("lengths", (count,), torch.int64).zero_()
         gather.collect[(self.programs(self.blocks),)](
@@ -207,7 +207,7 @@ class _Gather(Run):
     def _gather(self, queries: Prepared, tau: Tensor, maxima: Tensor | None) -> None:
         layout, tuning, seed = self.layout, self.tuning, maxima is not None
         nothing = self.workspace.take("nothing", (1,), torch.int32)
-        programs = self.programs(triton.cdiv(self.room, tuning.tile))
+        programs = self.programs(triton.cdiv(self.room, tuning.tile), queries.batch // tuning.queries)
         gather.gather[(programs, queries.batch // tuning.queries)](
             self.slabs.table,
             self.slabs.offsets,

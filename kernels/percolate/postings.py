@@ -56,6 +56,10 @@ def staged(
         raise ValueError(f"{count} dense rows and {len(sketch)} sketches: expected one of each a posting")
     if width > layout.width:
         raise ValueError(f"postings of {width} values for records of {layout.width}")
+    if layout.terms and not sketch.shape[1]:
+        raise ValueError(
+            "postings without a sketch for queries with terms: give lines of zeros, one for each term there is"
+        )
     bucket = tuning.bucket_of(count)
     lines = max(sketch.shape[1], 1)
     sizes = [8 * len(bits), 8 * max(len(tenants), 1), 2 * bucket * layout.width, lines * bucket]

@@ -197,13 +197,15 @@ def match(
         m_keep = ((b_mask[:, None] >> o_n[None, :].to(tl.int64)) & 1) != 0
         # Not below, rather than at least: a score that is no number says nothing, and is kept.
         m_keep = m_keep & m_inside[:, None] & (not_below(b_score, least[:, None]))
-        b_one = m_keep.to(tl.int32)
-        total = tl.sum(b_one)
+        # Along one axis and then the other: for both at once Triton brings it to another layout first.
+        total = tl.sum(tl.sum(m_keep.to(tl.int32), axis=1), axis=0)
         if total > 0:
-            b_found = tl.sum(b_one, axis=1)
             begin = tl.atomic_add(counters + 1, total.to(tl.int64), sem="relaxed")
             room = tl.minimum(tl.maximum(capacity - begin, 0), BM * BN).to(tl.int32)
-            to = (tl.cumsum(b_found, axis=0) - b_found)[:, None] + (tl.cumsum(b_one, axis=1) - b_one)
+            # Where there is no room nobody needs a rank. That also keeps what ranking costs within this branch.
+            b_ranked = tl.where(m_keep, tl.minimum(room, 1), 0)
+            b_found = tl.sum(b_ranked, axis=1)
+            to = (tl.cumsum(b_found, axis=0) - b_found)[:, None] + (tl.cumsum(b_ranked, axis=1) - b_ranked)
             m_fits = m_keep & (to < room)
             slot = tl.load(slots + at)
             tl.store(out_slots + begin + to, tl.broadcast_to(slot[:, None], [BM, BN]), mask=m_fits)

@@ -16,6 +16,8 @@ BUCKETS = (16, 32, 64)  # postings of a batch
 TILE = 64  # queries: what one tensor-core instruction takes
 CHUNK = 128  # dense values that one step of a tile multiplies
 SELECT_WARPS = 4  # of a program of `select`
+SHARED = 227 << 10  # bytes that a CTA can have
+SCRATCH = 33 << 10  # bytes of them for addresses, reductions and changes of layout
 RESIDENT = 512  # values: up to this width a batch stays in shared memory
 
 
@@ -65,6 +67,9 @@ def bucket_of(postings: int) -> int:
 
 
 def tuned(width: int, terms: int, bucket: int) -> Tuning:
-    """What an H200 is given."""
-    resident = width <= RESIDENT
-    return Tuning(width, terms, bucket, warps=8 if bucket == 64 else 4, stages=3 if resident else 4, ctas=1)
+    """What an H200 is given.
+
+    Addresses are loaded before what lies there, so five stages are two tiles on their way, and three are one.
+    """
+    stages = 4 if width > RESIDENT else 5 if 2 * width * (3 * TILE + bucket) + SCRATCH <= SHARED else 3
+    return Tuning(width, terms, bucket, warps=8 if bucket == 64 else 4, stages=stages, ctas=1)

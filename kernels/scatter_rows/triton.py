@@ -141,8 +141,10 @@ def scatter_rows(
         )
     if not count or not len(table):
         return
-    grid = (len(table), triton.cdiv(count, ROWS))
-    scatter[grid](pages, table, slots, records, count, per_page, record, ROWS=ROWS, LANES=LANES, num_warps=WARPS)
+    # The interpreter starts programs one by one: few and large ones.
+    rows = ROWS if isinstance(scatter, triton.JITFunction) else triton.next_power_of_2(count)
+    grid = (len(table), triton.cdiv(count, rows))
+    scatter[grid](pages, table, slots, records, count, per_page, record, ROWS=rows, LANES=LANES, num_warps=WARPS)
 
 
 def publish_rows(

@@ -130,8 +130,8 @@ class Layout:
                 parts, axes = (3, 2) if kind is Kind.PLACE else (1, 1)
                 wanted.append((value, torch.float64, (parts, rows) if parts > 1 else (rows,), parts, False))
                 for bound in ("low", "high"):
-                    shape = (axes, blocks) if axes > 1 else (blocks,)
-                    wanted.append((f"{zone}.{bound}", torch.float64, shape, axes, True))
+                    of_axes: tuple[int, ...] = (axes, blocks) if axes > 1 else (blocks,)
+                    wanted.append((f"{zone}.{bound}", torch.float64, of_axes, axes, True))
                 wanted.append((f"{zone}.lacks", torch.int32, (blocks,), 1, True))
         out, offset = {}, 0
         for name, dtype, shape, parts, of_blocks in wanted:

@@ -17,6 +17,8 @@ x, y, z, the greatest chord squared, south, north, west, east (degrees) in `numb
 `marks` int64 [steps]: what a block's zone map must have a bit of for the step to pass there; for HASHES 0 or 1.
 """
 
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
 from __future__ import annotations
 
 import triton

@@ -75,7 +75,8 @@ def sample(pages: int, rows: int, dense: int, sketch: int, *, seed: int, alike: 
 
 
 def _norms(values: Tensor) -> Tensor:
-    return (values.double().norm(dim=1).view(-1, BLOCK).amax(1) * (1 + 1e-6)).float()
+    norms: Tensor = torch.linalg.vector_norm(values.double(), dim=1).view(-1, BLOCK).amax(1) * (1 + 1e-6)
+    return norms.float()
 
 
 def _filters(layout: Layout, floor: float) -> Filters:

@@ -7,6 +7,8 @@
 
 A block never changes, so what a place holds is right for as long as its block is in the view. One batch at a time: a
 second one waits, and finds the device's time as free as if it had not.
+
+Where it stands: life-of-an-alert.md, step 5.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from penstock.retrieval.device.backend import INTERPRETING
 from penstock.retrieval.percolate import scan
 from penstock.retrieval.percolate.batch import Batch, Group
 from penstock.retrieval.percolate.blocks import Block, Scored, gathered
@@ -78,12 +81,12 @@ class DeviceScan:
         self._room = triton.Room(self._device, ROOM)
         self._held: dict[Space | None, _Held] = {}
         self._tenants: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._lock = INTERPRETING if interpreted else threading.Lock()
 
     @property
     def nbytes(self) -> int:
         """Of device memory that standing queries hold, and what is found of them."""
-        return self._room.nbytes + sum(held.standing.nbytes for held in self._held.values())
+        return self._room.nbytes + sum(held.standing.nbytes for held in tuple(self._held.values()))
 
     def pairs(self, blocks: Sequence[Block], batch: Batch) -> tuple[scan.Found, int]:
         """Every match of a batch that is prepared for these blocks, and how many pairs are of two spaces."""
@@ -212,7 +215,11 @@ def _vectors(space: Space | None, group: Group | None, some: slice, count: int) 
     if space is None or group is None:
         return nothing
     dense = group.dense[some] if space.dense else nothing[0]
-    return dense, group.sketch[some] if space.sketch else nothing[1]
+    if not space.sketch:
+        return dense, nothing[1]
+    # Postings without a sketch score 0 by words: lines of zeros, since a query's terms name lines that must be there.
+    none = group.sketch.shape[1] == 0
+    return dense, torch.zeros((count, space.sketch), dtype=torch.int8) if none else group.sketch[some]
 
 
 def _word(bits: Bits, count: int, postings: Pairs) -> npt.NDArray[np.int64]:

@@ -37,6 +37,8 @@ class Choice(StrEnum):
     DENSE = "dense scan"  # every row of every page; those that do not pass are left out of the order
     PRUNED = "zone-pruned scan"  # every row of the blocks that are left
     GATHER = "gather"  # the rows that pass
+    DEVICE_SCAN = "device scan"  # every row of the blocks that are left, by kernels (retrieval/device/)
+    DEVICE_GATHER = "device gather"  # the rows that pass, likewise
 
 
 @dataclass(frozen=True, slots=True)

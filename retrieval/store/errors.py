@@ -31,12 +31,14 @@ class HashCollision(InvalidRecord):
 
 
 class OutOfRoom(Exception):
-    """A write that does not fit into the memory the store was given. Not the record's fault: it may be tried again."""
+    """A write that does not fit into the memory the store was given. Not the record's fault: it may be tried again.
 
-    def __init__(self, what: str, needed: int, held: int, limit: int) -> None:
+    `setting`: what bounds that memory, the host's or a device's."""
+
+    def __init__(self, what: str, needed: int, held: int, limit: int, setting: str = "retrieval.memory_bytes") -> None:
         self.needed, self.held, self.limit = needed, held, limit
         super().__init__(
-            f"{what} needs {needed:,} bytes, the store holds {held:,} of {limit:,}: raise retrieval.memory_bytes, "
+            f"{what} needs {needed:,} bytes, the store holds {held:,} of {limit:,}: raise {setting}, "
             "share the partitions among more shards, or wait until postings expire"
         )
 

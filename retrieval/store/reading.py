@@ -5,6 +5,9 @@
     3. score   the best of the rows that pass, in the total order; without a vector the newest
     4. name    ids, versions and scores of the best
 
+Where a device mirrors the pages, it takes steps 1 to 3 of searches by vector; those that it declines, which says why,
+and those without a vector are the host's.
+
 Where it stands: life-of-a-query.md, step 6.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +25,14 @@ from penstock.retrieval.search import scan
 from penstock.retrieval.search.program import Overflow, Program, compile_tree, passing
 from penstock.retrieval.store.page import Longs, Page
 from penstock.retrieval.store.pages import Table
-from penstock.retrieval.store.planes import query_planes
+from penstock.retrieval.store.planes import QueryPlanes, query_planes
 from penstock.retrieval.store.records import Ask, SearchResult
 from penstock.retrieval.store.rows import Rows
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.rpc import Hit
+
+if TYPE_CHECKING:
+    from penstock.retrieval.device.search import Answer, Device
 
 MAX_K = 16_384
 
@@ -59,11 +66,13 @@ class Found:
     total: int
 
 
-def answers(rows: Rows, asks: Sequence[Ask], pins: Sequence[Pin | Exception]) -> list[SearchResult | Exception]:
+def answers(
+    rows: Rows, asks: Sequence[Ask], pins: Sequence[Pin | Exception], device: Device | None = None
+) -> list[SearchResult | Exception]:
     """What each ask finds at its pin, or what is wrong with it. The pins are of one moment, so of one page table."""
-    shared: dict[Hashable, Found] = {}  # by what decides which rows pass
     out: dict[int, SearchResult | Exception] = {}
-    scored: list[tuple[int, Found, scan.Ask]] = []
+    scored: list[Scored] = []
+    shared = _Shared(rows)
     for place, (ask, pin) in enumerate(zip(asks, pins, strict=True)):
         try:
             if isinstance(pin, Exception):
@@ -71,41 +80,98 @@ def answers(rows: Rows, asks: Sequence[Ask], pins: Sequence[Pin | Exception]) ->
             if not 0 < ask.k <= MAX_K:
                 raise InvalidRecord("k", ask.k, f"1 to {MAX_K}")
             query = query_planes(ask.vector, pin.table.space) if ask.vector is not None else None
-            key = (pin.epoch, ask.tenant, ask.now_ms, ask.filter)
-            found = shared.get(key)
-            if found is None:
-                found = shared[key] = _find(rows, ask, pin)
+            sought = shared.sought(ask, pin)
         except InvalidRecord as error:
             out[place] = error
             continue
         if query is not None:
-            scored.append((place, found, scan.Ask(query, found.passing, ask.k)))
+            scored.append(Scored(place, sought, query, ask.k))
         else:
             order = newest if ask.vector is None else unscored
+            found = shared.found(sought)
             out[place] = _result(rows, found, order(pin.table, slots_of(pin.table, found.passing), ask.k))
-    if scored:
-        bests = scan.best_many(scored[0][1].pin.table.pages, [one for _, _, one in scored])
-        for (place, found, _), best in zip(scored, bests, strict=True):
-            out[place] = _result(rows, found, best)
+    declined = dict.fromkeys((one.place for one in scored), "")
+    if scored and device is not None:
+        told = device.best_many(scored[0].sought.scope.pin.table, rows.overflow, scored)
+        declined = {}
+        for one, answer in zip(scored, told, strict=True):
+            if isinstance(answer, str):
+                declined[one.place] = f" on the host: {answer}"
+            else:
+                out[one.place] = _answered(rows, one.sought.scope.pin, answer)
+    left = [(one, shared.found(one.sought)) for one in scored if one.place in declined]
+    if left:
+        pages = left[0][1].pin.table.pages
+        bests = scan.best_many(pages, [scan.Ask(one.query, found.passing, one.k) for one, found in left])
+        for (one, found), best in zip(left, bests, strict=True):
+            out[one.place] = _result(rows, found, best, declined[one.place])
     return [out[place] for place in range(len(asks))]
 
 
-def _find(rows: Rows, ask: Ask, pin: Pin) -> Found:
-    program = compile_tree(ask.filter, rows.words) if ask.filter is not None else None
-    scope = Scope(pin, rows.tenants.find(ask.tenant), ask.now_ms)
-    planned = plan(scope, program)
-    passes = passing_of(scope, program, rows.overflow, planned)
-    return Found(pin, planned, passes, count(passes))
+@dataclass(frozen=True, slots=True, eq=False)
+class Sought:
+    """Which rows a search may find. Equal only to itself: searches of a batch that may find the same share it."""
+
+    program: Program | None
+    scope: Scope
 
 
-def _result(rows: Rows, found: Found, best: scan.Best) -> SearchResult:
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A search by vector of a batch."""
+
+    place: int
+    sought: Sought
+    query: QueryPlanes
+    k: int
+
+
+class _Shared:
+    """What searches of a batch have in common, found out once."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._sought: dict[Hashable, Sought] = {}  # by what decides which rows pass
+        self._found: dict[Sought, Found] = {}
+
+    def sought(self, ask: Ask, pin: Pin) -> Sought:
+        """Raises InvalidRecord of a filter that is wrong."""
+        key = (pin.epoch, ask.tenant, ask.now_ms, ask.filter)
+        known = self._sought.get(key)
+        if known is None:
+            program = compile_tree(ask.filter, self._rows.words) if ask.filter is not None else None
+            known = Sought(program, Scope(pin, self._rows.tenants.find(ask.tenant), ask.now_ms))
+            self._sought[key] = known
+        return known
+
+    def found(self, sought: Sought) -> Found:
+        known = self._found.get(sought)
+        if known is None:
+            planned = plan(sought.scope, sought.program)
+            passes = passing_of(sought.scope, sought.program, self._rows.overflow, planned)
+            known = self._found[sought] = Found(sought.scope.pin, planned, passes, count(passes))
+        return known
+
+
+def _result(rows: Rows, found: Found, best: scan.Best, remark: str = "") -> SearchResult:
     return SearchResult(
         hits=hits(found.pin.table, rows.ids, best),
         total=found.total,
         epoch=found.pin.epoch,
         rescored=best.rescored,
-        plan=found.plan.choice,
+        plan=found.plan.choice + remark,
         looked_at=found.plan.rows,
+    )
+
+
+def _answered(rows: Rows, pin: Pin, answer: Answer) -> SearchResult:
+    return SearchResult(
+        hits=hits(pin.table, rows.ids, answer.best),
+        total=answer.total,
+        epoch=pin.epoch,
+        rescored=answer.best.rescored,
+        plan=answer.plan,
+        looked_at=answer.looked_at,
     )
 
 

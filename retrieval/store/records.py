@@ -128,6 +128,7 @@ class StoreCounts:
     bytes_columns: int
     bytes_rows: int
     bytes_records: int
+    bytes_device: int = 0  # on the device that mirrors the pages; not in `nbytes`, which is the host's
 
     @property
     def nbytes(self) -> int:

@@ -6,6 +6,9 @@
     count     in the step that publishes them: these rows are counted from now on, those no longer
     empty     nobody can see these rows any more: codes are given back, slots are free
 
+Where a device mirrors the pages (retrieval/device/mirror.py), it is told of the same steps: of rows that are revealed
+by `send`, before they are published.
+
 Only the store's one writer calls these. Readers use `table`, `words`, `tenants`, `overflow` and `ids`, each of which
 says the same of the rows that they see, whatever the writer does meanwhile.
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,9 @@ from penstock.retrieval.store.placement import WEEK_MS, Placement
 from penstock.retrieval.store.planes import DENSE, REFUSED, SKETCH, STAGE, Planes
 from penstock.retrieval.store.vocabulary import Dictionaries, Vocabulary
 from penstock.schemas.events import IndexUpdate, Vector
+
+if TYPE_CHECKING:
+    from penstock.retrieval.device.mirror import Mirror
 
 COUNTRY = KEYWORD_FIELDS.index("location.country")
 _KINDS = np.arange(8)  # what a row may hold: bits DENSE, SKETCH, REFUSED
@@ -46,9 +52,12 @@ class Counted:
 
 
 class Rows:
-    """`memory_bytes`: what the store may come to, whatever else it holds included; None: no bound."""
+    """`memory_bytes`: what the store may come to, whatever else it holds included; None: no bound. `mirror`: the pages'
+    copy on a device, where there is one."""
 
-    def __init__(self, page_rows: int, memory_bytes: int | None, hash_id: Callable[[str], int]) -> None:
+    def __init__(
+        self, page_rows: int, memory_bytes: int | None, hash_id: Callable[[str], int], mirror: Mirror | None = None
+    ) -> None:
         self.words = Dictionaries(hash_id)
         self.tenants = Vocabulary()
         self.encoders = Vocabulary()
@@ -57,7 +66,8 @@ class Rows:
         self.bodies: list[list[bytes]] = []  # likewise: the updates without their vectors (records.py)
         self.stamps: list[int] = []  # of each page: the epoch in which a row was last born there
         self.checksum = 0  # of the rows that are counted (content.py)
-        self._pages = Pages(page_rows)
+        self._mirror = mirror
+        self._pages = Pages(page_rows, mirror)
         self._planes = Planes(self._pages)
         self._stage = columns.Stage(self.words, self.overflow)
         self._fixed: list[tuple[int, ...]] = []  # of the rows that were put: slot and what `_write` unpacks
@@ -205,6 +215,7 @@ class Rows:
         space = self._planes.wanted(vector)
         if space != self.table.space:
             self._admit("planes for the first vector", self._pages.wider(space), others)
+            self._pages.admit_wider(space)
             self._pages.adopt(space)
 
     def _place(self, partition: tuple[str, int], texts: int, others: int) -> int:
@@ -226,6 +237,7 @@ class Rows:
     def _admit_page(self, others: int) -> None:
         rows = self.table.page_rows
         self._admit(f"a page of {rows:,} rows", self._pages.another() + 2 * 8 * rows, others)
+        self._pages.admit()
 
     def _admit(self, what: str, more: int, others: int) -> None:
         if self._memory_bytes is not None:
@@ -243,6 +255,11 @@ class Rows:
             table.zones[number].widen(rows)
             self.stamps[number] = epoch
         return self.counted(slots)
+
+    def send(self, born: Longs, dying: Longs, epoch: int) -> None:
+        """To the device, where there is one: revealed rows that are born in this epoch, and rows that die in it."""
+        if self._mirror is not None:
+            self._mirror.live(self.table, born, dying, epoch)
 
     def counted(self, slots: Longs) -> Counted:
         """What these rows are counted as."""
@@ -288,11 +305,16 @@ class Rows:
             if revealed:
                 table.zones[number].free(rows)
                 self._wide.setdefault(number, set()).update((rows // BLOCK).tolist())
+        if revealed and self._mirror is not None and len(slots):
+            self._mirror.empty(table, slots)
 
     def sweep(self) -> None:
         """Blocks that lost rows get zones as narrow as what is left."""
         for number, blocks in self._wide.items():
-            self.table.zones[number].sweep(np.asarray(sorted(blocks), np.int64))
+            swept = np.asarray(sorted(blocks), np.int64)
+            self.table.zones[number].sweep(swept)
+            if self._mirror is not None:
+                self._mirror.narrow(self.table, swept + self.table.pages[number].first // BLOCK)
         self._wide.clear()
 
     # --- restoring -----------------------------------------------------------------------------------------------
@@ -367,7 +389,8 @@ class Rows:
                     for block, code, week, bits in zip(blocks.tolist(), where, weeks, free, strict=True)
                 }
             )
-
+        if self._mirror is not None:
+            self._mirror.fill(table)
         self._planes.settle()
 
     def hashes_of(self, slots: Iterable[int]) -> list[int]:

@@ -10,6 +10,9 @@ How an update becomes visible:
 
 A reader pins an epoch, takes the page table, and works without the lock on rows that cannot change (`reading.py`).
 
+With a device (retrieval/device/) the host's pages stay the truth, and the device has a copy of what a search reads: a
+batch's rows are sent there before 4, and searches by vector are answered there.
+
 State has one owner: `_writing` serialises the writer (apply, reclaim, capture, restore); `_lock` guards what readers
 read together (births, deaths, `_known`, `_tombstones`, epoch, pins). Order: `_writing` before `_lock`.
 
@@ -24,6 +27,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -58,6 +62,10 @@ from penstock.retrieval.store.witness import Witness, pick
 from penstock.schemas.events import Filter, IndexOp, IndexUpdate, QueryVector, Vector
 from penstock.schemas.rpc import Row, RowState
 
+if TYPE_CHECKING:
+    from penstock.retrieval.device.backend import Backend
+    from penstock.retrieval.device.search import Device
+
 DAY_MS = 86_400_000
 # Of an id, besides its row: a slot and a hash as Python objects, and at most 64 bytes in each of two dictionaries.
 ID_BYTES = 32 + 40 + 2 * 64
@@ -71,7 +79,7 @@ class Store:
     """One shard's postings. `now_ms` (epoch ms) is the reader's or writer's moment; `clock` only stamps publication.
 
     `memory_bytes`: what `counts().nbytes` may come to; None: whatever there is. `capacity`: rows to have pages for
-    from the start.
+    from the start. `backend`: the device that answers searches by vector; None: the host does.
     """
 
     def __init__(
@@ -86,7 +94,9 @@ class Store:
         expiry_grace_ms: int = 60_000,
         hash_id: Callable[[str], int] = stable_hash,
         clock: Callable[[], int] = _wall_clock_ms,
+        backend: Backend | None = None,
     ) -> None:
+        self._device = device_of(backend, page_rows) if backend is not None else None
         self._writing = threading.RLock()
         self._lock = threading.Lock()
         self._published = threading.Condition(self._lock)
@@ -97,7 +107,7 @@ class Store:
         self._tombstones: dict[str, Tombstone] = {}
         self._by_hash: dict[int, str] = {}
         self._graves: deque[tuple[int, str]] = deque()  # (died at, id), in the order of death
-        self._rows = Rows(page_rows, memory_bytes, hash_id)
+        self._rows = Rows(page_rows, memory_bytes, hash_id, self._device.mirror if self._device is not None else None)
         self._slots = Slots()
         self._grave_bytes = 0
         self._stale = 0
@@ -114,6 +124,11 @@ class Store:
     def epoch(self) -> int:
         """The newest published epoch."""
         return self._epoch
+
+    @property
+    def device(self) -> str:
+        """What answers searches by vector: cpu, cuda or interpreter."""
+        return "cpu" if self._device is None else self._device.name
 
     @property
     def space_id(self) -> str:
@@ -233,6 +248,7 @@ class Store:
         hashes = self._rows.hashes_of(born.values())
         ended_hashes = [self._hash_id(grave.posting_id) for grave in ended]
         born_rows = self._rows.reveal(slots, self._epoch + 1, published_at)
+        self._rows.send(slots, dying, self._epoch + 1)
         dead_rows = self._rows.counted(dying)
         with self._published:
             epoch = self._epoch + 1
@@ -332,7 +348,7 @@ class Store:
                         pins.append(error)
                     else:
                         held.callback(self._unpin, pin.epoch)
-            return reading.answers(self._rows, asks, pins)
+            return reading.answers(self._rows, asks, pins, self._device)
 
     def planned(self, ask: Ask) -> Plan:
         """What a search would look at, from zone maps alone. Raises InvalidRecord, EpochGone."""
@@ -413,6 +429,7 @@ class Store:
                 bytes_columns=rows.bytes_columns,
                 bytes_rows=rows.bytes_rows,
                 bytes_records=rows.bytes_records + self._bytes_of_ids(),
+                bytes_device=self._device.nbytes if self._device is not None else 0,
             )
 
     # --- snapshots -----------------------------------------------------------------------------------------------
@@ -436,6 +453,13 @@ class Store:
             for grave in sorted(kept.tombstones, key=lambda grave: grave.died_at):  # they end in this order
                 self._bury(grave)
             self._epoch = self._oldest = epoch
+
+
+def device_of(backend: Backend, page_rows: int) -> Device:
+    """What mirrors a store's pages on a device and searches there. Kernels are imported here, and not before."""
+    from penstock.retrieval.device.search import Device
+
+    return Device(backend, page_rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,21 @@ def test_what_is_published_is_searched_exactly(log, start):
     assert role.client.holds(HoldsRequest(clauses=clauses), CALL_S).held == (True, False)
 
 
+def test_a_shard_on_a_device_answers_the_same_before_and_after_a_restart(log, start):
+    """In the interpreter, which is slow: its searches may take a while beside the one whose answer is known."""
+    before = [upsert(f"p{i}", vector=ROWS[i], company=f"c{i % 3}") for i in range(5)]
+    log.publish(*before)
+    for life in range(2):
+        role = start(device="interpreter", initial_rows=1).ready()
+        status = role.status()
+        assert (status.texts["device"], status.numbers["device_bytes"] > 0) == ("interpreter", True)
+        for tree in (None, is_in("company", "C1")):
+            assert shown(role.search(ASKED, tree)) == Oracle(before).search(ASKED, tree, 50, now_ms=0)
+        role.stop()
+        assert life == 0 or status.texts["snapshot"]
+    assert REGISTRY.get_sample_value("penstock_search_plans_total", {"plan": "device scan"}) >= 2
+
+
 def test_status_tells_what_is_there(log, start):
     log.publish(upsert("p", vector=ROWS[1]), upsert("q"), gone("r", 1), gone("r", 1))
     role = start().ready()
@@ -813,7 +828,10 @@ def test_what_a_shard_says_of_itself_is_measured(tmp_path):
     counts = kind.measure(store, Lag(5, 2.5))
     found = {
         name: REGISTRY.get_sample_value(f"penstock_index_{name}")
-        for name in ("lag_offsets", "lag_seconds", "epoch", "rows", "tombstones", "dead_rows", "memory_bytes")
+        for name in (
+            *("lag_offsets", "lag_seconds", "epoch", "rows", "tombstones", "dead_rows"),
+            *("memory_bytes", "device_bytes"),
+        )
     }
     assert found == {
         "lag_offsets": 5,
@@ -823,6 +841,7 @@ def test_what_a_shard_says_of_itself_is_measured(tmp_path):
         "tombstones": 2,
         "dead_rows": 2,
         "memory_bytes": counts.nbytes,
+        "device_bytes": counts.bytes_device,
     }
     assert REGISTRY.get_sample_value("penstock_index_occupancy_ratio") == 2 / counts.capacity > 0
 

@@ -21,7 +21,7 @@ from penstock.schemas.rpc import Models, RoleStatus
 ROOT = COMPOSE_FILE.parents[2]
 PROFILES = ("cpu", "gpu")
 # The same service under another name, where a profile wants other devices.
-SAME = {"models-gpu": "models", "ranker-gpu": "ranker"}
+SAME = {"models-gpu": "models", "retrieval-gpu": "retrieval", "ranker-gpu": "ranker"}
 
 
 @pytest.fixture(scope="module", params=PROFILES)
@@ -36,7 +36,7 @@ def test_every_part_of_a_stack_is_a_service_in_each_profile(services):
 
 
 def test_services_wait_for_what_the_embedded_parts_wait_for_and_never_in_a_circle(services):
-    order = [service.name for wave in waves(services) for service in wave]
+    order = [SAME.get(service.name, service.name) for wave in waves(services) for service in wave]
     assert len(order) == len(services)
     for name, before in (("topics", "kafka"), ("retrieval", "topics"), ("jobs", "jobmanager"), ("enrich", "topics")):
         assert order.index(before) < order.index(name)
@@ -117,7 +117,7 @@ def test_the_ranker_s_scorer_its_model_and_its_key_are_its_own(services, monkeyp
 def test_only_the_gpu_profile_asks_for_devices():
     assert not [service for service in load("cpu", {}).values() if service.devices]
     gpu = {service.name: service for service in load("gpu", {}).values() if service.devices}
-    assert set(gpu) == {"models-gpu", "ranker-gpu"}
+    assert set(gpu) == set(SAME)
     assert all(service.build["args"]["ACCELERATOR"] == "cuda" for service in gpu.values())
     aliases = yaml.safe_load(COMPOSE_FILE.read_text())["services"]
     assert {aliases[name]["networks"]["default"]["aliases"][0] for name in gpu} == set(SAME.values())

@@ -1,6 +1,7 @@
 """Whatever happens to it, the store answers as the oracle: at the newest epoch, at held epochs, after restarts."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -43,9 +44,19 @@ def ask(store, search, now_ms, at_epoch=None):
 @settings(max_examples=150)
 @given(script=steps, final=searches)
 def test_any_history(tmp_path_factory, script, final):
+    any_history(Store, tmp_path_factory, script, final)
+
+
+@settings(max_examples=8)  # the interpreter is slow
+@given(script=steps, final=searches)
+def test_any_history_on_a_device(device_backend, tmp_path_factory, script, final):
+    any_history(partial(Store, backend=device_backend), tmp_path_factory, script, final)
+
+
+def any_history(make_store, tmp_path_factory, script, final):
     def fresh():
         # Small pages, so that there are several; dead rows and long expired ones go at once.
-        return Store(page_rows=128, hold_ms=0, expiry_grace_ms=0)
+        return make_store(page_rows=128, hold_ms=0, expiry_grace_ms=0)
 
     store, oracle, now_ms = fresh(), Oracle(), 0
     held = []  # (open pin, its epoch, the search, what it must go on to answer)
@@ -87,14 +98,27 @@ def test_any_history(tmp_path_factory, script, final):
             pin.__exit__(None, None, None)
 
 
-@given(batch=st.lists(updates(), max_size=25), search=searches, seed=st.integers(0, 9))
+arrivals_ = {"batch": st.lists(updates(), max_size=25), "search": searches, "seed": st.integers(0, 9)}
+
+
+@given(**arrivals_)
 def test_neither_order_nor_batches_nor_repeats_matter(batch, search, seed):
+    in_any_order(Store, batch, search, seed)
+
+
+@settings(max_examples=8)
+@given(**arrivals_)
+def test_neither_order_nor_batches_nor_repeats_matter_on_a_device(device_backend, batch, search, seed):
+    in_any_order(partial(Store, backend=device_backend), batch, search, seed)
+
+
+def in_any_order(make_store, batch, search, seed):
     # Of two different updates with one (version, revision) the first wins: keep only that one.
     unique = list({(u.posting_id, u.version, u.revision): u for u in reversed(batch)}.values())
     chance = random.Random(seed)
     answers = []
     for _ in range(2):
-        store = Store(page_rows=128)
+        store = make_store(page_rows=128)
         arrivals = unique + chance.sample(unique, len(unique) // 2)
         chance.shuffle(arrivals)
         while arrivals:
@@ -147,9 +171,11 @@ TREES = [
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_many_searches_at_once_over_many_pages(seed):
+def test_many_searches_at_once_over_many_pages(seed, make_store, slow):
+    if slow and seed:
+        pytest.skip("one seed is enough where a search takes long")
     rng = np.random.default_rng(seed)
-    store, oracle = Store(page_rows=256, hold_ms=0, expiry_grace_ms=0), Oracle()
+    store, oracle = make_store(page_rows=256, hold_ms=0, expiry_grace_ms=0), Oracle()
     for version in range(1, 4):
         batch = crowd(rng, 900, version)
         batch = [update for update in batch if rng.random() < 0.7]
@@ -164,11 +190,11 @@ def test_many_searches_at_once_over_many_pages(seed):
             Ask(
                 query(rng.integers(-2, 3, 6), rng.integers(-1, 2, 16) * 0.25) if rng.random() < 0.7 else None,
                 TREES[rng.integers(len(TREES))],
-                int(rng.choice([1, 7, 100, 2_000])),
+                int(rng.choice([1, 7, 40] if slow else [1, 7, 100, 2_000])),
                 now_ms,
                 str(rng.choice(["default", "default", "other", "nobody"])),
             )
-            for _ in range(24)
+            for _ in range(6 if slow else 24)
         ]
         answers = store.search_many([*asks, Ask(None, None, 0, now_ms), Ask(None, None, 1, now_ms, at_epoch=-1)])
         assert [type(answer) for answer in answers[-2:]] == [InvalidRecord, EpochGone]
@@ -197,8 +223,10 @@ def wide_rows(rng, count, width=384):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_rows_a_bit_apart_are_ordered_by_the_exact_score(seed):
+def test_rows_a_bit_apart_are_ordered_by_the_exact_score(seed, make_store, slow):
     """A thousand rows within one bfloat16 step of each other in a few places, where float32 cannot tell them apart."""
+    if slow and seed:
+        pytest.skip("one seed is enough where a search takes long")
     rng = np.random.default_rng(seed)
     base = wide_rows(rng, 1)
     rows = np.repeat(base, 1_000, 0)
@@ -209,7 +237,7 @@ def test_rows_a_bit_apart_are_ordered_by_the_exact_score(seed):
     lexical = np.zeros(1024, np.float32)
     lexical[:5] = 2.0 ** -rng.integers(10, 40, 5).astype(np.float32)
     sketches = rng.integers(-1, 2, (1_000, 1024)).astype(np.int8)
-    store = Store(page_rows=128)
+    store = make_store(page_rows=128)
     batch = [upsert(f"p{i}", vector=vector(rows[i], sketches[i])) for i in range(1_000)]
     store.apply(batch, now_ms=0)
     asked = query(q_dense, lexical)
@@ -219,12 +247,12 @@ def test_rows_a_bit_apart_are_ordered_by_the_exact_score(seed):
     assert len(set(np.float32(scores))) < len(set(scores))  # or this test would say nothing
 
 
-def test_equal_rows_tie_wherever_they_lie_and_order_by_hash():
+def test_equal_rows_tie_wherever_they_lie_and_order_by_hash(make_store):
     rng = np.random.default_rng(5)
     row = wide_rows(rng, 1)[0]
     batch = [upsert(f"p{i}", vector=vector(row)) for i in range(777)]
     asked = query(rng.standard_normal(384))
-    store = Store(page_rows=128)
+    store = make_store(page_rows=128)
     store.apply(batch, now_ms=0)
     result = store.search(asked, None, 50, now_ms=0)
     assert shown(result) == Oracle(batch).search(asked, None, 50, now_ms=0)
@@ -232,10 +260,10 @@ def test_equal_rows_tie_wherever_they_lie_and_order_by_hash():
     assert result.rescored == 777  # nothing may be left out of a tie on a float32 score
 
 
-def test_values_beyond_float32_s_range_are_still_ordered():
+def test_values_beyond_float32_s_range_are_still_ordered(make_store):
     huge = [upsert("p0", vector=vector([2.0**127] * 6)), upsert("p1", vector=vector([2.0**127] * 5 + [2.0**126]))]
     tiny = [upsert(f"p{i + 2}", vector=vector([2.0**-126 * (1 + i)] * 6)) for i in range(3)]
-    store = Store(page_rows=128)
+    store = make_store(page_rows=128)
     store.apply(huge + tiny, now_ms=0)
     for scale in (2.0**127, -(2.0**127), 2.0**-100):
         asked = query([scale] * 6)
@@ -243,7 +271,7 @@ def test_values_beyond_float32_s_range_are_still_ordered():
             assert shown(store.search(asked, None, k, now_ms=0)) == Oracle(huge + tiny).search(asked, None, k, now_ms=0)
 
 
-def test_a_product_beyond_float32_does_not_outrank_a_larger_sum():
+def test_a_product_beyond_float32_does_not_outrank_a_larger_sum(make_store):
     big = 2.0**64
     near = big * (1 - 2.0**-8)
     batch = [
@@ -251,14 +279,14 @@ def test_a_product_beyond_float32_does_not_outrank_a_larger_sum():
         upsert("cancels", vector=vector([2 * big, -2 * big, 0.0, 0.0, 0.0, 0.0])),  # not a number there, 0 in truth
         upsert("largest", vector=vector([2.0**60, 0.0, 0.0, 0.0, 0.0, 0.0])),  # 2^124
     ]
-    store = Store(page_rows=128)
+    store = make_store(page_rows=128)
     store.apply(batch, now_ms=0)
     asked = query([big] * 6)
     for k in (1, 2):
         assert shown(store.search(asked, None, k, now_ms=0)) == Oracle(batch).search(asked, None, k, now_ms=0)
 
 
-def test_few_rows_and_dense_lexical_queries_take_the_other_paths():
+def test_few_rows_and_dense_lexical_queries_take_the_other_paths(make_store):
     """Gathered rows (a selective filter) and a query with more terms than columns are gathered for."""
     rng = np.random.default_rng(6)
     rows = wide_rows(rng, 600)
@@ -267,7 +295,7 @@ def test_few_rows_and_dense_lexical_queries_take_the_other_paths():
         upsert(f"p{i}", vector=vector(rows[i], sketches[i]), company="rare" if i % 7 == 0 else "often")
         for i in range(600)
     ]
-    store = Store(page_rows=128)
+    store = make_store(page_rows=128)
     store.apply(batch, now_ms=0)
     for tree in (None, is_in("company", "rare")):
         for terms in (3, 400):

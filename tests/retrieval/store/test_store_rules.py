@@ -10,7 +10,6 @@ from store_inputs import gone, query, upsert, vector
 from penstock.retrieval.store import columns
 from penstock.retrieval.store.errors import EpochGone, HashCollision, SpaceMismatch
 from penstock.retrieval.store.reading import MAX_K
-from penstock.retrieval.store.store import Store
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import IndexOp, IndexUpdate
 from penstock.schemas.filters import is_in
@@ -27,23 +26,23 @@ def state(store, posting_id, now_ms=0):
     return store.get([posting_id], now_ms=now_ms)[0].state
 
 
-def test_an_empty_store_answers():
-    store = Store()
+def test_an_empty_store_answers(make_store):
+    store = make_store()
     assert store.search(query(ROW), None, 5, now_ms=0).total == 0
     assert state(store, "p") is RowState.ABSENT
     assert not store.holds(is_in("company", "Acme"), now_ms=0)
 
 
-def test_expiry_needs_no_update():
-    store = Store()
+def test_expiry_needs_no_update(make_store):
+    store = make_store()
     store.apply([upsert("p", expires_at=100)], now_ms=0)
     assert found(store, now_ms=99) == ["p"]
     assert found(store, now_ms=100) == []
     assert state(store, "p", 100) is RowState.EXPIRED
 
 
-def test_an_expired_row_is_reclaimed_after_its_grace_and_keeps_its_version():
-    store = Store(hold_ms=0, expiry_grace_ms=10)
+def test_an_expired_row_is_reclaimed_after_its_grace_and_keeps_its_version(make_store):
+    store = make_store(hold_ms=0, expiry_grace_ms=10)
     store.apply([upsert("p", 3, expires_at=100)], now_ms=0)
     assert store.reclaim(now_ms=109) == 0
     assert store.reclaim(now_ms=110) == 1
@@ -54,8 +53,8 @@ def test_an_expired_row_is_reclaimed_after_its_grace_and_keeps_its_version():
     assert found(store) == ["p"]
 
 
-def test_a_tombstone_refuses_latecomers_until_its_window_ends():
-    store = Store(tombstone_window_ms=1_000)
+def test_a_tombstone_refuses_latecomers_until_its_window_ends(make_store):
+    store = make_store(tombstone_window_ms=1_000)
     store.apply([gone("p", 5)], now_ms=0)
     assert store.apply([upsert("p", 4)], now_ms=1).stale == 1
     assert state(store, "p") is RowState.DELETED
@@ -64,8 +63,8 @@ def test_a_tombstone_refuses_latecomers_until_its_window_ends():
     assert state(store, "p") is RowState.ABSENT
 
 
-def test_a_tombstone_that_came_back_to_life_is_not_released():
-    store = Store(tombstone_window_ms=1_000)
+def test_a_tombstone_that_came_back_to_life_is_not_released(make_store):
+    store = make_store(tombstone_window_ms=1_000)
     store.apply([gone("p", 5)], now_ms=0)
     store.apply([upsert("p", 6)], now_ms=500)
     store.apply([gone("p", 7)], now_ms=900)
@@ -73,21 +72,21 @@ def test_a_tombstone_that_came_back_to_life_is_not_released():
     assert store.reclaim(now_ms=1_900) == 1
 
 
-def test_revisions_order_within_a_version():
-    store = Store()
+def test_revisions_order_within_a_version(make_store):
+    store = make_store()
     store.apply([upsert("p", 1, 0, company="first")], now_ms=0)
     store.apply([upsert("p", 1, 2, company="third"), upsert("p", 1, 1, company="second")], now_ms=0)
     assert store.get(["p"], now_ms=0)[0].update.attributes.company == "third"
 
 
-def test_a_batch_is_one_epoch_and_nothing_new_is_none():
-    store = Store(first_epoch=40)
+def test_a_batch_is_one_epoch_and_nothing_new_is_none(make_store):
+    store = make_store(first_epoch=40)
     assert store.apply([upsert("a"), upsert("b"), gone("c", 1)], now_ms=0).epoch == 41
     assert store.apply([upsert("a"), upsert("b")], now_ms=0).epoch == 41
 
 
-def test_what_is_wrong_with_an_update_is_said_and_its_fellows_are_applied():
-    store = Store()
+def test_what_is_wrong_with_an_update_is_said_and_its_fellows_are_applied(make_store):
+    store = make_store()
     bad = [
         IndexUpdate(posting_id="x", version=1, op=IndexOp.UNKNOWN, produced_at=0),
         IndexUpdate(posting_id="y", version=1, op=IndexOp.UPSERT, produced_at=0),
@@ -100,8 +99,8 @@ def test_what_is_wrong_with_an_update_is_said_and_its_fellows_are_applied():
     assert found(store) == ["p"]
 
 
-def test_two_ids_of_one_hash_are_not_both_taken():
-    store = Store(hash_id=lambda posting_id: 7 if posting_id in ("a", "b") else hash(posting_id) % 2**64)
+def test_two_ids_of_one_hash_are_not_both_taken(make_store):
+    store = make_store(hash_id=lambda posting_id: 7 if posting_id in ("a", "b") else hash(posting_id) % 2**64)
     applied = store.apply([upsert("a"), upsert("b"), upsert("c")], now_ms=0)
     assert isinstance(applied.refused[0].error, HashCollision)
     assert "'a'" in str(applied.refused[0].error)
@@ -111,8 +110,8 @@ def test_two_ids_of_one_hash_are_not_both_taken():
     assert store.apply([upsert("a", 2)], now_ms=0).accepted == (0,)
 
 
-def test_a_query_of_another_space_is_refused():
-    store = Store()
+def test_a_query_of_another_space_is_refused(make_store):
+    store = make_store()
     store.apply([upsert("p", vector=vector(ROW))], now_ms=0)
     with pytest.raises(SpaceMismatch, match=r"space_id.*other.*space-1"):
         store.search(query(ROW, space="other"), None, 1, now_ms=0)
@@ -128,8 +127,8 @@ def test_a_query_of_another_space_is_refused():
         (vector([]), "neither"),
     ],
 )
-def test_a_vector_that_cannot_be_stored_leaves_the_posting_findable(bad, why):
-    store = Store()
+def test_a_vector_that_cannot_be_stored_leaves_the_posting_findable(bad, why, make_store):
+    store = make_store()
     store.apply([upsert("p", vector=vector(ROW, [1] * 16))], now_ms=0)
     applied = store.apply([upsert("q", vector=bad, company="Acme")], now_ms=0)
     assert why in applied.without_vector[0][1]
@@ -139,8 +138,8 @@ def test_a_vector_that_cannot_be_stored_leaves_the_posting_findable(bad, why):
     assert store.get(["q"], now_ms=0)[0].update.vector is None
 
 
-def test_a_row_without_vector_scores_nothing_and_one_with_a_sketch_alone_is_found_by_words():
-    store = Store()
+def test_a_row_without_vector_scores_nothing_and_one_with_a_sketch_alone_is_found_by_words(make_store):
+    store = make_store()
     words = [3] + [0] * 15
     store.apply(
         [upsert("full", vector=vector(ROW, words)), upsert("none"), upsert("sketch", vector=vector([], words))],
@@ -152,8 +151,8 @@ def test_a_row_without_vector_scores_nothing_and_one_with_a_sketch_alone_is_foun
     assert (hits["full"].dense, hits["full"].lexical) == (1.25, 3.0)
 
 
-def test_when_the_last_vector_has_gone_another_space_may_come():
-    store = Store(hold_ms=0)
+def test_when_the_last_vector_has_gone_another_space_may_come(make_store):
+    store = make_store(hold_ms=0)
     store.apply([upsert("p", vector=vector(ROW))], now_ms=0)
     store.apply([gone("p", 2)], now_ms=0)
     store.apply([upsert("q", vector=vector([1.0, 1.0], space="new"))], now_ms=1)
@@ -168,8 +167,8 @@ def test_when_the_last_vector_has_gone_another_space_may_come():
         (query([float("inf")] * 6), "vector.dense"),
     ],
 )
-def test_a_malformed_query_vector_names_its_part(asked, field):
-    store = Store()
+def test_a_malformed_query_vector_names_its_part(asked, field, make_store):
+    store = make_store()
     store.apply([upsert("p", vector=vector(ROW, [1] * 16))], now_ms=0)
     with pytest.raises(InvalidRecord) as error:
         store.search(asked, None, 1, now_ms=0)
@@ -177,13 +176,13 @@ def test_a_malformed_query_vector_names_its_part(asked, field):
 
 
 @pytest.mark.parametrize("k", [0, -1, MAX_K + 1])
-def test_k_has_a_range(k):
+def test_k_has_a_range(k, make_store):
     with pytest.raises(InvalidRecord, match="k: got"):
-        Store().search(None, None, k, now_ms=0)
+        make_store().search(None, None, k, now_ms=0)
 
 
-def test_two_deletions_of_one_moment_end_once():
-    store = Store(page_rows=128, tombstone_window_ms=10, hold_ms=0)
+def test_two_deletions_of_one_moment_end_once(make_store):
+    store = make_store(page_rows=128, tombstone_window_ms=10, hold_ms=0)
     store.apply([upsert(f"p{i}", expires_at=100 if i == 3 else None) for i in range(128)], now_ms=0)
     store.apply([gone("d", 1)], now_ms=5)
     store.apply([gone("d", 2)], now_ms=5)
@@ -194,8 +193,8 @@ def test_two_deletions_of_one_moment_end_once():
     assert store.counts().live == 127
 
 
-def test_values_past_the_eighth_are_found_while_others_are_written():
-    store = Store(page_rows=1_024, hold_ms=0)
+def test_values_past_the_eighth_are_found_while_others_are_written(make_store, slow):
+    store = make_store(page_rows=1_024, hold_ms=0)
     many = tuple(f"s{i}" for i in range(40))
     store.apply([upsert("p", skills=many)], now_ms=0)
     done, wrong = threading.Event(), []
@@ -210,7 +209,7 @@ def test_values_past_the_eighth_are_found_while_others_are_written():
     with ThreadPoolExecutor(2) as pool:
         readers = [pool.submit(read) for _ in range(2)]
         try:
-            for version in range(1, 150):
+            for version in range(1, 15 if slow else 150):
                 words = tuple(f"t{version}-{i}" for i in range(30))
                 store.apply([upsert(f"q{i}", version, skills=words) for i in range(4)], now_ms=version)
         finally:
@@ -220,14 +219,14 @@ def test_values_past_the_eighth_are_found_while_others_are_written():
     assert wrong == []
 
 
-def test_the_oldest_moment_there_is_comes_last():
-    store = Store(page_rows=128)
+def test_the_oldest_moment_there_is_comes_last(make_store):
+    store = make_store(page_rows=128)
     store.apply([upsert("a", posted_at=-(2**63)), upsert("b", posted_at=0), upsert("c", posted_at=5)], now_ms=0)
     assert [hit.posting_id for hit in store.search(None, None, 3, now_ms=0).hits] == ["c", "b", "a"]
 
 
-def test_without_a_vector_the_newest_come_first():
-    store = Store()
+def test_without_a_vector_the_newest_come_first(make_store):
+    store = make_store()
     store.apply(
         [upsert("old", posted_at=1), upsert("new", posted_at=9), upsert("produced", produced_at=5, posted_at=None)],
         now_ms=0,
@@ -236,8 +235,8 @@ def test_without_a_vector_the_newest_come_first():
     assert found(store, k=1) == ["new"]
 
 
-def test_an_epoch_is_gone_once_its_rows_are_retired_and_not_before():
-    store = Store(hold_ms=0)
+def test_an_epoch_is_gone_once_its_rows_are_retired_and_not_before(make_store):
+    store = make_store(hold_ms=0)
     first = store.apply([upsert("a")], now_ms=0).epoch
     with store.pin() as pin:
         store.apply([gone("a", 2)], now_ms=1)
@@ -251,8 +250,8 @@ def test_an_epoch_is_gone_once_its_rows_are_retired_and_not_before():
         found(store, at_epoch=store.epoch + 1)
 
 
-def test_a_dead_row_is_kept_for_a_while_without_a_pin():
-    store = Store(hold_ms=1_000)
+def test_a_dead_row_is_kept_for_a_while_without_a_pin(make_store):
+    store = make_store(hold_ms=1_000)
     first = store.apply([upsert("a")], now_ms=0).epoch
     store.apply([gone("a", 2)], now_ms=10)
     store.reclaim(now_ms=1_009)
@@ -262,8 +261,8 @@ def test_a_dead_row_is_kept_for_a_while_without_a_pin():
         found(store, at_epoch=first)
 
 
-def test_turnover_does_not_grow_memory():
-    store = Store(page_rows=128, hold_ms=0, tombstone_window_ms=5)
+def test_turnover_does_not_grow_memory(make_store):
+    store = make_store(page_rows=128, hold_ms=0, tombstone_window_ms=5)
 
     def generation(number):
         words = {f"skill-{number}-{i}" for i in range(20)}
@@ -290,8 +289,8 @@ def test_turnover_does_not_grow_memory():
 
 
 @pytest.mark.parametrize("where", ["text.terms", "flush"])
-def test_a_failure_half_way_leaves_nothing_behind(monkeypatch, where):
-    store = Store(page_rows=128)
+def test_a_failure_half_way_leaves_nothing_behind(monkeypatch, where, make_store):
+    store = make_store(page_rows=128)
     store.apply([upsert("a", company="Acme")], now_ms=0)
     before = store.counts()
     updates = [upsert("b", company="Initech", vector=vector(ROW)), upsert("c", title="breaks", company="Initech")]
@@ -313,8 +312,8 @@ def test_a_failure_half_way_leaves_nothing_behind(monkeypatch, where):
     assert store.counts().capacity == before.capacity
 
 
-def test_waiting_for_a_version():
-    store = Store()
+def test_waiting_for_a_version(make_store):
+    store = make_store()
     assert not store.await_version("p", 3, 0.01)
     waiter = threading.Thread(target=lambda: seen.append(store.await_version("p", 3, 30)))
     seen = []
@@ -325,10 +324,10 @@ def test_waiting_for_a_version():
     assert seen == [True]
 
 
-def test_readers_see_whole_epochs_while_a_writer_turns_everything_over():
+def test_readers_see_whole_epochs_while_a_writer_turns_everything_over(make_store, slow):
     """Every batch gives all rows one new version, in other slots: a reader that mixes two has broken the promise."""
     ids = [f"p{i}" for i in range(40)]
-    store = Store(page_rows=128, hold_ms=0)
+    store = make_store(page_rows=128, hold_ms=0)
     rng = np.random.default_rng(3)
 
     def generation(version):
@@ -358,7 +357,7 @@ def test_readers_see_whole_epochs_while_a_writer_turns_everything_over():
         asked = ((query(ROW), None), (None, None), (query(ROW), is_in("skills", "s1")))
         readers = [pool.submit(read, *args, mine) for args, mine in zip(asked, finished, strict=True)]
         try:
-            for version in range(2, 100):
+            for version in range(2, 6 if slow else 100):
                 store.apply(generation(version), now_ms=version)
                 for each in finished:  # so that no pin is older than a few versions, and slots must go round
                     assert each.wait(30)

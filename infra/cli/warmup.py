@@ -1,0 +1,98 @@
+"""`penstock warmup`: compiles the kernels that a shard's device will run, so that no search has to wait for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import typer
+
+DEFAULT_KS = [10, 250, 1_000]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `warmup` to `app`."""
+    app.command(rich_help_panel="Roles and clusters")(warmup)
+
+
+def warmup(
+    ks: Annotated[
+        list[int], typer.Option("--k", min=1, max=16_384, help="Postings that a search asks for; several may be given.")
+    ] = DEFAULT_KS,
+    dense: Annotated[int, typer.Option(min=0, help="Values of a stored dense plane, as the shipped encoder's.")] = 384,
+    sketch: Annotated[int, typer.Option(min=0, help="Values of a stored sketch, likewise.")] = 1_024,
+    target: Annotated[
+        Literal["sm_90"] | None, typer.Option("--for", help="Compile for this GPU instead; none has to be here.")
+    ] = None,
+    only: Annotated[str, typer.Option(help="With --for: forms whose name has this in it.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Compile what the device of `retrieval.device` runs, into Triton's cache (TRITON_CACHE_DIR), ahead of the first
+    search. What was compiled before takes next to no time."""
+    from penstock.infra.cli import output
+
+    began, why = time.perf_counter(), ""
+    if target is not None:
+        made = list(_told(_ahead(only), as_json))
+    else:
+        why, shapes = _here(dense, sketch, ks)
+        made = list(_told(shapes, as_json))
+    seconds = time.perf_counter() - began
+    if as_json:
+        output.emit(
+            {
+                "compiled": [{"name": name, "seconds": took} for name, took in made],
+                "seconds": seconds,
+                "nothing_to_do": why or None,
+            }
+        )
+    else:
+        output.say(f"nothing to do: {why}" if why else f"{len(made)} shapes in {seconds:.1f} s")
+
+
+def _told(shapes: Iterator[tuple[str, float]], as_json: bool) -> Iterator[tuple[str, float]]:
+    """The same, each named to people as it is done."""
+    from penstock.infra.cli import output
+
+    for name, seconds in shapes:
+        if not as_json:
+            output.say(f"{seconds:7.2f} s  {name}")
+        yield name, seconds
+
+
+def _here(dense: int, sketch: int, ks: list[int]) -> tuple[str, Iterator[tuple[str, float]]]:
+    """Why there is nothing to do, and what is compiled for this machine's device. Raises DeviceUnavailable."""
+    from penstock.infra.settings import load
+    from penstock.retrieval.device.backend import choose
+
+    own = load().retrieval
+    backend = choose(own.device, own.device_bytes)
+    if backend is None:
+        found = "no CUDA device is found" if own.device == "auto" else "it runs no kernel"
+        return f"retrieval.device is {own.device}, and {found}; --for sm_90 compiles without one", iter(())
+    if not backend.is_cuda:
+        return f"retrieval.device is {own.device}: kernels run there as they are written", iter(())
+    from penstock.retrieval.device.warmup import warmed
+
+    return "", ((shape.name, shape.seconds) for shape in warmed(backend, dense, sketch, ks))
+
+
+def _ahead(only: str) -> Iterator[tuple[str, float]]:
+    """Every tuned form of every kernel, for a GPU that is not here. Raises NotCompiled, BadParameter."""
+    import os
+    import warnings
+
+    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when kernels are imported, which is below
+    # Triton asks every user of 3.9 to say what 3.10 shall do; nothing is decided here.
+    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
+    from penstock.kernels.aot.compile import compiled
+    from penstock.kernels.aot.registry import configs
+
+    wanted = [config for config in configs() if only in config.name]
+    if not wanted:
+        known = ", ".join(sorted({config.operator for config in configs()}))
+        raise typer.BadParameter(f"no form's name has {only!r} in it; there are those of {known}", param_hint="--only")
+    for config in wanted:
+        done = compiled(config)
+        yield config.name, done.seconds

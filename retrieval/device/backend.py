@@ -1,0 +1,127 @@
+"""Where searches run: on the host alone, on a CUDA device, or on the same kernels in Triton's interpreter.
+
+    choose     a name from settings -> a Backend; None: the host's scan answers
+    Budget     what the stores of this process may take of the device, and what they do
+
+Nothing here imports Triton: a process that stays on the host never pays for it. `Backend.ready` imports kernels,
+once TRITON_INTERPRET is what it has to be: Triton decides for good, kernel by kernel, when a module is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from penstock.retrieval.store.errors import OutOfRoom
+
+SETTING = "retrieval.device_bytes"
+SHARE = 0.9  # of what a device has free at the start; the rest is for what searches need while they run
+
+# Triton's interpreter keeps one grid for the whole process, so one kernel runs at a time.
+INTERPRETING = threading.RLock()
+
+
+class DeviceUnavailable(Exception):
+    """The device that settings name cannot be used in this process: says why and what to do."""
+
+
+class Budget:
+    """Bytes of a device. One a process; stores take and give back from their writers' threads."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._held = 0
+
+    @property
+    def held(self) -> int:
+        return self._held
+
+    def admit(self, what: str, more: int) -> None:
+        """Raises OutOfRoom, with the numbers, where so much more cannot be taken."""
+        if self.limit is not None and self._held + more > self.limit:
+            raise OutOfRoom(what, more, self._held, self.limit, SETTING)
+
+    def take(self, what: str, more: int) -> None:
+        """Raises OutOfRoom before anything is taken."""
+        with self._lock:
+            self.admit(what, more)
+            self._held += more
+
+    def give_back(self, count: int) -> None:
+        with self._lock:
+            self._held -= count
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A device and what may be taken of it. `name`: cuda or interpreter. `scatters`: kernels write rows, else torch."""
+
+    name: str
+    device: torch.device
+    budget: Budget = field(default_factory=lambda: Budget(None))
+    scatters: bool = True
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.name == "cuda"
+
+    def launching(self) -> AbstractContextManager[object]:
+        """To be held while kernels are launched."""
+        return nullcontext() if self.is_cuda else INTERPRETING
+
+    def ready(self) -> None:
+        """Imports the kernels. Raises DeviceUnavailable where they were imported for the other way of running."""
+        if not self.is_cuda:
+            os.environ["TRITON_INTERPRET"] = "1"
+        from triton.runtime.interpreter import InterpretedFunction
+
+        from penstock.kernels.slabs import program
+
+        interpreted = isinstance(program.rows_pass, InterpretedFunction)
+        import triton.language as tl
+
+        library = isinstance(tl.standard.sum, InterpretedFunction)  # its own functions are kernels as well
+        if interpreted is library is not self.is_cuda:
+            return
+        if self.is_cuda:
+            raise DeviceUnavailable(
+                "kernels of this process run in Triton's interpreter, not on the device: "
+                "start without TRITON_INTERPRET=1, or set retrieval.device to interpreter"
+            )
+        raise DeviceUnavailable(
+            "Triton was imported before its interpreter was chosen: start with TRITON_INTERPRET=1 in the environment, "
+            "or choose the device before anything that imports triton"
+        )
+
+
+def choose(name: str, device_bytes: int | None = None) -> Backend | None:
+    """The backend that settings name; None: the host alone. Raises DeviceUnavailable, a ValueError of an unknown name.
+
+    `device_bytes`: what the stores of this process may take of it; None: SHARE of what a CUDA device has free now, and
+    whatever there is in the interpreter.
+    """
+    if name not in ("auto", "cpu", "cuda", "interpreter"):
+        raise ValueError(f"retrieval.device: got {name!r}, expected auto, cpu, cuda or interpreter")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return None
+    if name == "interpreter":
+        made = Backend(name, torch.device("cpu"), Budget(device_bytes), scatters=False)
+    elif not torch.cuda.is_available():
+        raise DeviceUnavailable(
+            "retrieval.device is cuda and torch finds no CUDA device: set it to auto or cpu, or give the process a "
+            "device, its driver and a torch that was built for it"
+        )
+    else:
+        free, _ = torch.cuda.mem_get_info()
+        made = Backend(
+            name, torch.device("cuda", torch.cuda.current_device()), Budget(device_bytes or int(SHARE * free))
+        )
+    made.ready()
+    return made
