@@ -57,7 +57,7 @@ class Prepared:
         for name, one in held.items():
             pinned[begins[name] : begins[name] + one.nbytes].copy_(one.contiguous().view(-1).view(torch.uint8))
         there = pinned.to(device, non_blocking=True)
-        moved = {
+        moved: dict[str, Any] = {
             name: there[begins[name] : begins[name] + one.nbytes].view(one.dtype).view(one.shape)
             for name, one in held.items()
         }

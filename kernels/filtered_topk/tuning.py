@@ -41,7 +41,8 @@ def fitting(width: int, batch: int, terms: int, *, quantised: bool = False) -> I
     """
     fits = False
     # Whole warp groups multiply 64 rows or more; narrower tiles are for rows so wide that nothing else fits.
-    for tiles in (((BLOCK, 8), (64, 4)), ((32, 4),)):
+    # Two programs a multiprocessor hide each other's waits, for filter columns above all: smaller tiles before greater.
+    for tiles in (((64, 4), (BLOCK, 8)), ((32, 4),)):
         queries = min(batch, 128)
         while queries >= 16:
             for tile, warps in tiles:
