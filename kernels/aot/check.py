@@ -38,12 +38,11 @@ class Checked:
 
 def _part(read: dict[str, Any]) -> Part:
     """JSON's keys are strings: widths are integers again."""
-    return Part(
-        **{
-            name: {int(bits): count for bits, count in value.items()} if isinstance(value, dict) else value
-            for name, value in read.items()
-        }
-    )
+    given: dict[str, Any] = {
+        name: {int(bits): count for bits, count in value.items()} if isinstance(value, dict) else value
+        for name, value in read.items()
+    }
+    return Part(**given)
 
 
 def failures(config: Config, found: Figures) -> tuple[str, ...]:
