@@ -46,7 +46,6 @@ CLAUSE = 8  # bytes a row and clause, at most (a number)
 ZONES = 4 + 8 + 8  # bytes a block: rows, expires_max, tenants
 SAMPLED = 64
 GROUP = 32
-SURVIVORS = 2.0  # of k: what passes the sampled threshold, on average
 KEPT = 1.3  # of k: what is left of them once their bounds are compared
 DOUBLES = 15  # float64 operations a value: two TwoSums, a product, conversions
 

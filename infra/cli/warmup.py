@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -25,6 +26,9 @@ def warmup(
     target: Annotated[
         Literal["sm_90"] | None, typer.Option("--for", help="Compile for this GPU instead; none has to be here.")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure the tunings that fit, on some GB of random rows, and keep the best.")
+    ] = False,
     only: Annotated[str, typer.Option(help="With --for: forms whose name has this in it.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -36,7 +40,7 @@ def warmup(
     if target is not None:
         made = list(_told(_ahead(only), as_json))
     else:
-        why, shapes = _here(dense, sketch, ks)
+        why, shapes = _here(dense, sketch, ks, tune)
         made = list(_told(shapes, as_json))
     seconds = time.perf_counter() - began
     if as_json:
@@ -61,7 +65,7 @@ def _told(shapes: Iterator[tuple[str, float]], as_json: bool) -> Iterator[tuple[
         yield name, seconds
 
 
-def _here(dense: int, sketch: int, ks: list[int]) -> tuple[str, Iterator[tuple[str, float]]]:
+def _here(dense: int, sketch: int, ks: list[int], tune: bool) -> tuple[str, Iterator[tuple[str, float]]]:
     """Why there is nothing to do, and what is compiled for this machine's device. Raises DeviceUnavailable."""
     from penstock.infra.settings import load
     from penstock.retrieval.device.backend import choose
@@ -73,9 +77,11 @@ def _here(dense: int, sketch: int, ks: list[int]) -> tuple[str, Iterator[tuple[s
         return f"retrieval.device is {own.device}, and {found}; --for sm_90 compiles without one", iter(())
     if not backend.is_cuda:
         return f"retrieval.device is {own.device}: kernels run there as they are written", iter(())
+    from penstock.retrieval.device.tune import tuned
     from penstock.retrieval.device.warmup import warmed
 
-    return "", ((shape.name, shape.seconds) for shape in warmed(backend, dense, sketch, ks))
+    measured = tuned(backend, dense, sketch, max(ks)) if tune else ()
+    return "", ((shape.name, shape.seconds) for shape in itertools.chain(measured, warmed(backend, dense, sketch, ks)))
 
 
 def _ahead(only: str) -> Iterator[tuple[str, float]]:

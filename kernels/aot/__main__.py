@@ -1,4 +1,4 @@
-"""python -m penstock.kernels.aot [--json FILE] [--operator NAME] [--jobs N]
+"""python -m penstock.kernels.aot [--json FILE] [--operator NAME] [--jobs N] [--markdown]
 
 Compiles every config for sm_90 and prints what its machine code holds; 1 where an expectation fails. No GPU is needed.
 What was compiled before is in Triton's cache (TRITON_CACHE_DIR) and takes no time.
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write what was found there too")
     parser.add_argument("--operator", help="one operator's configs alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile at once")
+    parser.add_argument("--markdown", action="store_true", help="print the table as docs/kernels.md has it")
     asked = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is set: kernels would be Python functions; unset it")
@@ -34,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     from penstock.kernels.aot.registry import configs
 
     checked = check_all(configs(asked.operator), asked.jobs)
-    print(table([row(one) for one in checked]))
+    rows = [row(one) for one in checked]
+    print(markdown(rows) if asked.markdown else table(rows))
     for one in checked:
         for failure in one.failures:
             print(f"{one.name}: {failure}", file=sys.stderr)
@@ -76,6 +78,14 @@ def table(rows: list[tuple[str, ...]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    """Without the time, which is the machine's, and the verdict, which the exit status is."""
+    columns = [at for at, head in enumerate(HEAD) if head not in ("s", "")]
+    lines = [[HEAD[at] for at in columns], ["---", *["---:"] * (len(columns) - 1)]]
+    lines += [[f"`{line[0]}`", *(line[at] for at in columns[1:])] for line in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

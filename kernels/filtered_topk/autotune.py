@@ -25,14 +25,17 @@ WARM = 2  # runs before them
 
 
 class Tunings:
-    """The quickest known tuning of each shape."""
+    """The quickest known tuning of each shape. The file is read once; what this process keeps it knows at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._entries: dict[str, object] | None = None
 
     def get(self, key: str) -> Tuning | None:
         """What is kept; None of an unknown shape, and of an entry that this release cannot read."""
-        entry = self._read().get(key)
+        if self._entries is None:
+            self._entries = self._read()
+        entry = self._entries.get(key)
         names = {field.name for field in fields(Tuning)}
         if (
             not isinstance(entry, dict)
@@ -44,7 +47,7 @@ class Tunings:
 
     def keep(self, key: str, tuning: Tuning) -> None:
         """Whole or not at all, whoever else writes."""
-        entries = self._read() | {key: asdict(tuning)}
+        entries = self._entries = self._read() | {key: asdict(tuning)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         with os.fdopen(handle, "w") as file:

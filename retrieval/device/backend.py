@@ -13,10 +13,16 @@ import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from penstock.retrieval.store.errors import OutOfRoom
+
+if TYPE_CHECKING:
+    from penstock.kernels.filtered_topk.autotune import Tunings
 
 SETTING = "retrieval.device_bytes"
 SHARE = 0.9  # of what a device has free at the start; the rest is for what searches need while they run
@@ -57,7 +63,7 @@ class Budget:
             self._held -= count
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Backend:
     """A device and what may be taken of it. `name`: cuda or interpreter. `scatters`: kernels write rows, else torch."""
 
@@ -65,6 +71,14 @@ class Backend:
     device: torch.device
     budget: Budget = field(default_factory=lambda: Budget(None))
     scatters: bool = True
+
+    @cached_property
+    def tunings(self) -> Tunings:
+        """What was measured on this device (`penstock warmup --tune`), beside what Triton compiled for it."""
+        from penstock.kernels.filtered_topk.autotune import Tunings
+
+        folder = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
+        return Tunings(Path(folder) / "penstock-tunings.json")
 
     @property
     def is_cuda(self) -> bool:

@@ -1,9 +1,9 @@
 """Scans as CUDA graphs: one launch of what was captured, instead of a launch for each kernel.
 
-A graph is captured for a bucket: queries padded to a power of two, terms to 0, 64 or 256, filters and k likewise. Its
-inputs lie in buffers of its own, which are filled anew for every batch; what is not there is nobody's: a filter that no
-block can pass, a query whose filter does not exist. How many rows there are and where is read from device memory, so
-rows that come, die and change disturb no graph. Only a page table that is replaced, because it was full or the planes
+A graph is captured for a bucket: queries padded to a power of two, terms to 0, 16, 64 or 256, filters and k likewise.
+Its inputs lie in buffers of its own, which are filled anew for every batch; what is not there is nobody's: a filter
+that no block can pass, a query whose filter does not exist. How many rows there are and where is read from device
+memory, so rows that come, die and change disturb no graph. Only a page table that is replaced, because it was full or the planes
 have another width, makes its graphs useless: they are captured again when they are asked for.
 
 What is not proven is asked again outside of the graph, in memory of its own: the graph's stays where it is.
@@ -19,6 +19,7 @@ from dataclasses import fields, replace
 
 import torch
 
+from penstock.kernels.filtered_topk.autotune import Tunings
 from penstock.kernels.filtered_topk.prepare import Prepared, prepared
 from penstock.kernels.filtered_topk.run import WIDEST, Found, Run, Workspace, room_for
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
@@ -47,8 +48,8 @@ def captured(launch: Callable[[], None]) -> Callable[[], None]:
 class Graphs:
     """Those of one store."""
 
-    def __init__(self, device: torch.device, capture: Capture = captured) -> None:
-        self._capture = capture
+    def __init__(self, device: torch.device, capture: Capture = captured, tunings: Tunings | None = None) -> None:
+        self._capture, self._tunings = capture, tunings
         self._kept: OrderedDict[tuple[object, ...], _Graph] = OrderedDict()
         self._reruns = Workspace(device)
         self.captures = 0
@@ -71,7 +72,7 @@ class Graphs:
                 del self._kept[stale]
             while len(self._kept) >= MOST:
                 self._kept.popitem(last=False)
-            graph = self._kept[key] = _Graph(slabs, ready, count, most, filters, self._capture)
+            graph = self._kept[key] = _Graph(slabs, ready, count, most, filters, self._capture, self._tunings)
             self.captures += 1
         self._kept.move_to_end(key)
         return graph.answer(filters, ready, self._reruns)
@@ -85,7 +86,16 @@ def fits(filters: Filters, queries: Queries) -> bool:
 class _Graph:
     """One bucket's: buffers, and what was captured over them."""
 
-    def __init__(self, slabs: Slabs, queries: Prepared, filters: int, k: int, given: Filters, capture: Capture) -> None:
+    def __init__(
+        self,
+        slabs: Slabs,
+        queries: Prepared,
+        filters: int,
+        k: int,
+        given: Filters,
+        capture: Capture,
+        tunings: Tunings | None,
+    ) -> None:
         device = slabs.table.device
         self._filters = Filters(
             **{
@@ -105,7 +115,7 @@ class _Graph:
         for name in ("exact_terms", "exact_weights"):
             blank[name] = torch.zeros(TERMS, dtype=getattr(queries, name).dtype, device=device)
         self._queries = replace(queries, count=queries.batch, **blank)
-        self.run = Run(slabs, self._filters, k, HASHED)
+        self.run = Run(slabs, self._filters, k, HASHED, tunings=tunings)
         self._workspace = self.run.workspace
         self._fill(given, queries)
         self._replay = capture(self._launch)

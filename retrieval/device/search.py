@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from triton.runtime.errors import OutOfResources
 
 from penstock.kernels.filtered_topk.triton import Found, Workspace, filtered_topk
 from penstock.kernels.filtered_topk.tuning import tuning_for
@@ -54,6 +55,7 @@ TOO_LARGE = "its values leave float32's range"
 NO_VALUES = "its vector has no value"
 UNSETTLED = "a score lies between two that float64 holds"
 NO_MEMORY = "the device has no memory left"
+NO_SHARED_MEMORY = "rows of this width do not fit into the device's shared memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Device:
         self._backend = backend
         self._lock = threading.Lock()  # over all below
         self._workspace = Workspace(backend.device)
-        self._graphs = Graphs(backend.device) if backend.is_cuda else None
+        self._graphs = Graphs(backend.device, tunings=backend.tunings) if backend.is_cuda else None
         self._staging = Staging(backend.device)
         self._stream = torch.cuda.Stream() if backend.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
 
@@ -117,8 +119,9 @@ class Device:
                 theirs = {asks[place].sought: filters[asks[place].sought] for place in places}
                 try:
                     answers = self._answers(arenas, theirs, [asks[place] for place in places])
-                except torch.OutOfMemoryError:
-                    answers = [NO_MEMORY] * len(places)
+                except (torch.OutOfMemoryError, OutOfResources) as error:
+                    lacks_memory = isinstance(error, torch.OutOfMemoryError)
+                    answers = [NO_MEMORY if lacks_memory else NO_SHARED_MEMORY] * len(places)
                 for place, answer in zip(places, answers, strict=True):
                     out[place] = answer
         return out
@@ -145,7 +148,8 @@ class Device:
     def _scanned(self, slabs: Slabs, filters: Filters, queries: Queries, k: int) -> Found:
         found = None if self._graphs is None else self._graphs.answer(slabs, filters, queries, k)
         if found is None:
-            return filtered_topk(slabs, filters, queries, k, hashes=HASHED, workspace=self._workspace)
+            tunings = self._backend.tunings
+            return filtered_topk(slabs, filters, queries, k, hashes=HASHED, workspace=self._workspace, tunings=tunings)
         return found
 
     @contextmanager

@@ -22,7 +22,7 @@ from penstock.schemas.filters import in_range, is_in
 
 SPACE = "warmup"
 BATCHES = (1, 32, 64, 128, QUERIES)  # queries: what they are padded to
-TERMS = (0, 8, 128)  # of a batch, likewise
+TERMS = (0, 8, 64, 128)  # of a batch, likewise
 ROWS = 300
 
 

@@ -13,7 +13,7 @@ def test_every_shape_is_searched_once(device_backend):
     names = [shape.name for shape in warmed(device_backend, 6, 16, ks=[3], batches=[1], page_rows=128)]
     assert names[0] == "writes of 6 dense and 16 sketch values"
     assert names[1:] == [
-        f"{kind} of 1 queries, {terms} terms, k 3" for terms in (0, 8, 128) for kind in ("scan", "gather")
+        f"{kind} of 1 queries, {terms} terms, k 3" for terms in (0, 8, 64, 128) for kind in ("scan", "gather")
     ]
 
 
