@@ -38,7 +38,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=12)  # the interpreter is slow
+@settings(max_examples=6)  # the interpreter is slow
 @given(script=steps)
 def test_the_device_holds_what_the_host_holds(writing_backend, tmp_path_factory, script):
     def fresh():

@@ -4,13 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_inputs import updates, upsert
 
+from penstock.retrieval.store.store import Store
 from penstock.schemas.filters import is_in
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(updates(), max_size=30), st.integers(0, 10_000), st.integers(0, 60))
-def test_what_is_picked_is_live_and_found_by_its_id(some, turn, now_ms, make_store):
-    store = make_store(page_rows=128)
+def test_what_is_picked_is_live_and_found_by_its_id(some, turn, now_ms):
+    store = Store(page_rows=128)
     for update in some:
         store.apply([update], now_ms=0)
     live = {tenant: store.search(None, None, 50, now_ms=now_ms, tenant=tenant).hits for tenant in ("default", "other")}
@@ -28,8 +29,8 @@ def test_what_is_picked_is_live_and_found_by_its_id(some, turn, now_ms, make_sto
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=300), st.integers(0, 1_000))
-def test_tenants_take_turns_and_so_do_pages_and_rows(tenants, start, make_store):
-    store = make_store(page_rows=128)
+def test_tenants_take_turns_and_so_do_pages_and_rows(tenants, start):
+    store = Store(page_rows=128)
     store.apply([upsert(f"p{n}", tenant=f"t{tenant}") for n, tenant in enumerate(tenants)], now_ms=0)
     kinds = set(tenants)
 
@@ -45,9 +46,9 @@ def test_tenants_take_turns_and_so_do_pages_and_rows(tenants, start, make_store)
         assert len(set(found)) >= min(len(tenants), 100)
 
 
-def test_what_expires_too_soon_is_not_picked(make_store):
-    store = make_store(page_rows=128)
+def test_what_expires_too_soon_is_not_picked():
+    store = Store(page_rows=128)
     store.apply([upsert("p", expires_at=100), upsert("q", expires_at=500)], now_ms=0)
     assert {store.witness(turn, now_ms=200).posting_id for turn in range(4)} == {"q"}
     assert store.witness(0, now_ms=500) is None
-    assert make_store().witness(0, now_ms=0) is None
+    assert Store().witness(0, now_ms=0) is None
