@@ -218,7 +218,7 @@ def scan(
                 plane = tile + tile_rows[:, None] * D + piece[None, :]
                 dots = tl.zeros([TILE, BN], tl.int32)
                 for p in tl.static_range(D // PIECE):
-                    dots = tl.dot(tl.load(plane + p * PIECE), resident[p], dots)
+                    dots = tl.dot(tl.load(plane + p * PIECE), resident[p], dots, out_dtype=tl.int32)
                 scales = (page + scales_at).to(tl.pointer_type(tl.float32)) + (at + tile_rows) * 2
                 row_step, row_lost = tl.load(scales), tl.load(scales + 1)
                 score = dots.to(tl.float32) * (row_step[:, None] * query_step[None, :])
