@@ -18,7 +18,7 @@ from penstock.kernels.aot.check import MOSTLY, Checked, wide_share
 from penstock.kernels.aot.config import Config
 from penstock.kernels.aot.registry import configs
 from penstock.kernels.aot.sass import SHARED_PER_CTA
-from penstock.kernels.filtered_topk.run import room_for
+from penstock.kernels.filtered_topk.run import room_for, started_for
 
 SCORING = "filtered_topk/scan/"  # how the configs that score are called
 SEEDING = "filtered_topk/seed/"
@@ -93,7 +93,9 @@ def predictions(checked: Sequence[Checked], getting: Getting = LIKELY) -> dict[i
             seed, scan = (form(part, by_name[part.name]) for part in parts if part is not None)
             work = model.Work(ROWS, WIDTH, batch)
             room = room_for(work.k, work.rows)
-            found[batch] = model.filtered_topk(work, seed, scan, _a_pair(by_name), room, got=getting)
+            found[batch] = model.filtered_topk(
+                work, seed, scan, _a_pair(by_name), room, started_for(work.k, room), got=getting
+            )
     return found
 
 

@@ -191,7 +191,7 @@ def selection(name: str, values: float, threads: int, work: Work, gpu: Gpu = H20
     return Launch(name, seconds, work.batch * values * 8, bound="rounds")
 
 
-def rescore(work: Work, capacity: int, gpu: Gpu = H200, got: Getting = LIKELY) -> Launch:
+def rescore(work: Work, started: int, gpu: Gpu = H200, got: Getting = LIKELY) -> Launch:
     rows = work.batch * work.k * KEPT
     moved = rows * (work.width * work.element + BLOCK + 8)  # every line of 128 bytes that is touched
     parts = {
@@ -202,18 +202,18 @@ def rescore(work: Work, capacity: int, gpu: Gpu = H200, got: Getting = LIKELY) -
         / (gpu.doubles * gpu.sms * gpu.clock),
     }
     bound = max(parts, key=lambda part: parts[part])
-    empty = work.batch * capacity / 16 * got.empty
+    empty = work.batch * started / 16 * got.empty
     return Launch("rescore", parts[bound] + empty, moved, bound=bound, parts=parts)
 
 
 def rank(
-    work: Work, instructions: float, capacity: int, gpu: Gpu = H200, got: Getting = LIKELY, rows: int = 32
+    work: Work, instructions: float, started: int, gpu: Gpu = H200, got: Getting = LIKELY, rows: int = 32
 ) -> Launch:
-    """`instructions`: of a warp, for each 32 pairs that are compared; `rows` a CTA, for all that there is room for."""
+    """`instructions`: of a warp, for each 32 pairs that are compared; `rows` a CTA, for all that are started."""
     kept = work.k * KEPT
     pairs = work.batch * kept * kept
     seconds = 3 * got.latency + pairs / 32 * instructions / (gpu.sms * gpu.partitions * got.issue * gpu.clock)
-    seconds += work.batch * capacity / rows * got.empty
+    seconds += work.batch * started / rows * got.empty
     return Launch("rank", seconds, work.batch * kept * 24, bound="instructions")
 
 
@@ -223,6 +223,7 @@ def filtered_topk(
     scan_form: Form,
     pair: float = 12.0,  # instructions of `rank`
     capacity: int = 8_192,  # survivors that a query has room for
+    started: int = 1_564,  # rows of a query for which exact scores and ranks are started
     gpu: Gpu = H200,
     got: Getting = LIKELY,
 ) -> Prediction:
@@ -234,7 +235,7 @@ def filtered_topk(
         selection("threshold", sample.rows / GROUP, 256, work, gpu, got),
         scan(work, scan_form, gpu, got),
         selection("select", capacity, 512, work, gpu, got),
-        rescore(work, capacity, gpu, got),
-        rank(work, pair, capacity, gpu, got),
+        rescore(work, started, gpu, got),
+        rank(work, pair, started, gpu, got),
     )
     return Prediction(work, tuple(launches), got)

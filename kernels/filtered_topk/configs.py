@@ -63,15 +63,15 @@ def scan_config(
     *,
     seed: bool = False,
     quantised: bool = False,
-    wide: bool = False,
+    filters: int = 1,
 ) -> Config:
-    """The scan at one shape. `wide`: masks of 63 filters."""
+    """The scan at one shape, for batches of so many filters: 1, 31 or 63."""
     tuning: Tuning = tuning_for(width, batch, terms, quantised=quantised)
     signature = _READ | {"vectors": "*i8" if quantised else "*bf16"} | _ASKED | {"steps_of": "*fp32"} | _OUT
-    signature |= {"totals": "*i64", "scratch_bits": "*i64" if wide else "*i32", "scratch_at": "*i64"}
+    signature |= {"totals": "*i64", "scratch_bits": "*i64" if filters > 31 else "*i32", "scratch_at": "*i64"}
     kind = "seed" if seed else "scan"
     return Config(
-        name=f"{operator}/{kind}/d{width}/b{batch}/t{terms}{'/f63' if wide else ''}",
+        name=f"{operator}/{kind}/d{width}/b{batch}/t{terms}{f'/f{filters}' if filters > 1 else ''}",
         operator=operator,
         kernel=lambda: kernel("filtered_topk.scan", "scan"),
         signature=signature,
@@ -83,7 +83,9 @@ def scan_config(
             "T": terms,
             "BN": tuning.queries,
             "TILE": tuning.tile,
-            "RUN": 16,
+            "RUN": 4 if seed else 16,
+            "GATE": 4,
+            "SINGLE": filters == 1,
             "SEED": seed,
             "SAMPLED": 64,
             "QUANTISED": quantised,
@@ -187,7 +189,7 @@ def finish_configs() -> tuple[Config, ...]:
             )
             for room in (2_048, 8_192, 16_384)
         ),
-        *(config(f"rescore/d{width}", finish, "rescore", rescore, rescored | {"D": width}, 4) for width in (256, 384)),
+        *(config(f"rescore/d{width}", finish, "rescore", rescore, rescored | {"D": width}, 8) for width in (256, 384)),
         config("rank", finish, "rank", rank, {"ROWS": 32, "OTHERS": 64}, 4),
     )
 
@@ -209,7 +211,8 @@ def configs() -> tuple[Config, ...]:
     )
     return (
         *(scan_config(OPERATOR, *shape) for shape in shapes),
-        scan_config(OPERATOR, 384, 64, 64, wide=True),
+        *(scan_config(OPERATOR, 384, 64, 64, filters=filters) for filters in (31, 63)),
+        scan_config(OPERATOR, 256, 64, 0, filters=31),
         scan_config(OPERATOR, 256, 16, 0, seed=True),
         scan_config(OPERATOR, 256, 64, 0, seed=True),
         scan_config(OPERATOR, 384, 64, 64, seed=True),

@@ -193,11 +193,11 @@ def rescore(
     LINES: tl.constexpr,  # terms at a time: a power of two
     LINE_LEVELS: tl.constexpr,
 ):
-    """Grid: (queries, ceil(capacity / ROWS)); programs past what was kept return at once."""
+    """Grid: (queries, programs): any number of programs, which share what was kept of a query."""
     query = tl.program_id(0)
     count = tl.load(status + query * _STATUS + _KEPT)
-    at = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    if tl.program_id(1) * ROWS < count:
+    for start in range(tl.program_id(1) * ROWS, count, tl.num_programs(1) * ROWS):
+        at = start + tl.arange(0, ROWS)
         there = at < count
         slot = tl.load(kept + query.to(tl.int64) * capacity + at, mask=there, other=0)
         block = slot // _BLOCK
@@ -266,13 +266,14 @@ def rank(
     ROWS: tl.constexpr,
     OTHERS: tl.constexpr,
 ):
-    """Grid: (queries, ceil(capacity / ROWS)); programs past what was kept return at once. Places past what was kept
-    are not written."""
+    """Grid: (queries, programs): any number of programs, which share what was kept of a query.
+
+    Places past what was kept are not written."""
     query = tl.program_id(0)
     count = tl.load(status + query * _STATUS + _KEPT)
-    if tl.program_id(1) * ROWS < count:
-        base = query.to(tl.int64) * capacity
-        at = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    base = query.to(tl.int64) * capacity
+    for start in range(tl.program_id(1) * ROWS, count, tl.num_programs(1) * ROWS):
+        at = start + tl.arange(0, ROWS)
         there = at < count
         by_dense = tl.load(dense + base + at, mask=there, other=0.0)
         by_term = tl.load(lexical + base + at, mask=there, other=0.0)

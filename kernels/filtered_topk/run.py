@@ -29,7 +29,8 @@ WIDEST = 16_384  # survivors that are narrowed in registers
 ROOM = 1 << 22  # survivors of a query that a rerun makes room for; of more, those above its certain threshold
 RESCORED = 128 if INTERPRETED else 16  # rows that a program scores exactly
 RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds
-RUN = 16  # blocks whose rows are filtered before they are scored
+RUN, SEEDS = 16, 4  # blocks whose rows are filtered before they are scored: of a scan, and of a seed, which has few
+GATE = 4  # of them, how many at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,11 @@ def room_for(k: int, rows: int, sampled: int = SAMPLED) -> int:
     """Survivors that a query has room for: twice what its seed lets through, or every row."""
     wanted = max(1_024, 2 * sampled * seed_rank(k, sampled))
     return 1 << (min(wanted, max(rows, 64)) - 1).bit_length()
+
+
+def started_for(k: int, capacity: int) -> int:
+    """Rows of a query for which exact scores and ranks are started at once: about what is kept; more take turns."""
+    return min(capacity, k + k // 2 + 64)
 
 
 class Run:
@@ -215,7 +221,8 @@ class Run:
         nothing = self.workspace.take("nothing", (1,), torch.int32)
         seed = maxima is not None
         tile = min(queries.batch, tuning.queries)
-        programs = self.programs(triton.cdiv(self.blocks, RUN), queries.batch // tile)
+        run = SEEDS if seed else RUN
+        programs = self.programs(triton.cdiv(self.blocks, run), queries.batch // tile)
         word = torch.int32 if filters.count < 32 else torch.int64
         arrays = layout.arrays
         scan.scan[(programs, queries.batch // tile)](
@@ -245,8 +252,8 @@ class Run:
             nothing if seed else self.slots,
             self.counters if totals is None else totals,
             tau if maxima is None else maxima,
-            self.workspace.take(f"bits_{word.itemsize}", (programs * (queries.batch // tile), RUN, BLOCK), word),
-            self.workspace.take("scratch_at", (programs * (queries.batch // tile), RUN, 2), torch.int64),
+            self.workspace.take(f"bits_{word.itemsize}", (programs * (queries.batch // tile), run, BLOCK), word),
+            self.workspace.take("scratch_at", (programs * (queries.batch // tile), run, 2), torch.int64),
             arrays["quantised" if self.quantised else "dense"].offset,
             arrays["sketch"].offset,
             0 if seed else self.slots.shape[1],
@@ -259,7 +266,9 @@ class Run:
             T=queries.terms.shape[0],
             BN=tile,
             TILE=tuning.tile,
-            RUN=RUN,
+            RUN=run,
+            GATE=min(GATE, run),
+            SINGLE=filters.count == 1,
             SEED=seed,
             SAMPLED=self.sampled,
             QUANTISED=self.quantised,
@@ -315,23 +324,27 @@ class Run:
     def ranked(self, queries: Prepared, kept: Tensor, reached: Tensor, status: Tensor) -> _Finished:
         """Exact scores and places of what was kept."""
         take, (batch, capacity) = self.workspace.take, kept.shape
-        dense, lexical, ties, _doubtful = self.rescored(queries, kept, status)
+        likely = self.likely(queries, status, capacity)
+        dense, lexical, ties, _ = self.rescored(queries, kept, status, likely)
         best = tuple(
             take(f"best_{name}", (batch, self.k), dtype)
             for name, dtype in (("slots", torch.int64), ("dense", torch.float64), ("lexical", torch.float64))
         )
-        finish.rank[(queries.count, triton.cdiv(self.most(queries, status, capacity), RANKED))](
+        finish.rank[(queries.count, triton.cdiv(likely, RANKED))](
             kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=RANKED, OTHERS=64, num_warps=4
         )
         return _Finished(best[0], best[1], best[2], reached, status)
 
-    def rescored(self, queries: Prepared, kept: Tensor, status: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """dense, lexical float64, ties int64, doubtful int8: [batch, capacity] each, of what was kept."""
+    def rescored(
+        self, queries: Prepared, kept: Tensor, status: Tensor, rows: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dense, lexical float64, ties int64, doubtful int8: [batch, capacity] each, of what was kept; programs are
+        launched for so many `rows` of a query, and take more in turns."""
         take, shape, layout = self.workspace.take, tuple(kept.shape), self.layout
         dense, lexical = take("dense", shape, torch.float64), take("lexical", shape, torch.float64)
         ties, doubtful = take("ties", shape, torch.int64), take("doubtful", shape, torch.int8)
         column = min(64, layout.width) or 16
-        finish.rescore[(queries.count, triton.cdiv(self.most(queries, status, shape[1]), RESCORED))](
+        finish.rescore[(queries.count, triton.cdiv(max(rows, 1), RESCORED))](
             self.slabs.table,
             self.slabs.offsets,
             queries.exact,
@@ -356,14 +369,17 @@ class Run:
             LEVELS=column.bit_length() - 1,
             LINES=16,
             LINE_LEVELS=4,
-            num_warps=4,
+            num_warps=8,
         )
         return dense, lexical, ties, doubtful
 
-    def most(self, queries: Prepared, status: Tensor, capacity: int) -> int:
-        """For how many rows of a query programs are launched: a device is not waited for, and starts some in vain;
-        a CPU starts them one by one."""
-        return max(1, int(status[: queries.count, finish.KEPT].max())) if INTERPRETED else capacity
+    def likely(self, queries: Prepared, status: Tensor, capacity: int) -> int:
+        """For how many rows of a query programs are launched: k and half as many more is about what is kept.
+
+        A device is not waited for to know; a CPU, which starts programs one by one, is asked."""
+        if INTERPRETED:
+            return max(1, int(status[: queries.count, finish.KEPT].max()))
+        return started_for(self.k, capacity)
 
     # --- the answer ------------------------------------------------------------------------------------------------
 
@@ -451,7 +467,7 @@ class Run:
         kept[0, : len(slots)] = slots
         status = torch.zeros(1, finish.STATUS, dtype=torch.int32, device=self.device)
         status[0, finish.KEPT] = len(slots)
-        dense, lexical, ties, _ = self.rescored(alone, kept, status)
+        dense, lexical, ties, _ = self.rescored(alone, kept, status, len(slots))
         dense, lexical, ties = dense[0, : len(slots)], lexical[0, : len(slots)], ties[0, : len(slots)]
         order = torch.argsort(ties)
         order = order[torch.argsort((dense + lexical)[order], descending=True, stable=True)][: self.k]

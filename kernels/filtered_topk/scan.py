@@ -139,7 +139,9 @@ def scan(
     T: tl.constexpr,  # terms of the batch, padded; 0: none
     BN: tl.constexpr,
     TILE: tl.constexpr,  # rows at a time: BLOCK, or 64 where whole blocks would not fit
-    RUN: tl.constexpr,
+    RUN: tl.constexpr,  # blocks whose rows are filtered before they are scored
+    GATE: tl.constexpr,  # of them, how many at a time
+    SINGLE: tl.constexpr,  # one filter: a row passes for every query or for none
     SEED: tl.constexpr,
     SAMPLED: tl.constexpr,
     QUANTISED: tl.constexpr,
@@ -150,9 +152,10 @@ def scan(
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     count = tl.load(counters + _LIVE).to(tl.int32)
     entries = (count + SAMPLED - 1) // SAMPLED if SEED else count
-    rows = tl.arange(0, _BLOCK)
+    gated = tl.arange(0, GATE * _BLOCK)
+    gate, gate_rows = gated // _BLOCK, gated % _BLOCK  # which block of a step, and the row in it
     queries = tl.program_id(1) * BN + tl.arange(0, BN)
-    bits_of = scratch_bits + program * RUN * _BLOCK + rows
+    bits_of = scratch_bits + program * RUN * _BLOCK
     places = scratch_at + program * RUN * 2
     WORD: tl.constexpr = scratch_bits.dtype.element_ty  # a bit a filter
     filter_bits = tl.minimum(tl.load(filter_of + queries), WORD.primitive_bitwidth - 1).to(WORD)
@@ -173,37 +176,39 @@ def scan(
     slack_least = tl.load(slack + 2 * batch + queries)
     norms_at, scales_at = tl.load(offsets + _NORMS), tl.load(offsets + _SCALES)
     tile_rows = tl.arange(0, TILE)
-    if not SEED:
-        threshold = tl.load(tau + queries)
+    if not SEED:  # which nobody's queries never reach
+        somebody = tl.load(filter_of + queries) < filters
+        threshold = tl.where(somebody, tl.load(tau + queries), float("inf"))
     if QUANTISED:
         query_step, query_norm = tl.load(steps_of + queries), tl.load(steps_of + batch + queries)
 
     for run in range(tl.program_id(0), tl.cdiv(entries, RUN), tl.num_programs(0)):
         length = tl.minimum(entries - run * RUN, RUN)
-        # A: which rows of the run pass.
-        for i in range(length):
-            number = run * RUN + i
+        # A: which rows of the run pass, GATE blocks at a time: each waits for memory a few times, so together.
+        for done in range(0, length, GATE):
+            there = done + gate < length
+            number = run * RUN + tl.minimum(done + gate, length - 1)
             entry = tl.minimum(sampled_entry(number, SAMPLED), count - 1) if SEED else number
             block = tl.load(live + entry)
-            may = tl.load(live_bits + entry)
             page_number = block // BLOCKS
             page = tl.load(table + page_number)
-            at = (block % BLOCKS) * _BLOCK + rows
+            at = (block % BLOCKS) * _BLOCK + gate_rows
             first = page_number.to(tl.int64) * (BLOCKS * _BLOCK)
-            bits = tl.zeros([_BLOCK], WORD)
+            may = tl.load(live_bits + entry)
+            bits = tl.zeros([GATE * _BLOCK], WORD)
             for one in range(filters):
-                if ((may >> one) & 1) != 0:
-                    ok = rows_visible(
+                if tl.max(((may >> one) & 1).to(tl.int32), axis=0) != 0:
+                    ok = there & rows_visible(
                         page, at, offsets, tl.load(epochs + one), tl.load(nows + one), tl.load(tenants + one)
                     )
-                    begin, end = tl.load(bounds + one), tl.load(bounds + one + 1)
-                    ok = ok & rows_pass(page, first, at, offsets, steps, codes, numbers, longs, begin, end)
+                    clause, end = tl.load(bounds + one), tl.load(bounds + one + 1)
+                    ok = ok & rows_pass(page, first, at, offsets, steps, codes, numbers, longs, clause, end)
                     bits = bits | (ok.to(WORD) << one)
                     if not SEED and tl.program_id(1) == 0:
                         tl.atomic_add(totals + one, tl.sum(ok.to(tl.int64), axis=0), sem="relaxed")
-            tl.store(bits_of + i * _BLOCK, bits)
-            tl.store(places + 2 * i, page)
-            tl.store(places + 2 * i + 1, block.to(tl.int64))
+            tl.store(bits_of + done * _BLOCK + gate * _BLOCK + gate_rows, bits, mask=there)
+            tl.store(places + 2 * (done + gate), page, mask=there & (gate_rows == 0))
+            tl.store(places + 2 * (done + gate) + 1, block.to(tl.int64), mask=there & (gate_rows == 0))
         tl.debug_barrier()
 
         # B: their scores.
@@ -240,8 +245,11 @@ def scan(
             off = (slack_dense * tl.load(norms) + slack_sketch * tl.load(norms + 1) + slack_least)[None, :]
             if QUANTISED:
                 off = off + row_lost[:, None] * query_norm[None, :]
-            bits = tl.load(scratch_bits + (program * RUN + place) * _BLOCK + begin + tile_rows)
-            passes = ((bits[:, None] >> filter_bits[None, :]) & 1) != 0
+            bits = tl.load(bits_of + place * _BLOCK + begin + tile_rows)
+            if SINGLE:
+                passes = tl.broadcast_to((bits != 0)[:, None], [TILE, BN])
+            else:
+                passes = ((bits[:, None] >> filter_bits[None, :]) & 1) != 0
             if SEED:
                 lower = tl.where(passes, score - off, float("-inf"))
                 best = tl.max(tl.reshape(lower, [TILE // _GROUP, _GROUP, BN]), axis=1)
