@@ -47,7 +47,9 @@ def staged(
     tenants: Bits,
     device: torch.device | str,
 ) -> Postings:
-    """dense bfloat16 [m, D], sketch int8 [m, L] (D or L may be 0: that part scores 0), the greatest norms of either.
+    """dense bfloat16 [m, D], sketch int8 [m, L], the greatest norms of either.
+
+    D may be 0: that part scores 0; L too, where no query of the store has a term: each names a line that must be there.
 
     bits, tenants: the first m bits of each count. One copy to the device, on the current stream; nothing waits for it.
     """
@@ -56,10 +58,6 @@ def staged(
         raise ValueError(f"{count} dense rows and {len(sketch)} sketches: expected one of each a posting")
     if width > layout.width:
         raise ValueError(f"postings of {width} values for records of {layout.width}")
-    if layout.terms and not sketch.shape[1]:
-        raise ValueError(
-            "postings without a sketch for queries with terms: give lines of zeros, one for each term there is"
-        )
     bucket = tuning.bucket_of(count)
     lines = max(sketch.shape[1], 1)
     sizes = [8 * len(bits), 8 * max(len(tenants), 1), 2 * bucket * layout.width, lines * bucket]

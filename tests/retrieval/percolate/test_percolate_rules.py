@@ -44,6 +44,14 @@ def test_a_reason_says_what_the_score_is_made_of_and_which_conditions_hold(devic
     assert second.reason == conditions and second.match_score == 0.0
 
 
+def test_postings_without_a_sketch_score_nothing_by_words(device):
+    """The query's terms name lines of a sketch that these postings have not."""
+    asked = query([1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 15 + [100.0])
+    store = store_of(device, standing("s", vector=asked, threshold=0.5))
+    (match,) = found(store, upsert("p", vector=vector([0.5, 0.0, 0.0, 0.0, 0.0, 0.0]))).found[0].matches
+    assert (match.dense, match.lexical) == (0.5, 0.0)
+
+
 def test_a_reason_stays_short(device):
     tree = is_in("grade", *(f"GS-{i}" for i in range(100)))
     (match,) = found(store_of(device, standing("s", filters=tree)), upsert("p", grade="GS-7")).found[0].matches
