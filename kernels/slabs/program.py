@@ -3,8 +3,8 @@
 A program is a filter in postfix order over a stack of bits: a clause pushes what it says of a row, ALL and ANY join the
 two results before them. Every row has its stack in one int64, so a step is a few instructions for 128 rows at once.
 What a clause says is what docs/retrieval.md, "Clause program", says, with one difference: a place passes by the chord
-between two points of the unit sphere, not by the haversine formula, so within a micrometre of a circle's edge a device
-may decide otherwise.
+between two points of the unit sphere, not by the haversine formula, so within a micrometre of a circle's edge (a few
+centimetres, of circles that hold nearly half the globe or more) a device may decide otherwise.
 
 Steps, int32 [steps, STEP]:
 
