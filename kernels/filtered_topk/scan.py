@@ -8,13 +8,13 @@
 **Layout.** Pages and their arrays: kernels/slabs/layout.py. Rows are the M axis of the tensor cores and queries the N
 axis: a tile of BLOCK rows times the queries of the batch, which stay in shared memory for the whole launch.
 
-**Scan.** Persistent programs take runs of RUN live blocks. In phase A the clause programs, epoch, expiry and tenant are
-evaluated for the run's rows, GATE blocks at a time and a bit a filter, into a scratch of the program's own; in phase B
-the run's tiles are loaded, multiplied and compared. A and B are loops of their own because the loop that loads tiles must
-be innermost to be pipelined: its copies run a tile ahead, also while survivors are appended, and where two programs share
-a multiprocessor one filters while the other multiplies. A survivor is rare (some thousand of millions), so each takes its
-place with one atomic, and a program waits for none of them. The cost of a query hardly depends on k, and no score is
-written but those of survivors.
+**Scan.** Persistent programs take runs of RUN live blocks. In phase A the clause programs, epoch, expiry and tenant
+are evaluated for the run's rows, GATE blocks at a time and a bit a filter, into a scratch of the program's own; in
+phase B the run's tiles are loaded, multiplied and compared. A and B are loops of their own because the loop that loads
+tiles must be innermost to be pipelined: its copies run a tile ahead, also while survivors are appended, and where two
+programs share a multiprocessor one filters while the other multiplies. A survivor is rare (some thousand of millions),
+so each takes its place with one atomic, and a program waits for none of them. The cost of a query hardly depends on k,
+and no score is written but those of survivors.
 
 **Bound.** score and exact score differ by at most slack[0] * (greatest dense norm of the block) + slack[1] * (greatest
 sketch norm) + slack[2], by query: what rounding its vector to bfloat16 and its term weights to float16 takes (computed,
