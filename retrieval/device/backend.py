@@ -92,7 +92,13 @@ class Backend:
         """Imports the kernels. Raises DeviceUnavailable where they were imported for the other way of running."""
         if not self.is_cuda:
             os.environ["TRITON_INTERPRET"] = "1"
-        from triton.runtime.interpreter import InterpretedFunction
+        try:
+            from triton.runtime.interpreter import InterpretedFunction
+        except ImportError as error:
+            raise DeviceUnavailable(
+                f"retrieval.device is {self.name} and this installation has no Triton ({error}): an image for CPUs "
+                "has none; build one with ACCELERATOR=cuda, or set retrieval.device to cpu"
+            ) from error
 
         from penstock.kernels.slabs import program
 
