@@ -12,9 +12,10 @@ from penstock.kernels.percolate import check, rows
 from penstock.kernels.percolate.check import drawn, found
 from penstock.kernels.percolate.postings import staged
 from penstock.kernels.percolate.reference import pairs, passing, scores
+from penstock.kernels.percolate.room import Room
 from penstock.kernels.percolate.rows import Queries, RowLayout, encoded, padded
 from penstock.kernels.percolate.standing import Standing
-from penstock.kernels.percolate.triton import Room, percolate
+from penstock.kernels.percolate.triton import percolate
 from penstock.kernels.percolate.tuning import PLACE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
