@@ -196,6 +196,33 @@ def test_places_are_replaced_freed_and_used_again():
     assert standing.put(queries, whose, what) == int(place) and standing.rows == 2 * PLACE
 
 
+def test_slabs_that_nobody_is_in_are_let_go_of_but_one_and_made_again():
+    case = everything(20)
+    standing = Standing(RowLayout(16, TERMS), DEVICE, slab=2)
+    given_ = check._queries(case, slice(0, PLACE)), case.tenants.int().numpy(), case.demands.int().numpy()
+    batch, room = batch_of(case, standing.layout), Room(DEVICE, 20_000)
+
+    def found(*places):
+        return percolate(standing, torch.tensor(places, dtype=torch.int32, device=DEVICE), batch, room).count()
+
+    assert [standing.put(*given_) for _ in range(8)] == list(range(8))
+    assert standing.nbytes == 4 * standing.slab_bytes and standing.full
+    for place in (2, 3, 4, 5, 6):
+        standing.free(place)
+    standing.trim()
+    assert standing.rows == 6 * PLACE and found(0, 1, 7) == 3 * 20 * 64
+    with pytest.raises(ValueError, match="place 4: its slab has been let go of"):
+        standing.put(*given_, 4)
+    standing.trim()
+    assert standing.rows == 6 * PLACE
+    assert [standing.put(*given_) for _ in range(5)] == [2, 3, 6, 4, 5]
+    assert found(*range(8)) == 8 * 20 * 64 and standing.nbytes == 4 * standing.slab_bytes
+    for place in range(2, 8):
+        standing.free(place)
+    standing.trim()
+    assert standing.rows == 4 * PLACE and standing.nbytes == 2 * standing.slab_bytes
+
+
 def test_a_query_with_more_terms_than_a_record_has_is_never_left_out():
     case = drawn(8, 120, 30, 16, 64, most_terms=40)
     case = replace(case, lexical=case.lexical * 5, thresholds=scores(case)[torch.arange(120), torch.arange(120) % 30])
