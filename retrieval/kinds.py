@@ -44,7 +44,7 @@ def lexicon_of(settings: Settings) -> Lexicon:
 
 def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, StoreCounts]:
     """Raises DeviceUnavailable where `retrieval.device` cannot be had."""
-    backend = choose(settings.retrieval.device, settings.retrieval.device_bytes)
+    backend = choose(settings.retrieval.device, settings.retrieval.device_bytes, settings.retrieval.device_planes)
     codec = topic_codec(topics.INDEX, settings.kafka.schema_registry)
 
     def make(first_epoch: int) -> Store:
@@ -78,7 +78,7 @@ def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, S
 
 def standing_queries(settings: Settings) -> Kind[StandingQuery, StandingQueries, StandingCounts]:
     """Raises DeviceUnavailable where `retrieval.device` cannot be had."""
-    backend = choose(settings.retrieval.device, settings.retrieval.device_bytes)
+    backend = choose(settings.retrieval.device, settings.retrieval.device_bytes, settings.retrieval.device_planes)
     device = "cpu" if backend is None else backend.name
     codec = topic_codec(topics.STANDING_QUERIES, settings.kafka.schema_registry)
 

@@ -25,8 +25,8 @@ from benchmarks.kerneling import peers
 from benchmarks.kerneling.model import Work
 from benchmarks.kerneling.stores import BUCKET, HASH, Store, asked, drawn, share
 from benchmarks.kerneling.timing import BUFFERS, RUNS, Timed, interleaved, peak_flops, read_bandwidth
-from penstock.kernels.filtered_topk.run import Workspace
 from penstock.kernels.filtered_topk.triton import filtered_topk
+from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs.batch import Filters, Queries
 

@@ -24,8 +24,9 @@ import torch
 from penstock.kernels.filtered_topk.answer import Found
 from penstock.kernels.filtered_topk.autotune import Tunings, key_of, quickest
 from penstock.kernels.filtered_topk.prepare import prepared
-from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run, Workspace
+from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run
 from penstock.kernels.filtered_topk.tuning import Tuning, fitting
+from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 
 __all__ = ["INTERPRETED", "SAMPLED", "Found", "Run", "Tuning", "Workspace", "autotune", "filtered_topk"]

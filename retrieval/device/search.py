@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,19 +25,23 @@ import numpy as np
 import torch
 from triton.runtime.errors import OutOfResources
 
-from penstock.kernels.filtered_topk.triton import Found, Workspace, filtered_topk
+from penstock.kernels.filtered_topk.answer import Found
+from penstock.kernels.filtered_topk.triton import filtered_topk
 from penstock.kernels.filtered_topk.tuning import tuning_for
+from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.gather_topk.triton import gather_topk
+from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs.batch import FILTERS, QUERIES, TERMS, Filters, Queries, Slabs
 from penstock.retrieval.device.arenas import Arenas
-from penstock.retrieval.device.backend import Backend
-from penstock.retrieval.device.graphs import Graphs
+from penstock.retrieval.device.backend import INT8, Backend, Lent
+from penstock.retrieval.device.graphs import Capture, Graphs, captured
 from penstock.retrieval.device.mirror import Mirror
 from penstock.retrieval.device.programs import Compiled, compiled, joined
 from penstock.retrieval.device.staging import Staging
 from penstock.retrieval.search.plan import Choice
 from penstock.retrieval.search.program import Overflow
 from penstock.retrieval.search.scan import Best
+from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.page import HASHED, Doubles
 from penstock.retrieval.store.pages import Table
 from penstock.retrieval.store.planes import QueryPlanes
@@ -82,10 +87,14 @@ class Device:
         self.mirror = Mirror(backend, page_rows)
         self._backend = backend
         self._lock = threading.Lock()  # over all below
-        self._workspace = Workspace(backend.device)
-        self._graphs = Graphs(backend.device, tunings=backend.tunings) if backend.is_cuda else None
+        self._workspace = workspace_of(backend)
+        self._graphs = self.graphs() if backend.is_cuda else None
         self._staging = Staging(backend.device)
         self._stream = torch.cuda.Stream() if backend.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
+
+    def graphs(self, capture: Capture = captured) -> Graphs:
+        quantised = self._backend.planes == INT8
+        return Graphs(self._workspace, capture, self._backend.tunings, quantised=quantised)
 
     @property
     def name(self) -> str:
@@ -94,7 +103,7 @@ class Device:
     @property
     def nbytes(self) -> int:
         """The pages' arenas, and what searches use over and over."""
-        return self.mirror.nbytes + self._workspace.nbytes + (self._graphs.nbytes if self._graphs is not None else 0)
+        return self.mirror.nbytes + self._workspace.nbytes
 
     def best_many(self, table: Table, overflow: Overflow, asks: Sequence[Scored]) -> list[Answer | str]:
         """The best of each ask, or why the host has to say. `table`: the one that the asks are pinned to."""
@@ -119,9 +128,10 @@ class Device:
                 theirs = {asks[place].sought: filters[asks[place].sought] for place in places}
                 try:
                     answers = self._answers(arenas, theirs, [asks[place] for place in places])
-                except (torch.OutOfMemoryError, OutOfResources) as error:
-                    lacks_memory = isinstance(error, torch.OutOfMemoryError)
-                    answers = [NO_MEMORY if lacks_memory else NO_SHARED_MEMORY] * len(places)
+                except (torch.OutOfMemoryError, OutOfRoom):
+                    answers = [NO_MEMORY] * len(places)
+                except OutOfResources:
+                    answers = [NO_SHARED_MEMORY] * len(places)
                 for place, answer in zip(places, answers, strict=True):
                     out[place] = answer
         return out
@@ -148,8 +158,9 @@ class Device:
     def _scanned(self, slabs: Slabs, filters: Filters, queries: Queries, k: int) -> Found:
         found = None if self._graphs is None else self._graphs.answer(slabs, filters, queries, k)
         if found is None:
+            search = int8_topk if self._backend.planes == INT8 else filtered_topk
             tunings = self._backend.tunings
-            return filtered_topk(slabs, filters, queries, k, hashes=HASHED, workspace=self._workspace, tunings=tunings)
+            return search(slabs, filters, queries, k, hashes=HASHED, workspace=self._workspace, tunings=tunings)
         return found
 
     @contextmanager
@@ -173,6 +184,14 @@ def _filtered(sought: Sought, arenas: Arenas, overflow: Overflow) -> Filtered:
     planned = plan_of(sought.scope, sought.program)
     few = planned.choice in (Choice.GATHER, Choice.NOTHING)
     return Filtered(program, int(planned.share * planned.rows) if few else None, planned.rows)
+
+
+def workspace_of(backend: Backend) -> Workspace:
+    """Taken from the budget, which has it back when nobody holds it any more."""
+    lent = Lent(backend.budget, "memory of searches on the device")
+    made = Workspace(backend.device, lent.take)
+    weakref.finalize(made, lent.give_back)
+    return made
 
 
 @functools.cache
@@ -260,8 +279,8 @@ def _read(
     found: Found, asks: Sequence[Scored], filter_of: Sequence[int], looked_at: Sequence[int | None], plan: Choice
 ) -> list[Answer | str]:
     """Each ask's own of what came back. `looked_at`: of each filter, where its plan says it."""
-    slots, dense, lexical = (one.cpu().numpy() for one in (found.slots, found.dense, found.lexical))
-    counts, totals = found.counts.cpu().tolist(), found.totals.cpu().tolist()
+    slots, dense, lexical = (one.numpy() for one in (found.slots, found.dense, found.lexical))
+    counts, totals = found.counts.tolist(), found.totals.tolist()
     settled, rescored = found.settled.tolist(), found.rescored.tolist()
     out: list[Answer | str] = []
     for query, ask in enumerate(asks):
