@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from penstock.kernels.filtered_topk.run import Launched, Run
 
 ROOM = 1 << 22  # survivors, of all queries that are asked again together
-APART = 16  # parts begin at multiples of so many blocks or rows: kernels expect their arrays to begin at 16 bytes
+APART = 16  # parts begin at multiples of so many blocks or rows, arrays are so wide: kernels are compiled for such
 HIGHEST = torch.iinfo(torch.int64).max
 
 
@@ -116,6 +116,8 @@ def read(run: Run, queries: Prepared, launched: Launched) -> Found:
             put(which, places, best)
             bars[which.start : which.stop] = best.reached.cpu()[list(places)]
         unproven = ((survivors > capacity) | ~(bars >= tau)).nonzero().flatten().tolist()
+    if run.doubted:
+        unproven = list(range(count))
     if unproven:
         put(unproven, *_again(run, queries, unproven, bars[unproven], int(survivors[unproven].max())))
     return Found(
@@ -159,7 +161,7 @@ def _again(run: Run, queries: Prepared, which: Sequence[int], bars: Tensor, expe
     step = units if expected <= room else sure
     while first < units:
         last = min(first + step, units)
-        part = run.part(first, last)
+        part = run.part(asked, first, last)
         part.scan(asked, tau, totals, min(room, _power((last - first) * run.unit)))
         counts = part.found[: len(rows)]
         widest = max(int(counts.max()), 1)
@@ -182,7 +184,7 @@ def _narrowed(run: Run, queries: Prepared, slots: Tensor, scores: Tensor, counts
     lowers = torch.cat([best.lowers, torch.where(there, score - off, -math.inf)], 1).topk(run.k).values
     keep = there & (score + off >= lowers[:, -1:])
     kept = keep.sum(1)
-    widest = max(int(kept.max()), 1)
+    widest = -(-max(int(kept.max()), 1) // APART) * APART
     some = torch.zeros(count, widest, dtype=torch.int32, device=run.device)
     query, at = keep.nonzero(as_tuple=True)
     some[query, (keep.cumsum(1) - 1)[query, at]] = slots[query, at]

@@ -55,7 +55,8 @@ def started_for(k: int, capacity: int) -> int:
 
 
 class Run:
-    """One batch of filtered_topk. Launches in order on the current stream; `answer` waits for them once, at its end."""
+    """One batch of filtered_topk. Launches in order on the current stream; `answer` waits for them once, at its end.
+    `doubted`: every query is asked again, as if none had been proven, so that what that launches is compiled."""
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class Run:
         tunings: Tunings | None = None,
         sampled: int = SAMPLED,
         quantised: bool = False,
+        doubted: bool = False,
     ) -> None:
         if not 0 < filters.count < FILTERS:
             raise ValueError(f"{filters.count} filters: expected 1 to {FILTERS - 1} in a batch")
@@ -82,7 +84,7 @@ class Run:
         self.device = slabs.table.device
         self.workspace = workspace or Workspace(self.device)
         self.asked, self.tunings = tuning, tunings
-        self.sampled, self.quantised = sampled, quantised
+        self.sampled, self.quantised, self.doubted = sampled, quantised, doubted
         self.blocks = slabs.pages * self.layout.blocks
 
     def answer(self, queries: Prepared) -> Found:
@@ -93,7 +95,7 @@ class Run:
         capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
         in_registers = capacity <= WIDEST
         self.result = Result.taken(self.workspace, queries.count, self.filters.count, self.k if in_registers else 0)
-        self.tuning = self.asked or self.tuned(queries)
+        self.tuning = self.tuned(queries)
         self.plan()
         tau = self.workspace.take("tau", (queries.batch,), torch.float32)
         self.seed(queries, tau)
@@ -104,8 +106,8 @@ class Run:
 
     def tuned(self, queries: Prepared) -> Tuning:
         """How to launch the scan."""
-        if INTERPRETED:
-            return Tuning()
+        if self.asked is not None or INTERPRETED:
+            return self.asked or Tuning()
         width, terms = self.layout.width, queries.terms.shape[0]
         kept = None
         if self.tunings is not None:
@@ -124,9 +126,10 @@ class Run:
         """How many there are; waits for the device."""
         return int(self.counters[scan.LIVE])
 
-    def part(self, first: int, last: int) -> Self:
-        """This run over some of what is scanned: behind `launched`, and for `scan` alone."""
+    def part(self, asked: Prepared, first: int, last: int) -> Self:
+        """This run of other queries over some of what is scanned: behind `launched`, and for `scan` alone."""
         part = copy(self)
+        part.tuning = self.tuned(asked)
         part.live, part.live_bits = self.live[first:last], self.live_bits[first:last]
         part.counters = torch.tensor([last - first, 0], dtype=torch.int64, device=self.device)
         return part

@@ -43,13 +43,25 @@ def filtered_topk(
     tuning: Tuning | None = None,
     tunings: Tunings | None = None,
     sampled: int = SAMPLED,
+    doubted: bool = False,
 ) -> Found:
     """The exact best `k` rows of each query among those that pass its filter.
 
     `queries` on the host, `filters` on the slabs' device; `hashes` names the HASH column that orders equal scores. One
-    live block in `sampled` seeds the thresholds. Raises ValueError for a batch that is too large or has wrong shapes.
+    live block in `sampled` seeds the thresholds. `doubted`: every query is asked again (Run). Raises ValueError for a
+    batch that is too large or has wrong shapes.
     """
-    run = Run(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, tunings=tunings, sampled=sampled)
+    run = Run(
+        slabs,
+        filters,
+        k,
+        hashes,
+        workspace=workspace,
+        tuning=tuning,
+        tunings=tunings,
+        sampled=sampled,
+        doubted=doubted,
+    )
     return run.answer(prepared(queries, slabs.layout).to(slabs.table.device))
 
 

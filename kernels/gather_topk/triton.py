@@ -48,9 +48,12 @@ def gather_topk(
     tuning: Tuning | None = None,
     sampled: int = SAMPLED,
     room: int = ROOM,
+    doubted: bool = False,
 ) -> Found:
     """As `filtered_topk`. `room`: rows of a filter's list, about as many as are expected to pass."""
-    run = _Gather(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, room=room)
+    run = _Gather(
+        slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, room=room, doubted=doubted
+    )
     arranged, places = by_filter(queries, QUERIES)
     ready = tiled(arranged, slabs.layout).to(slabs.table.device)
     while True:
@@ -139,12 +142,15 @@ class _Gather(Run):
         tuning: Tuning | None,
         sampled: int,
         room: int,
+        doubted: bool = False,
     ) -> None:
-        super().__init__(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled)
+        super().__init__(
+            slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, doubted=doubted
+        )
         self.room = room
 
     def tuned(self, queries: Prepared) -> Tuning:
-        return gather_tuning(self.layout.width, queries.terms.shape[1])
+        return self.asked or gather_tuning(self.layout.width, queries.terms.shape[1])
 
     def picked(self, queries: Prepared, which: Sequence[int]) -> tuple[Prepared, list[int]]:
         """Whole tiles, whose queries share a filter and terms."""
@@ -158,7 +164,7 @@ class _Gather(Run):
     def units(self) -> int:
         return min(int(self.lengths.max()), self.room)
 
-    def part(self, first: int, last: int) -> Self:
+    def part(self, asked: Prepared, first: int, last: int) -> Self:
         part = copy(self)
         part.lists = self.lists[:, first:last]  # its rows are `room` apart as before
         part.lengths = (self.lengths - first).clamp_(min=0, max=last - first)

@@ -27,9 +27,19 @@ def int8_topk(
     tuning: Tuning | None = None,
     tunings: Tunings | None = None,
     sampled: int = SAMPLED,
+    doubted: bool = False,
 ) -> Found:
     """As `filtered_topk`, of pages whose layout is `quantised`. Raises ValueError for others."""
     run = Run(
-        slabs, filters, k, hashes, workspace=workspace, tuning=tuning, tunings=tunings, sampled=sampled, quantised=True
+        slabs,
+        filters,
+        k,
+        hashes,
+        workspace=workspace,
+        tuning=tuning,
+        tunings=tunings,
+        sampled=sampled,
+        quantised=True,
+        doubted=doubted,
     )
     return run.answer(prepared(queries, slabs.layout, quantised=True).to(slabs.table.device))

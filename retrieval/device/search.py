@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,6 +90,7 @@ class Device:
         self._lock = threading.Lock()  # over all below
         self._workspace = workspace_of(backend)
         self._graphs = self.graphs() if backend.is_cuda else None
+        self._doubting = False
         self._staging = Staging(backend.device)
         self._stream = torch.cuda.Stream() if backend.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
 
@@ -151,17 +153,34 @@ class Device:
                 plan = Choice.DEVICE_SCAN
             else:
                 room = room_of(max(one for one in expected if one is not None))
-                found = gather_topk(arenas.slabs, sent, queries, k, hashes=HASHED, workspace=self._workspace, room=room)
+                found = self._gathered(arenas.slabs, sent, queries, k, room)
                 plan = Choice.DEVICE_GATHER
             return _read(found, asks, filter_of, [one.looked_at for one in filters.values()], plan)
 
     def _scanned(self, slabs: Slabs, filters: Filters, queries: Queries, k: int) -> Found:
         found = None if self._graphs is None else self._graphs.answer(slabs, filters, queries, k)
-        if found is None:
+        if found is None or self._doubting:
             search = int8_topk if self._backend.planes == INT8 else filtered_topk
-            tunings = self._backend.tunings
-            return search(slabs, filters, queries, k, hashes=HASHED, workspace=self._workspace, tunings=tunings)
+            how: dict[str, Any] = {"workspace": self._workspace, "tunings": self._backend.tunings}
+            return search(slabs, filters, queries, k, hashes=HASHED, doubted=self._doubting, **how)
         return found
+
+    def _gathered(self, slabs: Slabs, filters: Filters, queries: Queries, k: int, room: int) -> Found:
+        how: dict[str, Any] = {"workspace": self._workspace, "hashes": HASHED}
+        if self._doubting:  # without a seed, as for short lists, and with one
+            gather_topk(slabs, filters, queries, k, room=room, **how)
+            room = slabs.pages * slabs.layout.rows
+        return gather_topk(slabs, filters, queries, k, room=room, doubted=self._doubting, **how)
+
+    @contextmanager
+    def doubting(self) -> Iterator[None]:
+        """Searches launch all that a search may: what asks again what was not proven, and seeds where there is room
+        for them. For who compiles ahead, and nobody else searches meanwhile."""
+        self._doubting = True
+        try:
+            yield
+        finally:
+            self._doubting = False
 
     @contextmanager
     def _launching(self) -> Iterator[None]:

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mirrored import differences
-from store_inputs import gone, updates, upsert, vector
+from store_inputs import gone, query, updates, upsert, vector
+from store_oracle import Oracle, shown
 
 from penstock.retrieval.device.arenas import FIRST_PAGES, layout_of, page_bytes
 from penstock.retrieval.device.backend import Budget
+from penstock.retrieval.device.search import NO_MEMORY
+from penstock.retrieval.search.plan import Choice
 from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.slabs import POSTINGS
 from penstock.retrieval.store.snapshot import Covered, Snapshots
@@ -161,6 +164,26 @@ def test_what_is_counted_is_held_and_goes_back_when_nobody_holds_it(writing_back
     del store
     gc.collect()
     assert backend.budget.held == 0
+
+
+def test_what_searches_work_in_is_the_budget_s_and_a_batch_that_it_has_no_room_for_is_the_host_s(device_backend):
+    batch = [upsert(f"p{i}", vector=vector(ROW)) for i in range(100)]
+    page = page_bytes(layout_of(128, 6, 0))
+    room = replace(device_backend, budget=Budget(2 * page + (1 << 22)))
+    full = replace(device_backend, budget=Budget(page))
+    for backend, plan in ((room, Choice.DEVICE_SCAN), (full, f"{Choice.DENSE} on the host: {NO_MEMORY}")):
+        store = Store(page_rows=128, hold_ms=0, backend=backend)
+        store.apply(batch, now_ms=0)
+        pages = backend.budget.held
+        found = store.search(query(ROW), None, 5, now_ms=0)
+        assert shown(found) == Oracle(batch).search(query(ROW), None, 5, now_ms=0)
+        assert found.plan == plan
+        workspace = store._device._workspace
+        assert backend.budget.held == pages + workspace.nbytes <= backend.budget.limit
+        assert (workspace.nbytes > 0) is (backend is room)
+        del store, workspace
+        gc.collect()
+        assert backend.budget.held == 0
 
 
 def test_a_page_that_came_after_a_reader_stays_as_long_as_the_reader_s_page_table_names_it(writing_backend):
