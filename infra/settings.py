@@ -253,8 +253,8 @@ class RetrievalSettings(_Section):
     )
     device_planes: Literal["bf16", "int8"] = Field(
         "bf16",
-        description="what scans read there of a posting's vector; int8: half the bytes, and the same answers, for half "
-        "as much memory again",
+        description="what scans read there of the postings' vectors; int8: about half the bytes, the same answers, and "
+        "one plane more: vectors take half as much memory again there",
     )
     hold_epochs_ms: NonNegativeInt = Field(60_000, description="how long a page can be followed at its epoch")
     max_batch: PositiveInt = Field(32, description="searches that one scan answers")

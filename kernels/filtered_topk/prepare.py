@@ -179,7 +179,9 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     row = int8 * step + rest, where the step is a float32: whoever multiplies by it multiplies by the same number.
     """
     wide = values.double()
-    step = (wide.abs().amax(1) / 127).to(torch.float32) if wide.numel() else torch.zeros(len(wide))
+    step = (
+        (wide.abs().amax(1) / 127).to(torch.float32) if wide.numel() else wide.new_zeros(len(wide), dtype=torch.float32)
+    )
     step = torch.where(step * 127 > 0, step, torch.ones_like(step)).double()
     rounded = torch.clamp(torch.round(wide / step[:, None]), -127, 127)
     return rounded.to(torch.int8), step, _norm(wide - rounded * step[:, None])
