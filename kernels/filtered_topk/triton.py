@@ -7,9 +7,9 @@
 
 Nothing waits for the host before the answer is copied: how many blocks are live, how many survive and which threshold
 holds are all read from device memory by the next launch. With the answer comes whether it is proven: at least k rows
-reach the threshold that others were left out by, and no survivor was dropped for want of room. A query of which that
-does not hold is asked again with what it learnt (`reruns` counts them): a lower threshold that is certain, or room for
-as many as there are. What cannot be narrowed in registers (thousands of rows that tie) is narrowed by torch.
+reach the threshold that others were left out by, and no survivor was dropped for want of room. Queries of which that
+does not hold are asked again together, with what they learnt (answer.py; `reruns` counts them): a lower threshold that
+is certain, or room for as many as there are.
 
 The specification is reference.py; the launches run as they are on a CPU under Triton's interpreter.
 """

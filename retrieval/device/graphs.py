@@ -103,19 +103,20 @@ class _Graph:
         workspace: Workspace,
         capture: Capture,
     ) -> None:
-        def buffer(name: str, like: torch.Tensor, count: int) -> torch.Tensor:
-            return workspace.take(f"asked.{name}", (count, *like.shape[1:]), like.dtype)
+        def buffer(name: str, like: torch.Tensor, most: int, count: int) -> torch.Tensor:
+            return workspace.take(f"asked.{name}", (most, *like.shape[1:]), like.dtype)[:count]
 
-        self._filters = Filters(
-            **{
-                one.name: buffer(one.name, getattr(given, one.name), _places(one.name, filters))
-                for one in fields(Filters)
-            }
-        )
-        of_queries = {
-            name: buffer(f"queries.{name}", like, TERMS if name in ("exact_terms", "exact_weights") else len(like))
-            for name, like in tensors_of(queries).items()
+        of_filters = {
+            one.name: buffer(
+                one.name, getattr(given, one.name), _places(one.name, FILTERS[-1]), _places(one.name, filters)
+            )
+            for one in fields(Filters)
         }
+        self._filters = Filters(**of_filters)
+        of_queries = {}
+        for name, like in tensors_of(queries).items():
+            places = TERMS if name in ("exact_terms", "exact_weights") else len(like)
+            of_queries[name] = buffer(f"queries.{name}", like, places, places)
         self._queries = replace(queries, count=queries.batch, **of_queries)
         self._run = run(filters=self._filters, workspace=workspace)
         self._fill(given, queries)

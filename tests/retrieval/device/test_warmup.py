@@ -58,7 +58,7 @@ def test_a_search_that_needs_a_rerun_or_a_seed_launches_nothing_that_was_not_war
     monkeypatch.setattr(search, "room_of", lambda _: 512)
     store = Store(page_rows=128, hold_ms=0, backend=backend)
     row = [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
-    batch = [upsert(f"p{i}", vector=vector(row, [1] * 16), company=f"c{i // 80}") for i in range(300)]
+    batch = [upsert(f"p{i}", vector=vector(row, [1] * 16), company=f"c{i % 7}") for i in range(510)]
     store.apply(batch, now_ms=0)
     for tree, plan in ((None, Choice.DEVICE_SCAN), (is_in("company", "c1"), Choice.DEVICE_GATHER)):
         found = store.search(query(row, [0.5] * 8 + [0.0] * 8), tree, 3, now_ms=0)
