@@ -190,7 +190,7 @@ def _narrowed(run: Run, queries: Prepared, slots: Tensor, scores: Tensor, counts
     some[query, (keep.cumsum(1) - 1)[query, at]] = slots[query, at]
     status = torch.zeros(count, finish.STATUS, dtype=torch.int32, device=run.device)
     status[:, finish.KEPT] = kept
-    dense, lexical, ties = run.rescored(queries, some, status, widest)
+    dense, lexical, ties, _ = run.rescored(queries, some, status, widest)
     mine = torch.arange(widest, device=run.device) < kept[:, None]
     slots = torch.cat([best.slots, some.long()], 1)
     dense, lexical = torch.cat([best.dense, dense], 1), torch.cat([best.lexical, lexical], 1)

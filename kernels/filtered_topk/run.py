@@ -295,7 +295,7 @@ class Run:
             num_warps=select_warps(capacity),
         )
         likely = self.likely(queries, status, capacity)
-        dense, lexical, ties = self.rescored(queries, kept, status, likely)
+        dense, lexical, ties, _ = self.rescored(queries, kept, status, likely)
         best = (self.result.slots, self.result.dense, self.result.lexical)
         finish.rank[(queries.count, triton.cdiv(likely, RANKED))](
             kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=RANKED, OTHERS=64, num_warps=4
@@ -335,7 +335,7 @@ class Run:
             LINE_LEVELS=4,
             num_warps=8,
         )
-        return dense, lexical, ties
+        return dense, lexical, ties, doubtful
 
     def likely(self, queries: Prepared, status: Tensor, capacity: int) -> int:
         """For how many rows of a query programs are launched: k and half as many more is about what is kept.

@@ -12,7 +12,7 @@ from torch import Tensor
 class Workspace:
     """Of one batch in flight: one stream's, and one thread's but for `nbytes`, which anybody may read.
 
-    `admit` is told how many bytes more are about to be taken (fewer, of less than 0), and raises where they may not be.
+    `admit` is told how many bytes it is about to hold, and raises where it may not.
     `moved` counts how often a piece made way for a larger one: whoever captured addresses looks whether it still does.
     """
 
@@ -31,14 +31,14 @@ class Workspace:
         return held[:count].view(shape)
 
     def _grown(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
-        needed, before = count * dtype.itemsize, self._held[name].nbytes if name in self._held else 0
-        self._admit(needed - before)
+        before = self._held[name].nbytes if name in self._held else 0
+        self._admit(self.nbytes - before + count * dtype.itemsize)
         if self._held.pop(name, None) is not None:  # before, so that both are never there together
             self.moved += 1
         try:
             held = self._held[name] = torch.empty(count, dtype=dtype, device=self.device)
         except torch.OutOfMemoryError:
-            self._admit(-needed)
+            self._admit(self.nbytes)
             raise
         return held
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,7 +42,7 @@ class Budget:
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may give back for somebody while this thread takes
         self._held = 0
 
     @property
@@ -64,20 +65,22 @@ class Budget:
             self._held -= count
 
 
-class Lent:
-    """What one holder has taken of a budget, and gives back all at once."""
+class Claim:
+    """What one owner, who alone calls this, holds of a budget; it is the budget's again when nobody holds the claim."""
 
-    def __init__(self, budget: Budget, what: str) -> None:
-        self._budget, self._what, self._held = budget, what, 0
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._held = [0]
+        weakref.finalize(self, lambda held: budget.give_back(held[0]), self._held).atexit = False
 
-    def take(self, more: int) -> None:
-        """So much more, or less of less than 0. Raises OutOfRoom before anything is taken."""
-        self._budget.take(self._what, more)
-        self._held += more
-
-    def give_back(self) -> None:
-        self._budget.give_back(self._held)
-        self._held = 0
+    def resize(self, what: str, needed: int) -> None:
+        """Holds so many bytes from here on. Raises OutOfRoom, and then holds what it held."""
+        more = needed - self._held[0]
+        if more > 0:
+            self._budget.take(what, more)
+        else:
+            self._budget.give_back(-more)
+        self._held[0] = needed
 
 
 @dataclass(frozen=True)

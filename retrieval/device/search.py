@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import math
 import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from penstock.kernels.gather_topk.triton import gather_topk
 from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs.batch import FILTERS, QUERIES, TERMS, Filters, Queries, Slabs
 from penstock.retrieval.device.arenas import Arenas
-from penstock.retrieval.device.backend import INT8, Backend, Lent
+from penstock.retrieval.device.backend import INT8, Backend, Claim
 from penstock.retrieval.device.graphs import Capture, Graphs, captured
 from penstock.retrieval.device.mirror import Mirror
 from penstock.retrieval.device.programs import Compiled, compiled, joined
@@ -207,10 +206,7 @@ def _filtered(sought: Sought, arenas: Arenas, overflow: Overflow) -> Filtered:
 
 def workspace_of(backend: Backend) -> Workspace:
     """Taken from the budget, which has it back when nobody holds it any more."""
-    lent = Lent(backend.budget, "memory of searches on the device")
-    made = Workspace(backend.device, lent.take)
-    weakref.finalize(made, lent.give_back)
-    return made
+    return Workspace(backend.device, functools.partial(Claim(backend.budget).resize, "what searches work in"))
 
 
 @functools.cache

@@ -263,11 +263,9 @@ def test_of_what_ties_the_least_hashes_are_chosen_and_all_else_in_order():
 
 
 def test_a_workspace_that_may_not_grow_stays_as_it_was():
-    limit = 1_000
-
-    def admit(more):
-        if workspace.nbytes + more > limit:
-            raise MemoryError(more)
+    def admit(nbytes):
+        if nbytes > 1_000:
+            raise MemoryError(nbytes)
 
     workspace = Workspace(torch.device("cpu"), admit)
     held = workspace.take("one", (100,), torch.float32)
