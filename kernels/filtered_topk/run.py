@@ -301,9 +301,11 @@ class Run:
             kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=RANKED, OTHERS=64, num_warps=4
         )
 
-    def rescored(self, queries: Prepared, kept: Tensor, status: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """dense, lexical float64, ties int64: [queries, capacity] each, of what was kept; programs are launched for so
-        many `rows` of a query, and take more in turns."""
+    def rescored(
+        self, queries: Prepared, kept: Tensor, status: Tensor, rows: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dense, lexical float64, ties int64, doubtful int8: [batch, capacity] each, of what was kept; programs are
+        launched for so many `rows` of a query, and take more in turns."""
         take, shape, layout = self.workspace.take, tuple(kept.shape), self.layout
         dense, lexical = take("dense", shape, torch.float64), take("lexical", shape, torch.float64)
         ties, doubtful = take("ties", shape, torch.int64), take("doubtful", shape, torch.int8)

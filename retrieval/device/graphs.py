@@ -1,7 +1,7 @@
 """Scans as CUDA graphs: one launch of what was captured, instead of a launch for each kernel.
 
 A graph is captured for a bucket: queries padded to a power of two, terms to 0, 16, 64 or 256, filters and k likewise.
-Its inputs lie in buffers of its own, which are filled anew for every batch; what is not there is nobody's: a filter
+Its inputs lie in buffers, which are filled anew for every batch; what is not there is nobody's: a filter
 that no block can pass, a query whose filter does not exist. How many rows there are and where is read from device
 memory, so rows that come, die and change disturb no graph. Only a page table that is replaced, because it was full or
 the planes have another width, makes its graphs useless: they are captured again when they are asked for.
