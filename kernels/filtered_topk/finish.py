@@ -297,7 +297,7 @@ def rank(
         tl.store(best_lexical + out, by_term, mask=chosen)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def norms(table, offsets, slots, out, count, BLOCKS: tl.constexpr, QUANTISED: tl.constexpr):
     """Of slots (int32 [count]) the greatest norms of their blocks, and where QUANTISED what the row lost: float32
     [count, 3]. Grid: (ceil(count / 128),)."""

@@ -153,5 +153,6 @@ def test_every_device_cell_runs_and_finds_rows_that_there_are(tried):
 def test_cells_say_what_was_timed(tried):
     cells = {cell["cell"]: cell for cell in tried["cells"]}
     assert {"batch/B1", "batch/B2", "clustered", "int8", "linr", "percolate", "churn"} <= cells.keys()
-    assert {"ours", "torch eager", "torch chunked", "ours, k=10"} <= cells["batch/B2"]["ms"].keys()
+    assert {"ours", "ours, eager", "torch eager", "torch chunked", "ours, k=10"} <= cells["batch/B2"]["ms"].keys()
+    assert {"int8", "int8, eager", "bf16", "bf16, eager"} == cells["int8"]["ms"].keys()
     assert cells["churn"]["visible_ms"][0] > 0
