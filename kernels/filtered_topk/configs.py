@@ -128,7 +128,7 @@ def finish_configs() -> tuple[Config, ...]:
         "dense": "*fp64",
         "lexical": "*fp64",
         "ties": "*i64",
-        "doubtful": "*i8",
+        "near": "*fp32",
         "plane": "i32",
         "sketch": "i32",
         "hashes": "i32",
@@ -140,6 +140,7 @@ def finish_configs() -> tuple[Config, ...]:
         "dense": "*fp64",
         "lexical": "*fp64",
         "ties": "*i64",
+        "near": "*fp32",
         "best_slots": "*i64",
         "best_dense": "*fp64",
         "best_lexical": "*fp64",
@@ -190,7 +191,7 @@ def finish_configs() -> tuple[Config, ...]:
             for room in (2_048, 8_192, 16_384)
         ),
         *(config(f"rescore/d{width}", finish, "rescore", rescore, rescored | {"D": width}, 8) for width in (256, 384)),
-        config("rank", finish, "rank", rank, {"ROWS": 32, "OTHERS": 64}, 4),
+        config("rank", finish, "rank", rank, {"ROWS": 32, "OTHERS": 32}, 1),
     )
 
 

@@ -28,7 +28,7 @@ DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too
 WIDEST = 16_384  # survivors that are narrowed in registers
 ROOM = 1 << 22  # survivors of a query that a rerun makes room for; of more, those above its certain threshold
 RESCORED = 128 if INTERPRETED else 16  # rows that a program scores exactly
-RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds
+RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds, and others that it compares at a time
 RUN, SEEDS = 16, 4  # blocks whose rows are filtered before they are scored: of a scan, and of a seed, which has few
 GATE = 4  # of them, how many at a time
 
@@ -325,24 +325,24 @@ class Run:
         """Exact scores and places of what was kept."""
         take, (batch, capacity) = self.workspace.take, kept.shape
         likely = self.likely(queries, status, capacity)
-        dense, lexical, ties, _ = self.rescored(queries, kept, status, likely)
+        exact = self.rescored(queries, kept, status, likely)
         best = tuple(
             take(f"best_{name}", (batch, self.k), dtype)
             for name, dtype in (("slots", torch.int64), ("dense", torch.float64), ("lexical", torch.float64))
         )
         finish.rank[(queries.count, triton.cdiv(likely, RANKED))](
-            kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=RANKED, OTHERS=64, num_warps=4
+            kept, status, *exact, *best, capacity, self.k, ROWS=RANKED, OTHERS=RANKED, num_warps=1
         )
         return _Finished(best[0], best[1], best[2], reached, status)
 
     def rescored(
         self, queries: Prepared, kept: Tensor, status: Tensor, rows: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """dense, lexical float64, ties int64, doubtful int8: [batch, capacity] each, of what was kept; programs are
+        """dense, lexical float64, ties int64, near float32: [batch, capacity] each, of what was kept; programs are
         launched for so many `rows` of a query, and take more in turns."""
         take, shape, layout = self.workspace.take, tuple(kept.shape), self.layout
         dense, lexical = take("dense", shape, torch.float64), take("lexical", shape, torch.float64)
-        ties, doubtful = take("ties", shape, torch.int64), take("doubtful", shape, torch.int8)
+        ties, near = take("ties", shape, torch.int64), take("near", shape, torch.float32)
         column = min(64, layout.width) or 16
         finish.rescore[(queries.count, triton.cdiv(max(rows, 1), RESCORED))](
             self.slabs.table,
@@ -356,7 +356,7 @@ class Run:
             dense,
             lexical,
             ties,
-            doubtful,
+            near,
             layout.arrays["dense"].offset,
             layout.arrays["sketch"].offset,
             self.hashes,
@@ -371,7 +371,7 @@ class Run:
             LINE_LEVELS=4,
             num_warps=8,
         )
-        return dense, lexical, ties, doubtful
+        return dense, lexical, ties, near
 
     def likely(self, queries: Prepared, status: Tensor, capacity: int) -> int:
         """For how many rows of a query programs are launched: k and half as many more is about what is kept.
