@@ -78,11 +78,12 @@ def scan_config(
         constexprs={
             "BLOCKS": PAGE_BLOCKS,
             "D": width,
-            "PIECE": next(size for size in (256, 128, 64, 32, 16) if width % size == 0),
+            "PIECE": tuning.piece(width),
             "L": LINES,
             "T": terms,
             "BN": tuning.queries,
             "TILE": tuning.tile,
+            "PARTS": tuning.parts,
             "RUN": 4 if seed else 16,
             "GATE": 4,
             "SINGLE": filters == 1,

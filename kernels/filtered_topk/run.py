@@ -261,11 +261,12 @@ class Run:
             queries.batch,
             BLOCKS=layout.blocks,
             D=layout.width,
-            PIECE=self.piece(),
+            PIECE=tuning.piece(layout.width),
             L=layout.sketch,
             T=queries.terms.shape[0],
             BN=tile,
             TILE=tuning.tile,
+            PARTS=tuning.parts,
             RUN=run,
             GATE=min(GATE, run),
             SINGLE=filters.count == 1,
@@ -276,11 +277,6 @@ class Run:
             INTERPRET=INTERPRETED,
             num_warps=tuning.warps,
         )
-
-    def piece(self) -> int:
-        """Values of a row that are loaded together."""
-        width = self.layout.width
-        return self.tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
 
     def programs(self, most: int, tiles: int = 1) -> int:
         """How many programs a launch has for each of its tiles of queries: together as many as run at once.

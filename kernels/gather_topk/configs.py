@@ -40,7 +40,7 @@ def _gather(width: int, terms: int, *, seed: bool) -> Config:
         constexprs={
             "BLOCKS": PAGE_BLOCKS,
             "D": width,
-            "PIECE": next(size for size in (256, 128, 64, 32, 16) if width % size == 0),
+            "PIECE": tuning.piece(width),
             "L": LINES,
             "T": terms,
             "BN": tuning.queries,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from penstock.kernels.filtered_topk.scan import GROUP, LIVE, sampled_entry
+from penstock.kernels.filtered_topk.scan import GROUP, LIVE, append, keep_best, resident_queries, sampled_entry
 from penstock.kernels.slabs import layout
 from penstock.kernels.slabs.program import rows_pass, rows_visible
 
@@ -113,12 +113,7 @@ def gather(
     length = tl.minimum(tl.load(lengths + one), room).to(tl.int32)
     tiles = (length + TILE - 1) // TILE
     units = (tiles + SAMPLED - 1) // SAMPLED if SEED else tiles
-    resident = ()
-    for p in tl.static_range(D // PIECE):
-        q = tl.load(vectors + queries[None, :] * D + p * PIECE + piece[:, None])
-        if INTERPRET:
-            q = q.to(tl.float32)
-        resident = resident + (q,)  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples are joined so
+    resident = resident_queries(vectors, queries, D, PIECE, INTERPRET)
     if T > 0:
         lines = tl.arange(0, T)
         line = tl.load(terms + tl.program_id(1) * T + lines) * _BLOCK
@@ -157,15 +152,6 @@ def gather(
         off = slack_dense[None, :] * nd[:, None] + slack_sketch[None, :] * ns[:, None] + slack_least[None, :]
         passes = there[:, None] & asked[None, :]
         if SEED:
-            lower = tl.where(passes, score - off, float("-inf"))
-            best = tl.max(tl.reshape(lower, [TILE // _GROUP, _GROUP, BN]), axis=1)
-            groups = i * (TILE // _GROUP) + tl.arange(0, TILE // _GROUP)
-            tl.store(maxima + queries[None, :] * width + groups[:, None], best, mask=(groups < width)[:, None])
+            keep_best(score, off, passes, queries, i * (TILE // _GROUP), maxima, width)
         else:
-            hit = passes & (score >= threshold[None, :] - off)
-            counter = tl.broadcast_to((found + queries)[None, :], [TILE, BN])
-            taken = tl.atomic_add(counter, 1, mask=hit, sem="relaxed")
-            stored = hit & (taken < capacity)
-            out = queries[None, :] * capacity + taken
-            tl.store(scores + out, score, mask=stored)
-            tl.store(slots + out, tl.broadcast_to(slot[:, None], [TILE, BN]), mask=stored)
+            append(score, off, passes, queries, threshold, slot, found, scores, slots, capacity)

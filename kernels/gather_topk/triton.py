@@ -231,7 +231,7 @@ class _Gather(Run):
             queries.batch,
             BLOCKS=layout.blocks,
             D=layout.width,
-            PIECE=self.piece(),
+            PIECE=tuning.piece(layout.width),
             L=layout.sketch,
             T=queries.terms.shape[1],
             BN=tuning.queries,
