@@ -270,16 +270,13 @@ def scan(
                 else:
                     q = tl.load(vectors + part * (D // PARTS) + queries[None, :] * D + p * PIECE + piece[:, None])
                 if as_float:
-                    sums = tl.dot(x.to(tl.float32), q.to(tl.float32), sums)
-                else:
-                    sums = tl.dot(x, q, sums, out_dtype=SUM)
+                    x, q = x.to(tl.float32), q.to(tl.float32)
+                sums = tl.dot(x, q, sums, out_dtype=SUM)
             if T > 0:
                 lexical = (page + sketch + (block % BLOCKS) * (L * _BLOCK) + begin).to(tl.pointer_type(tl.int8))
-                signs = tl.multiple_of(lexical, 16) + line[:, None] + tile_rows[None, :]
-                if PARTS == 1:
-                    s = tl.load(signs)
-                else:  # once a tile, and not under the condition below: what is, is not loaded ahead
-                    s = tl.load(signs, mask=part == PARTS - 1, other=0)
+                named = tl.multiple_of(lexical, 16) + line[:, None] + tile_rows[None, :]
+                # Once a tile, but not under the condition below: what is loaded there is not loaded ahead.
+                s = tl.load(named) if PARTS == 1 else tl.load(named, mask=part == PARTS - 1, other=0)
                 s = tl.trans(s.to(tl.float32) if INTERPRET else s.to(tl.float16))
                 if not QUANTISED:
                     sums = tl.dot(s, w, sums)
@@ -290,10 +287,10 @@ def scan(
                 scales = (page + scales_at).to(tl.pointer_type(tl.float32)) + (at + tile_rows) * 2
                 row_step, row_lost = tl.load(scales), tl.load(scales + 1)
             if part == PARTS - 1:
-                score = sums
+                score, bound = sums, off
                 if QUANTISED:
                     score = sums.to(tl.float32) * (row_step[:, None] * query_step[None, :])
-                    off = off + row_lost[:, None] * query_norm[None, :]
+                    bound = off + row_lost[:, None] * query_norm[None, :]
                     if T > 0:
                         score = tl.dot(s, w, score)
                 if SINGLE:
@@ -302,10 +299,10 @@ def scan(
                     passes = ((bits[:, None] >> filter_bits[None, :]) & 1) != 0
                 if SEED:
                     group = (run * RUN * (_BLOCK // TILE) + turn) * (TILE // _GROUP)
-                    keep_best(score, off, passes, queries, group, maxima, width)
+                    keep_best(score, bound, passes, queries, group, maxima, width)
                 else:
                     slot = (block * _BLOCK).to(tl.int32) + begin + tile_rows
-                    append(score, off, passes, queries, threshold, slot, found, scores, slots, capacity)
+                    append(score, bound, passes, queries, threshold, slot, found, scores, slots, capacity)
                 if PARTS > 1:
                     sums = tl.zeros([TILE, BN], SUM)
         tl.debug_barrier()

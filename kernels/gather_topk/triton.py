@@ -236,6 +236,7 @@ class _Gather(Run):
             T=queries.terms.shape[1],
             BN=tuning.queries,
             TILE=tuning.tile,
+            PARTS=tuning.parts,
             SEED=seed,
             SAMPLED=self.sampled,
             STAGES=tuning.stages,
