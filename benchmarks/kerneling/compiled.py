@@ -71,7 +71,7 @@ def form(config: Config, checked: Checked) -> model.Form:
     gate = int(str(config.constexprs.get("GATE", 1)))
     return model.Form(
         warps=found.warps,
-        ctas=found.ctas_per_sm,
+        ctas=min(found.ctas_per_sm, config.expects.ctas_per_sm),  # as many as are launched
         hot=found.hot,
         barriers=found.main.barriers,
         gate=found.beside,

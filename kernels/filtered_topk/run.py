@@ -16,7 +16,7 @@ from torch import Tensor
 
 from penstock.kernels.filtered_topk import answer, finish, scan
 from penstock.kernels.filtered_topk.answer import Found
-from penstock.kernels.filtered_topk.autotune import Tunings, key_of
+from penstock.kernels.filtered_topk.autotune import Tunings, key_of, operator_of
 from penstock.kernels.filtered_topk.prepare import Prepared
 from penstock.kernels.filtered_topk.tuning import Tuning, select_warps, tuning_for
 from penstock.kernels.slabs.batch import FILTERS, Filters, Slabs
@@ -126,8 +126,8 @@ class Run:
         width, terms = self.layout.width, queries.terms.shape[0]
         kept = None
         if self.tunings is not None:
-            operator = "int8_topk" if self.quantised else "filtered_topk"
-            kept = self.tunings.get(key_of(operator, width, queries.batch, terms, self.device))
+            key = key_of(operator_of(self.quantised), width, queries.batch, terms, self.device)
+            kept = self.tunings.get(key)
         return kept or tuning_for(width, queries.batch, terms, quantised=self.quantised)
 
     def only(self, queries: Prepared, query: int) -> Prepared:
