@@ -276,7 +276,9 @@ def scan(
                 lexical = (page + sketch + (block % BLOCKS) * (L * _BLOCK) + begin).to(tl.pointer_type(tl.int8))
                 named = tl.multiple_of(lexical, 16) + line[:, None] + tile_rows[None, :]
                 # Once a tile, but not under the condition below: what is loaded there is not loaded ahead.
-                s = tl.load(named) if PARTS == 1 else tl.load(named, mask=part == PARTS - 1, other=0)
+                if PARTS > 1:
+                    due = tl.full([T, TILE], part, tl.int32) == PARTS - 1
+                s = tl.load(named) if PARTS == 1 else tl.load(named, mask=due, other=0)
                 s = tl.trans(s.to(tl.float32) if INTERPRET else s.to(tl.float16))
                 if not QUANTISED:
                     sums = tl.dot(s, w, sums)

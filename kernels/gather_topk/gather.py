@@ -159,7 +159,9 @@ def gather(
         if T > 0:
             lexical = (page + sketch + within.to(tl.int64) * (L * _BLOCK) + slot % _BLOCK).to(tl.pointer_type(tl.int8))
             named = lexical[:, None] + line[None, :]
-            s = tl.load(named) if PARTS == 1 else tl.load(named, mask=part == PARTS - 1, other=0)
+            if PARTS > 1:
+                due = tl.full([TILE, T], part, tl.int32) == PARTS - 1  # once a tile
+            s = tl.load(named) if PARTS == 1 else tl.load(named, mask=due, other=0)
             score = tl.dot(s.to(tl.float32) if INTERPRET else s.to(tl.float16), w, score)
         norms = (page + norms_at).to(tl.pointer_type(tl.float32)) + within * 2
         nd, ns = tl.load(norms), tl.load(norms + 1)
