@@ -209,8 +209,6 @@ def scan(
         w = tl.load(weights + queries[None, :] * T + lines[:, None])
         if INTERPRET:
             w = w.to(tl.float32)
-    slack_dense, slack_sketch = tl.load(slack + queries), tl.load(slack + batch + queries)
-    slack_least = tl.load(slack + 2 * batch + queries)
     norms_at, scales_at = tl.load(offsets + _NORMS), tl.load(offsets + _SCALES)
     tile_rows = tl.arange(0, TILE)
     if not SEED:  # which nobody's queries never reach
@@ -283,7 +281,10 @@ def scan(
                 if not QUANTISED:
                     sums = tl.dot(s, w, sums)
             norms = (page + norms_at).to(tl.pointer_type(tl.float32)) + (block % BLOCKS) * 2
-            off = (slack_dense * tl.load(norms) + slack_sketch * tl.load(norms + 1) + slack_least)[None, :]
+            off = tl.load(slack + queries) * tl.load(norms) + tl.load(slack + 2 * batch + queries)
+            if T > 0:
+                off += tl.load(slack + batch + queries) * tl.load(norms + 1)
+            off = off[None, :]
             bits = tl.load(bits_of + place * _BLOCK + begin + tile_rows)
             if QUANTISED:
                 scales = (page + scales_at).to(tl.pointer_type(tl.float32)) + (at + tile_rows) * 2
