@@ -19,7 +19,7 @@ from torch import Tensor
 
 from penstock.kernels.filtered_topk import answer, finish, scan
 from penstock.kernels.filtered_topk.answer import Found
-from penstock.kernels.filtered_topk.autotune import Tunings, key_of
+from penstock.kernels.filtered_topk.autotune import Tunings, key_of, operator_of
 from penstock.kernels.filtered_topk.prepare import Prepared, bucket, picked
 from penstock.kernels.filtered_topk.result import Result
 from penstock.kernels.filtered_topk.tuning import Tuning, select_warps, tuning_for
@@ -33,7 +33,7 @@ SAMPLED = 64  # one live block in so many seeds the thresholds
 DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too high once in millions
 WIDEST = 16_384  # survivors that are narrowed in registers
 RESCORED = 128 if INTERPRETED else 16  # rows that a program scores exactly
-RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds
+RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds, and others that it compares at a time
 RUN, SEEDS = 16, 4  # blocks whose rows are filtered before they are scored: of a scan, and of a seed, which has few
 GATE = 4  # of them, how many at a time
 
@@ -111,8 +111,8 @@ class Run:
         width, terms = self.layout.width, queries.terms.shape[0]
         kept = None
         if self.tunings is not None:
-            operator = "int8_topk" if self.quantised else "filtered_topk"
-            kept = self.tunings.get(key_of(operator, width, queries.batch, terms, self.device))
+            key = key_of(operator_of(self.quantised), width, queries.batch, terms, self.device)
+            kept = self.tunings.get(key)
         return kept or tuning_for(width, queries.batch, terms, quantised=self.quantised)
 
     def picked(self, queries: Prepared, which: Sequence[int]) -> tuple[Prepared, list[int]]:
@@ -237,11 +237,12 @@ class Run:
             queries.batch,
             BLOCKS=layout.blocks,
             D=layout.width,
-            PIECE=self.piece(),
+            PIECE=tuning.piece(layout.width),
             L=layout.sketch,
             T=queries.terms.shape[0],
             BN=tile,
             TILE=tuning.tile,
+            PARTS=tuning.parts,
             RUN=run,
             GATE=min(GATE, run),
             SINGLE=filters.count == 1,
@@ -252,11 +253,6 @@ class Run:
             INTERPRET=INTERPRETED,
             num_warps=tuning.warps,
         )
-
-    def piece(self) -> int:
-        """Values of a row that are loaded together."""
-        width = self.layout.width
-        return self.tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
 
     def programs(self, most: int, tiles: int = 1) -> int:
         """How many programs a launch has for each of its tiles of queries: together as many as run at once.
@@ -295,20 +291,20 @@ class Run:
             num_warps=select_warps(capacity),
         )
         likely = self.likely(queries, status, capacity)
-        dense, lexical, ties, _ = self.rescored(queries, kept, status, likely)
+        exact = self.rescored(queries, kept, status, likely)
         best = (self.result.slots, self.result.dense, self.result.lexical)
         finish.rank[(queries.count, triton.cdiv(likely, RANKED))](
-            kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=RANKED, OTHERS=64, num_warps=4
+            kept, status, *exact, *best, capacity, self.k, ROWS=RANKED, OTHERS=RANKED, num_warps=1
         )
 
     def rescored(
         self, queries: Prepared, kept: Tensor, status: Tensor, rows: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """dense, lexical float64, ties int64, doubtful int8: [batch, capacity] each, of what was kept; programs are
+        """dense, lexical float64, ties int64, near float32: [batch, capacity] each, of what was kept; programs are
         launched for so many `rows` of a query, and take more in turns."""
         take, shape, layout = self.workspace.take, tuple(kept.shape), self.layout
         dense, lexical = take("dense", shape, torch.float64), take("lexical", shape, torch.float64)
-        ties, doubtful = take("ties", shape, torch.int64), take("doubtful", shape, torch.int8)
+        ties, near = take("ties", shape, torch.int64), take("near", shape, torch.float32)
         column = min(64, layout.width) or 16
         finish.rescore[(queries.count, triton.cdiv(max(rows, 1), RESCORED))](
             self.slabs.table,
@@ -322,7 +318,7 @@ class Run:
             dense,
             lexical,
             ties,
-            doubtful,
+            near,
             layout.arrays["dense"].offset,
             layout.arrays["sketch"].offset,
             self.hashes,
@@ -337,7 +333,7 @@ class Run:
             LINE_LEVELS=4,
             num_warps=8,
         )
-        return dense, lexical, ties, doubtful
+        return dense, lexical, ties, near
 
     def likely(self, queries: Prepared, status: Tensor, capacity: int) -> int:
         """For how many rows of a query programs are launched: k and half as many more is about what is kept.

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 
 from penstock.kernels.filtered_topk.answer import Found
-from penstock.kernels.filtered_topk.autotune import Tunings, key_of, quickest
+from penstock.kernels.filtered_topk.autotune import Tunings, key_of, operator_of, quickest
 from penstock.kernels.filtered_topk.prepare import prepared
 from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run
 from penstock.kernels.filtered_topk.tuning import Tuning, fitting
@@ -95,6 +95,5 @@ def autotune(
         return time.perf_counter()
 
     found = quickest(list(fitting(width, ready.batch, terms, quantised=quantised)), run, clock or now)
-    operator = "int8_topk" if quantised else "filtered_topk"
-    tunings.keep(key_of(operator, width, ready.batch, terms, device), found)
+    tunings.keep(key_of(operator_of(quantised), width, ready.batch, terms, device), found)
     return found
