@@ -75,15 +75,20 @@ class Graphs:
         key = (id(slabs), ready.batch, len(ready.terms), count, most)
         graph = self._kept.get(key)
         if graph is None or not graph.stands(slabs):
-            for stale in [other for other, kept in self._kept.items() if not kept.stands(slabs)]:
-                del self._kept[stale]
+            self._let_go(slabs)
             while len(self._kept) >= MOST:
                 self._kept.popitem(last=False)
             run = partial(Run, slabs, k=most, hashes=HASHED, tunings=self._tunings, quantised=self._quantised)
             graph = self._kept[key] = _Graph(run, ready, count, filters, self._workspace, self._capture)
             self.captures += 1
+            self._let_go(slabs)  # of those whose memory this one moved: they would keep what is no longer counted
         self._kept.move_to_end(key)
         return graph.answer(filters, ready)
+
+    def _let_go(self, slabs: Slabs) -> None:
+        """Of what can no longer be replayed."""
+        for stale in [key for key, kept in self._kept.items() if not kept.stands(slabs)]:
+            del self._kept[stale]
 
 
 def fits(filters: Filters, queries: Queries) -> bool:

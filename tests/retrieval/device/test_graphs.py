@@ -98,9 +98,10 @@ def test_graphs_work_in_the_memory_of_the_greatest_of_them(store):
     sizes = []
     for k in (5, 90, 5, 90, 5, 90):
         assert shown(store.search(asked, None, k, now_ms=0)) == oracle.search(asked, None, k, now_ms=0)
-        sizes.append((workspace.nbytes, graphs.captures))
-    assert sizes[1][0] > sizes[0][0] and len({size for size, _ in sizes[1:]}) == 1
-    assert [captures for _, captures in sizes] == [1, 2, 3, 3, 3, 3]
+        sizes.append((workspace.nbytes, graphs.captures, len(graphs._kept)))
+    assert sizes[1][0] > sizes[0][0] and len({size for size, _, _ in sizes[1:]}) == 1
+    assert [captures for _, captures, _ in sizes] == [1, 2, 3, 3, 3, 3]
+    assert [kept for _, _, kept in sizes] == [1, 1, 2, 2, 2, 2]  # what has moved is not kept by those it was moved from
 
 
 def test_a_batch_too_large_for_a_bucket_is_launched_step_by_step(store):
