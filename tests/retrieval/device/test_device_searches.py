@@ -10,6 +10,7 @@ import pytest
 import torch
 from store_inputs import gone, query, upsert, vector
 from store_oracle import Oracle, shown
+from triton.runtime.errors import OutOfResources
 
 from penstock.kernels.slabs.batch import FILTERS, QUERIES
 from penstock.kernels.slabs.layout import padded
@@ -17,6 +18,7 @@ from penstock.retrieval.device import search
 from penstock.retrieval.device.backend import BF16, INT8
 from penstock.retrieval.device.search import (
     NO_MEMORY,
+    NO_SHARED_MEMORY,
     NO_VALUES,
     TOO_LARGE,
     TOO_WIDE,
@@ -102,6 +104,7 @@ def test_rows_as_wide_as_kernels_multiply_are_taken():
 def test_scores_that_kernels_cannot_settle_a_full_device_and_wide_rows_are_the_hosts(store_of, monkeypatch):
     batch = rows(150)
     store, wanted = store_of(*batch), Oracle(batch).search(query(ROW), None, 9, now_ms=0)
+    store._device._graphs = None  # a device's scans go by graphs, and not by the operator that is replaced here
     operator = "int8_topk" if store._device._backend.planes == INT8 else "filtered_topk"
     honest = getattr(search, operator)
 
@@ -114,9 +117,13 @@ def test_scores_that_kernels_cannot_settle_a_full_device_and_wide_rows_are_the_h
     def without_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    def without_shared_memory(*_, **__):
+        raise OutOfResources(225_700, 101_376, "shared memory")
+
     for name, broken, why in (
         (operator, unsettled, UNSETTLED),
         (operator, without_memory, NO_MEMORY),
+        (operator, without_shared_memory, NO_SHARED_MEMORY),
         ("takes", lambda width: width > 16, TOO_WIDE),
     ):
         monkeypatch.setattr(search, name, broken)
