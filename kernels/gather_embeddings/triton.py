@@ -1,0 +1,48 @@
+"""The residual stream's beginning: a token's embedding, or an item's own vector in a token's place.
+
+**Layout.** codes int32 [T]: a token, or ~row of an item's vector. tokens [vocabulary, WIDTH] and vectors [rows, WIDTH]: the
+model's embedding and the items', each in its own dtype; out [T, WIDTH], the residual's. A code that neither has is the
+caller's to refuse.
+
+**Grid.** (T, ceil(WIDTH / BLOCK)).
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1_024
+WARPS = 4
+
+
+@triton.jit
+def gather(codes, tokens, vectors, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m_at = at < WIDTH
+    row = tl.program_id(0).to(tl.int64)
+    code = tl.load(codes + row).to(tl.int64)
+    if code >= 0:
+        x = tl.load(tokens + code * WIDTH + at, mask=m_at).to(out.dtype.element_ty)
+    else:
+        x = tl.load(vectors + (-1 - code) * WIDTH + at, mask=m_at).to(out.dtype.element_ty)
+    tl.store(out + row * WIDTH + at, x, mask=m_at)
+
+
+def gather_embeddings(codes: Tensor, tokens: Tensor, vectors: Tensor, out: Tensor) -> Tensor:
+    """`out`. Launches one kernel on the current stream and waits for nothing. Raises ValueError: other shapes."""
+    rows, width = out.shape
+    if codes.shape != (rows,) or tokens.shape[1] != width or vectors.shape[1] != width:
+        raise ValueError(
+            f"codes {list(codes.shape)}, tokens {list(tokens.shape)}, vectors {list(vectors.shape)}, out "
+            f"{list(out.shape)}: expected a code a row, and rows of {width} in both tables"
+        )
+    if rows:
+        block = min(BLOCK, triton.next_power_of_2(width))
+        gather[(rows, triton.cdiv(width, block))](
+            codes, tokens, vectors, out, WIDTH=width, BLOCK=block, num_warps=WARPS
+        )
+    return out

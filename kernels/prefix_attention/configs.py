@@ -1,0 +1,62 @@
+"""The forms that are compiled ahead of time: heads of Qwen3 models and of others like them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from penstock.kernels.aot.config import Config, Expectation
+from penstock.kernels.prefix_attention.tuning import TILE_TOKENS, tuning_for
+
+OPERATOR = "prefix_attention"
+SHAPES = ((16, 8, 128), (32, 8, 128), (40, 8, 128), (14, 2, 64), (8, 8, 64), (4, 1, 128))  # heads, kv_heads, size
+
+
+def configs() -> tuple[Config, ...]:
+    return (*(_attention(*shape) for shape in SHAPES), _merge(16, 128), _merge(14, 64))
+
+
+def _attention(heads: int, kv_heads: int, size: int) -> Config:
+    tuning = tuning_for(heads // kv_heads, size)
+    signature = {"qkv": "*bf16", "starts": "*i32", "tiles": "*i32", "out": "*bf16", "scale": "fp32"}
+    return Config(
+        name=f"{OPERATOR}/h{heads}/kv{kv_heads}/d{size}",
+        operator=OPERATOR,
+        kernel=lambda: _kernels().attention,
+        signature=signature,
+        constexprs={
+            "HEADS": heads,
+            "KV_HEADS": kv_heads,
+            "D": size,
+            "GROUP": tuning.group,
+            "TOKENS": tuning.tokens,
+            "SPLITS": TILE_TOKENS // tuning.tokens,
+            "KEYS": tuning.keys,
+            "STAGES": tuning.stages,
+            "INTERPRET": False,
+        },
+        divisible=("qkv", "starts", "tiles", "out"),
+        num_warps=tuning.warps,
+        num_stages=tuning.stages,
+        expects=Expectation(tensor_core=True, async_copies_128=True, ctas_per_sm=tuning.resident),
+    )
+
+
+def _merge(heads: int, size: int) -> Config:
+    signature = {"mine": "*bf16", "theirs": "*bf16", "lse": "*fp32", "lse_theirs": "*fp32", "count": "i32"}
+    return Config(
+        name=f"{OPERATOR}/merge/h{heads}/d{size}",
+        operator=OPERATOR,
+        kernel=lambda: _kernels().merge,
+        signature=signature,
+        constexprs={"HEADS": heads, "D": size, "PADDED": 1 << (heads - 1).bit_length()},
+        divisible=("mine", "theirs", "lse", "lse_theirs"),
+        num_warps=4,
+        num_stages=1,
+        expects=Expectation(ctas_per_sm=4),
+    )
+
+
+def _kernels() -> Any:
+    """Imported when one is asked for: a list of configs compiles nothing."""
+    return importlib.import_module("penstock.kernels.prefix_attention.triton")

@@ -1,0 +1,90 @@
+"""Queries and keys get their norms and their positions, in place, where a product of matrices left them.
+
+    h = h * rsqrt(mean(h^2) + epsilon) * weight[head];   (a, b) = (a cos - b sin, b cos + a sin)
+
+**Layout.** qkv [T, WIDTH]: of each token HEADS turned heads of 2 * HALF values (all query heads, then all key heads), then
+values, which nothing touches. weight [HEADS, 2 * HALF], a row a head. positions int32 [T]: an item's go on from its
+prefix's length, whatever stands between them. cosines, sines float32 [longest, HALF], by position: computed once, with
+the frequencies and the scale that the model has (sines of large angles are slow, and tables stay in the L2 cache).
+a and b are the halves of a head, as Qwen3 has them.
+
+**Grid.** (T,): a program a token, all of its heads, read and written once. Positions: Su, Lu, Pan, Murtadha, Wen, Liu,
+RoFormer, 2021.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def turn(
+    qkv,
+    weight,
+    positions,
+    cosines,
+    sines,
+    epsilon,
+    WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
+    PADDED: tl.constexpr,  # HEADS up to a power of two
+    HALF: tl.constexpr,  # a power of two
+):
+    token = tl.program_id(0)
+    heads, size = tl.arange(0, PADDED), tl.arange(0, HALF)
+    m_head = (heads < HEADS)[:, None]
+    place = heads[:, None] * (2 * HALF) + size
+    row = qkv + token.to(tl.int64) * WIDTH + place
+    WIDE: tl.constexpr = cosines.dtype.element_ty
+    a = tl.load(row, mask=m_head, other=0.0).to(WIDE)
+    b = tl.load(row + HALF, mask=m_head, other=0.0).to(WIDE)
+    scale = tl.rsqrt((tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / (2 * HALF) + epsilon)[:, None]
+    a *= scale * tl.load(weight + place, mask=m_head, other=0.0).to(WIDE)
+    b *= scale * tl.load(weight + place + HALF, mask=m_head, other=0.0).to(WIDE)
+    at = tl.load(positions + token).to(tl.int64) * HALF + size
+    cosine, sine = tl.load(cosines + at)[None, :], tl.load(sines + at)[None, :]
+    tl.store(row, (a * cosine - b * sine).to(qkv.dtype.element_ty), mask=m_head)
+    tl.store(row + HALF, (b * cosine + a * sine).to(qkv.dtype.element_ty), mask=m_head)
+
+
+def qk_norm_rope(
+    qkv: Tensor, weight: Tensor, positions: Tensor, cosines: Tensor, sines: Tensor, epsilon: float
+) -> Tensor:
+    """`qkv`, turned in place. Positions are the caller's to check: below len(cosines).
+
+    Launches one kernel on the current stream and waits for nothing. Raises ValueError: shapes that do not fit.
+    """
+    tokens, width = qkv.shape
+    heads, size = weight.shape
+    half = size // 2
+    if size < 2 or size & (size - 1) or heads * size > width or len(positions) != tokens:
+        raise ValueError(
+            f"qkv {list(qkv.shape)}, weight {list(weight.shape)}, {len(positions)} positions: expected heads of a power "
+            "of two that fit into a row, and a position a token"
+        )
+    if cosines.shape != sines.shape or cosines.shape[1] != half:
+        raise ValueError(f"cosines {list(cosines.shape)}, sines {list(sines.shape)}: expected [longest, {half}] both")
+    if tokens:
+        turn[(tokens,)](
+            qkv,
+            weight,
+            positions,
+            cosines,
+            sines,
+            epsilon,
+            WIDTH=width,
+            HEADS=heads,
+            PADDED=triton.next_power_of_2(heads),
+            HALF=half,
+            num_warps=warps_for(heads, size),
+        )
+    return qkv
+
+
+def warps_for(heads: int, size: int) -> int:
+    """So that a thread has about 32 values: a token's heads are 3,072 in a model of 0.6B parameters."""
+    return max(1, min(8, triton.next_power_of_2(heads) * size // 1_024))

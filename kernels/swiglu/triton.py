@@ -1,0 +1,41 @@
+"""silu(gate) * up, of both as one product of matrices leaves them side by side.
+
+**Layout.** gate_up [T, 2 * WIDTH], gate first; out [T, WIDTH], same dtype. silu(x) = x / (1 + exp(-x)), in float32
+(float64 where they are); the product is rounded once.
+
+**Grid.** (T, ceil(WIDTH / BLOCK)). Every byte is moved once: 6 a value of the output in bfloat16. Shazeer, GLU variants
+improve transformer, 2020.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1_024  # values of a program
+WARPS = 4
+
+
+@triton.jit
+def gate_times_up(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m_at = at < WIDTH
+    row = tl.program_id(0).to(tl.int64)
+    WIDE: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
+    gate = tl.load(gate_up + row * (2 * WIDTH) + at, mask=m_at, other=0.0).to(WIDE)
+    up = tl.load(gate_up + row * (2 * WIDTH) + WIDTH + at, mask=m_at, other=0.0).to(WIDE)
+    tl.store(out + row * WIDTH + at, (gate / (1.0 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=m_at)
+
+
+def swiglu(gate_up: Tensor, out: Tensor) -> Tensor:
+    """`out`. Launches one kernel on the current stream and waits for nothing. Raises ValueError: other shapes."""
+    rows, width = out.shape
+    if gate_up.shape != (rows, 2 * width):
+        raise ValueError(f"gate_up {list(gate_up.shape)} and out {list(out.shape)}: expected twice as wide")
+    if rows:
+        block = min(BLOCK, triton.next_power_of_2(width))
+        gate_times_up[(rows, triton.cdiv(width, block))](gate_up, out, WIDTH=width, BLOCK=block, num_warps=WARPS)
+    return out

@@ -1,0 +1,36 @@
+"""The forms that are compiled ahead of time: the hidden sizes of Qwen3 models."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from penstock.kernels.aot.config import Config, Expectation
+
+OPERATOR = "yes_no_head"
+WIDTHS = (1_024, 2_560)
+
+
+def configs() -> tuple[Config, ...]:
+    return tuple(_config(width) for width in WIDTHS)
+
+
+def _config(width: int) -> Config:
+    signature = {"residual": "*fp32", "delta": "*bf16", "weight": "*bf16", "answer": "*fp32", "logits": "*fp32"}
+    padded = 1 << (width - 1).bit_length()
+    return Config(
+        name=f"{OPERATOR}/d{width}",
+        operator=OPERATOR,
+        kernel=lambda: _kernels().log_odds,
+        signature={**signature, "epsilon": "fp32"},
+        constexprs={"WIDTH": width, "PADDED": padded},
+        divisible=tuple(signature),
+        num_warps=max(1, min(16, padded // 256)),
+        num_stages=1,
+        expects=Expectation(ctas_per_sm=4),
+    )
+
+
+def _kernels() -> Any:
+    """Imported when one is asked for: a list of configs compiles nothing."""
+    return importlib.import_module("penstock.kernels.yes_no_head.triton")

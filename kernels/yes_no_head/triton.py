@@ -1,0 +1,63 @@
+"""The log-odds of yes against no, from the last positions' hidden states alone: a norm and one dot product.
+
+    logit = sum(x * rsqrt(mean(x^2) + epsilon) * weight * answer),   x = residual + delta
+
+The two-row softmax of a vocabulary's head is the sigmoid of the difference of its rows, so `answer` is that difference
+and no vocabulary is multiplied.
+
+**Layout.** residual [N, WIDTH] and delta [N, WIDTH], each in its own float; weight [WIDTH]; answer float32 [WIDTH];
+logits float32 [N] out (float64 where `answer` is). Sums in the wider of them.
+
+**Grid.** (N,).
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# What Triton compiles has the types of its arguments, which are no Python types.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from penstock.kernels.add_rmsnorm.triton import warps_for
+
+
+@triton.jit
+def log_odds(
+    residual, delta, weight, answer, logits, epsilon, WIDTH: tl.constexpr, PADDED: tl.constexpr
+):
+    at = tl.arange(0, PADDED)
+    m_at = at < WIDTH
+    number = tl.program_id(0).to(tl.int64)
+    row = number * WIDTH + at
+    WIDE: tl.constexpr = answer.dtype.element_ty
+    x = tl.load(residual + row, mask=m_at, other=0.0).to(WIDE)
+    x += tl.load(delta + row, mask=m_at, other=0.0).to(WIDE)
+    turned = tl.load(weight + at, mask=m_at, other=0.0).to(WIDE) * tl.load(answer + at, mask=m_at, other=0.0)
+    scale = tl.rsqrt(tl.sum(x * x, axis=0) / WIDTH + epsilon)
+    tl.store(logits + number, tl.sum(x * turned, axis=0) * scale)
+
+
+def yes_no_head(
+    residual: Tensor, delta: Tensor, weight: Tensor, answer: Tensor, logits: Tensor, epsilon: float
+) -> Tensor:
+    """`logits`. Launches one kernel on the current stream and waits for nothing. Raises ValueError: other shapes."""
+    rows, width = residual.shape
+    if delta.shape != residual.shape or weight.shape != (width,) or answer.shape != (width,) or len(logits) != rows:
+        raise ValueError(
+            f"residual {list(residual.shape)}, delta {list(delta.shape)}, weight {list(weight.shape)}, answer "
+            f"{list(answer.shape)}, {len(logits)} logits: expected [N, width], [width] and [N]"
+        )
+    if rows:
+        log_odds[(rows,)](
+            residual,
+            delta,
+            weight,
+            answer,
+            logits,
+            epsilon,
+            WIDTH=width,
+            PADDED=triton.next_power_of_2(width),
+            num_warps=warps_for(width),
+        )
+    return logits
