@@ -34,7 +34,6 @@ class Prepared:
     terms: Tensor  # int32 [T]
     slack: Tensor  # float32 [3, BN]
     filter_of: Tensor  # int32 [BN]
-    scale: Tensor  # float64 [BN]: what a query was divided by
     exact: Tensor  # float32 [BN, D]: the queries as they are, zeros behind
     starts: Tensor  # int32 [BN + 1]
     exact_terms: Tensor  # int32
@@ -132,7 +131,6 @@ def prepared(
         terms=of_term,
         slack=_rounded_up(slack),
         filter_of=filter_of,
-        scale=scale,
         exact=exact,
         starts=starts,
         exact_terms=queries.terms.to(torch.int32),

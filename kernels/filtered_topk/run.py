@@ -1,7 +1,7 @@
-"""The launches of a filtered top-k and what is done with their answer, for every form of it: dense or int8 planes,
-whole blocks or gathered rows. What the steps are: triton.py beside this.
+"""The launches of a filtered top-k, for every form of it: dense or int8 planes, whole blocks or gathered rows. What the
+steps are: triton.py beside this. What is done with what they leave: answer.py.
 
-Nothing waits for the host before the answer is copied: how many blocks are live, how many rows survive and which
+Nothing waits for the host before the answer is read: how many blocks are live, how many rows survive and which
 threshold holds are read from device memory by the next launch.
 """
 
@@ -14,7 +14,8 @@ import torch
 import triton
 from torch import Tensor
 
-from penstock.kernels.filtered_topk import finish, scan
+from penstock.kernels.filtered_topk import answer, finish, scan
+from penstock.kernels.filtered_topk.answer import Found
 from penstock.kernels.filtered_topk.autotune import Tunings, key_of
 from penstock.kernels.filtered_topk.prepare import Prepared
 from penstock.kernels.filtered_topk.tuning import Tuning, select_warps, tuning_for
@@ -26,31 +27,10 @@ INTERPRETED = not isinstance(scan.scan, triton.JITFunction)
 SAMPLED = 64  # one live block in so many seeds the thresholds
 DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too high once in millions
 WIDEST = 16_384  # survivors that are narrowed in registers
-ROOM = 1 << 22  # survivors of a query that a rerun makes room for; of more, those above its certain threshold
 RESCORED = 128 if INTERPRETED else 16  # rows that a program scores exactly
 RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds
 RUN, SEEDS = 16, 4  # blocks whose rows are filtered before they are scored: of a scan, and of a seed, which has few
 GATE = 4  # of them, how many at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The best `k` of each query, best first; on the slabs' device but for what says host.
-
-    slots int64 [B, k], dense and lexical float64 [B, k]; past `counts` int32 [B] they mean nothing. totals int64 [F]:
-    rows that pass each filter. settled bool [B] (host): False where a score is the caller's to settle. looked_at: rows
-    of the live blocks; rescored int32 [B] (host); reruns: queries that were asked again.
-    """
-
-    slots: Tensor
-    dense: Tensor
-    lexical: Tensor
-    counts: Tensor
-    totals: Tensor
-    settled: Tensor
-    rescored: Tensor
-    looked_at: int
-    reruns: int
 
 
 class Workspace:
@@ -119,26 +99,18 @@ class Run:
         self.asked, self.tunings = tuning, tunings
         self.sampled, self.quantised = sampled, quantised
         self.blocks = slabs.pages * self.layout.blocks
-        self.reruns = 0
 
     def answer(self, queries: Prepared) -> Found:
-        capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
-        tau, totals = self.scanned(queries, capacity)
-        kept = totals.clone()  # the workspace's are written again by a rerun
-        if capacity > WIDEST:
-            return self.one_by_one(queries, tau, kept, capacity)
-        return self.settled(queries, self.finish(queries, tau, capacity), kept, capacity)
+        return answer.read(self, queries, self.launched(queries))
 
-    def launched(self, queries: Prepared) -> tuple[_Finished, Tensor, int]:
-        """What `settled` reads, totals still in the workspace. Nothing is waited for, so a CUDA graph may capture it.
-        Of a k whose queries have room for WIDEST survivors at most."""
+    def launched(self, queries: Prepared) -> Launched:
+        """Plan, seed, scan and finish. Nothing is waited for, so a CUDA graph may capture it."""
         capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
         tau, totals = self.scanned(queries, capacity)
-        return self.finish(queries, tau, capacity), totals, capacity
+        return Launched(tau, totals, capacity, None if capacity > WIDEST else self.finish(queries, tau, capacity))
 
     def scanned(self, queries: Prepared, capacity: int) -> tuple[Tensor, Tensor]:
         """Thresholds by query and totals by filter, behind plan, seed and scan."""
-        self.reruns = 0
         self.tuning = self.asked or self.tuned(queries)
         self.plan()
         tau = self.workspace.take("tau", (queries.batch,), torch.float32)
@@ -157,6 +129,10 @@ class Run:
             operator = "int8_topk" if self.quantised else "filtered_topk"
             kept = self.tunings.get(key_of(operator, width, queries.batch, terms, self.device))
         return kept or tuning_for(width, queries.batch, terms, quantised=self.quantised)
+
+    def only(self, queries: Prepared, query: int) -> Prepared:
+        """The batch with this query in the first place, and nobody else."""
+        return answer.only(queries, query)
 
     # --- launches --------------------------------------------------------------------------------------------------
 
@@ -295,7 +271,7 @@ class Run:
         held = torch.cuda.get_device_properties(self.device).multi_processor_count * self.tuning.resident
         return max(1, min(held // tiles, most))
 
-    def finish(self, queries: Prepared, tau: Tensor, capacity: int) -> _Finished:
+    def finish(self, queries: Prepared, tau: Tensor, capacity: int) -> Finished:
         take, batch = self.workspace.take, queries.batch
         kept = take("kept", (batch, capacity), torch.int32)
         reached = take("reached", (batch,), torch.float32)
@@ -321,7 +297,7 @@ class Run:
         )
         return self.ranked(queries, kept, reached, status)
 
-    def ranked(self, queries: Prepared, kept: Tensor, reached: Tensor, status: Tensor) -> _Finished:
+    def ranked(self, queries: Prepared, kept: Tensor, reached: Tensor, status: Tensor) -> Finished:
         """Exact scores and places of what was kept."""
         take, (batch, capacity) = self.workspace.take, kept.shape
         likely = self.likely(queries, status, capacity)
@@ -333,7 +309,7 @@ class Run:
         finish.rank[(queries.count, triton.cdiv(likely, RANKED))](
             kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=RANKED, OTHERS=64, num_warps=4
         )
-        return _Finished(best[0], best[1], best[2], reached, status)
+        return Finished(best[0], best[1], best[2], reached, status)
 
     def rescored(
         self, queries: Prepared, kept: Tensor, status: Tensor, rows: int
@@ -381,165 +357,25 @@ class Run:
             return max(1, int(status[: queries.count, finish.KEPT].max()))
         return started_for(self.k, capacity)
 
-    # --- the answer ------------------------------------------------------------------------------------------------
 
-    def settled(self, queries: Prepared, found: _Finished, totals: Tensor, capacity: int) -> Found:
-        """Reads what came of it, and asks again what is not proven."""
-        count = queries.count
-        slots, dense, lexical = (one[:count].clone() for one in (found.slots, found.dense, found.lexical))
-        status = found.status[:count].cpu()
-        kept, doubtful = status[:, finish.KEPT].clone(), status[:, finish.DOUBTFUL].clone()
-        looked_at = int(self.counters[scan.LOOKED_AT])
-        for query in (status[:, finish.PROVEN] == 0).nonzero().flatten().tolist():
-            bar, survivors = float(found.reached[query]), int(status[query, finish.FOUND])
-            again = self.again(self.only(queries, query), bar, survivors, capacity)
-            slots[query], dense[query], lexical[query] = again.slots, again.dense, again.lexical
-            kept[query], doubtful[query] = again.kept, again.doubtful
-        return Found(
-            slots=slots,
-            dense=dense,
-            lexical=lexical,
-            counts=kept.clamp(max=self.k),
-            totals=totals,
-            settled=doubtful == 0,
-            rescored=kept,
-            looked_at=looked_at,
-            reruns=self.reruns,
-        )
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What `rank` and the kernels before it left. slots int64, dense and lexical float64 [batch, k]; reached float32
+    [batch]; status int32 [batch, STATUS]."""
 
-    def one_by_one(self, queries: Prepared, tau: Tensor, totals: Tensor, capacity: int) -> Found:
-        """What `finish` and `settled` do, of more survivors than fit into registers: for a k above some 4,000."""
-        bars, counts = tau[: queries.count].tolist(), self.found[: queries.count].tolist()
-        looked_at = int(self.counters[scan.LOOKED_AT])
-        survivors = [
-            (self.slots[query, : min(count, capacity)].clone(), self.scores[query, : min(count, capacity)].clone())
-            for query, count in enumerate(counts)
-        ]
-        out = []
-        for query, (mine, bar, count) in enumerate(zip(survivors, bars, counts, strict=True)):
-            alone = self.only(queries, query)
-            one = self.narrowed(alone, *mine)
-            if count > capacity or not one.reached >= bar:
-                one = self.again(alone, one.reached, count, capacity)
-            out.append(one)
-        kept = torch.tensor([one.kept for one in out], dtype=torch.int32)
-        return Found(
-            slots=torch.stack([one.slots for one in out]),
-            dense=torch.stack([one.dense for one in out]),
-            lexical=torch.stack([one.lexical for one in out]),
-            counts=kept.clamp(max=self.k),
-            totals=totals,
-            settled=torch.tensor([one.doubtful == 0 for one in out]),
-            rescored=kept,
-            looked_at=looked_at,
-            reruns=self.reruns,
-        )
-
-    def only(self, queries: Prepared, query: int) -> Prepared:
-        """The batch with this query in the first place, and nobody else."""
-        return _only(queries, query)
-
-    def again(self, alone: Prepared, bar: float, survivors: int, capacity: int) -> _Alone:
-        """One query with a threshold that its k best are known to reach, and room for all who reach it."""
-        self.reruns += 1
-        totals = torch.zeros_like(self.filters.epochs)
-        tau = torch.full((alone.batch,), bar, device=self.device)
-        room = min(1 << (max(survivors, capacity) - 1).bit_length(), ROOM)
-        while True:
-            self.scan(alone, tau, totals, room)
-            survivors = int(self.found[0])
-            if survivors <= room:
-                return self.narrowed(alone, self.slots[0, :survivors], self.scores[0, :survivors])
-            room = 1 << (survivors - 1).bit_length()
-
-    def narrowed(self, alone: Prepared, found: Tensor, scores: Tensor) -> _Alone:
-        """What `finish` does, by torch, of any number of survivors of one query."""
-        slots, score = found.long(), scores.double()
-        norms = self.norms_of(slots)
-        slack = alone.slack[:, 0].double()
-        lost = alone.steps_of[1, 0].double() * norms[:, 2]
-        off = (slack[0] * norms[:, 0] + slack[1] * norms[:, 1] + slack[2] + lost) * (1 + 2.0**-20)
-        reached = -math.inf
-        if len(slots) >= self.k:
-            least = torch.topk(score - off, self.k).values[-1]
-            slots, reached = slots[score + off >= least], float(least)
-        kept = torch.zeros(1, max(len(slots), 1), dtype=torch.int32, device=self.device)
-        kept[0, : len(slots)] = slots
-        status = torch.zeros(1, finish.STATUS, dtype=torch.int32, device=self.device)
-        status[0, finish.KEPT] = len(slots)
-        dense, lexical, ties, _ = self.rescored(alone, kept, status, len(slots))
-        dense, lexical, ties = dense[0, : len(slots)], lexical[0, : len(slots)], ties[0, : len(slots)]
-        order = torch.argsort(ties)
-        order = order[torch.argsort((dense + lexical)[order], descending=True, stable=True)][: self.k]
-        out = _Alone.empty(self.k, self.device, len(slots), int(status[0, finish.DOUBTFUL]), reached)
-        for mine, theirs in ((out.slots, slots), (out.dense, dense), (out.lexical, lexical)):
-            mine[: len(order)] = theirs[order]
-        return out
-
-    def norms_of(self, slots: Tensor) -> Tensor:
-        """The greatest norms of the slots' blocks, and what quantising took from the row: float64 [n, 3]."""
-        out = torch.empty(max(len(slots), 1), 3, dtype=torch.float32, device=self.device)
-        finish.norms[(triton.cdiv(max(len(slots), 1), 128),)](
-            self.slabs.table,
-            self.slabs.offsets,
-            slots.to(torch.int32),
-            out,
-            len(slots),
-            BLOCKS=self.layout.blocks,
-            QUANTISED=self.quantised,
-        )
-        return out[: len(slots)].double()
+    slots: Tensor
+    dense: Tensor
+    lexical: Tensor
+    reached: Tensor
+    status: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class _Finished:
-    slots: Tensor  # int64 [batch, k]
-    dense: Tensor
-    lexical: Tensor
-    reached: Tensor  # float32 [batch]
-    status: Tensor  # int32 [batch, STATUS]
+class Launched:
+    """A batch on its way. tau float32 [batch], totals int64 [F]; finished: None where survivors may be too many to be
+    narrowed in registers. All of it is the workspace's."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Alone:
-    slots: Tensor  # int64 [k]
-    dense: Tensor
-    lexical: Tensor
-    kept: int
-    doubtful: int
-    reached: float  # by its k best, at least
-
-    @classmethod
-    def empty(cls, k: int, device: torch.device, kept: int, doubtful: int, reached: float) -> _Alone:
-        slots = torch.zeros(k, dtype=torch.int64, device=device)
-        dense, lexical = torch.zeros(2, k, dtype=torch.float64, device=device)
-        return cls(slots, dense, lexical, kept, doubtful, reached)
-
-
-def _only(queries: Prepared, query: int) -> Prepared:
-    """The batch with this query in the first place, and nobody else."""
-    first = torch.tensor([query], device=queries.vectors.device)
-    batch = 16
-
-    def rows(values: Tensor, fill: float = 0) -> Tensor:
-        out = torch.full((batch, *values.shape[1:]), fill, dtype=values.dtype, device=values.device)
-        out[:1] = values[first]
-        return out
-
-    begin, end = (int(n) for n in queries.starts[query : query + 2])
-    starts = torch.full((batch + 1,), end - begin, dtype=torch.int32, device=queries.starts.device)
-    starts[0] = 0
-    return Prepared(
-        count=1,
-        vectors=rows(queries.vectors),
-        weights=rows(queries.weights),
-        terms=queries.terms,
-        slack=rows(queries.slack.T).T.contiguous(),
-        steps_of=rows(queries.steps_of.T).T.contiguous(),
-        filter_of=rows(queries.filter_of, 63),
-        scale=rows(queries.scale, 1),
-        exact=rows(queries.exact),
-        starts=starts,
-        exact_terms=queries.exact_terms[begin:end],
-        exact_weights=queries.exact_weights[begin:end],
-    )
+    tau: Tensor
+    totals: Tensor
+    capacity: int  # survivors that a query has room for
+    finished: Finished | None

@@ -21,9 +21,10 @@ from collections.abc import Callable
 
 import torch
 
+from penstock.kernels.filtered_topk.answer import Found
 from penstock.kernels.filtered_topk.autotune import Tunings, key_of, quickest
 from penstock.kernels.filtered_topk.prepare import prepared
-from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Found, Run, Workspace
+from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run, Workspace
 from penstock.kernels.filtered_topk.tuning import Tuning, fitting
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 

@@ -21,8 +21,9 @@ import triton
 from torch import Tensor
 
 from penstock.kernels.filtered_topk import finish, scan
+from penstock.kernels.filtered_topk.answer import Found
 from penstock.kernels.filtered_topk.prepare import NOBODY, Prepared, prepared
-from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Found, Run, Workspace, seed_rank
+from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run, Workspace, seed_rank
 from penstock.kernels.filtered_topk.tuning import Tuning
 from penstock.kernels.gather_topk import gather
 from penstock.kernels.gather_topk.tuning import MOST_TERMS, QUERIES, gather_tuning
@@ -121,7 +122,6 @@ def tiled(arranged: Queries, layout: Layout) -> Prepared:
         terms=torch.stack(wide),
         slack=torch.cat([part.slack for part in parts], 1),
         filter_of=torch.cat([part.filter_of for part in parts]),
-        scale=torch.cat([part.scale for part in parts]),
         exact=torch.cat([part.exact for part in parts]),
         starts=arranged.starts,
         exact_terms=arranged.terms,

@@ -7,9 +7,10 @@ a few rows more than by bfloat16; they are scored from the bfloat16 rows as alwa
 
 from __future__ import annotations
 
+from penstock.kernels.filtered_topk.answer import Found
 from penstock.kernels.filtered_topk.autotune import Tunings
 from penstock.kernels.filtered_topk.prepare import prepared
-from penstock.kernels.filtered_topk.run import SAMPLED, Found, Run, Workspace
+from penstock.kernels.filtered_topk.run import SAMPLED, Run, Workspace
 from penstock.kernels.filtered_topk.tuning import Tuning
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 

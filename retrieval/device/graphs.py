@@ -19,9 +19,10 @@ from dataclasses import fields, replace
 
 import torch
 
+from penstock.kernels.filtered_topk.answer import Found, read
 from penstock.kernels.filtered_topk.autotune import Tunings
 from penstock.kernels.filtered_topk.prepare import Prepared, prepared
-from penstock.kernels.filtered_topk.run import WIDEST, Found, Run, Workspace, room_for
+from penstock.kernels.filtered_topk.run import WIDEST, Run, Workspace, room_for
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 from penstock.retrieval.store.page import HASHED
 
@@ -127,11 +128,9 @@ class _Graph:
     def answer(self, filters: Filters, queries: Prepared, reruns: Workspace) -> Found:
         self._fill(filters, queries)
         self._replay()
-        self.run.reruns = 0
         self.run.workspace = reruns
         try:
-            found, totals, capacity = self._launched
-            return self.run.settled(replace(self._queries, count=queries.count), found, totals.clone(), capacity)
+            return read(self.run, replace(self._queries, count=queries.count), self._launched)
         finally:
             self.run.workspace = self._workspace
 
