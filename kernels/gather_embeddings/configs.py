@@ -17,13 +17,15 @@ def configs() -> tuple[Config, ...]:
 
 def _config(width: int) -> Config:
     signature = {"codes": "*i32", "tokens": "*bf16", "vectors": "*bf16", "out": "*fp32"}
+    divisible = tuple(signature)
+    signature["count"] = "i32"
     return Config(
         name=f"{OPERATOR}/d{width}",
         operator=OPERATOR,
         kernel=lambda: _kernels().gather,
         signature=signature,
-        constexprs={"WIDTH": width, "BLOCK": 1_024},
-        divisible=tuple(signature),
+        constexprs={"WIDTH": width, "BLOCK": 1_024, "ROWS": 1},
+        divisible=divisible,
         num_warps=4,
         num_stages=1,
         expects=Expectation(ctas_per_sm=8),

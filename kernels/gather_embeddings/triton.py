@@ -4,7 +4,7 @@
 model's embedding and the items', each in its own dtype; out [T, WIDTH], the residual's. A code that neither has is the
 caller's to refuse.
 
-**Grid.** (T, ceil(WIDTH / BLOCK)).
+**Grid.** (ceil(T / ROWS), ceil(WIDTH / BLOCK)).
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -20,16 +20,18 @@ WARPS = 4
 
 
 @triton.jit
-def gather(codes, tokens, vectors, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def gather(codes, tokens, vectors, out, count, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    m_at = at < WIDTH
-    row = tl.program_id(0).to(tl.int64)
-    code = tl.load(codes + row).to(tl.int64)
-    if code >= 0:
-        x = tl.load(tokens + code * WIDTH + at, mask=m_at).to(out.dtype.element_ty)
-    else:
-        x = tl.load(vectors + (-1 - code) * WIDTH + at, mask=m_at).to(out.dtype.element_ty)
-    tl.store(out + row * WIDTH + at, x, mask=m_at)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    code = tl.load(codes + row, mask=row < count, other=0).to(tl.int64)[:, None]
+    row = row[:, None]
+    m_at = (row < count) & (at < WIDTH)
+    x = tl.load(tokens + code * WIDTH + at, mask=m_at & (code >= 0), other=0.0).to(out.dtype.element_ty)
+    own = tl.load(vectors + (-1 - code) * WIDTH + at, mask=m_at & (code < 0), other=0.0).to(out.dtype.element_ty)
+    tl.store(out + row * WIDTH + at, tl.where(code >= 0, x, own), mask=m_at)
+
+
+ROWS = 1 if isinstance(gather, triton.JITFunction) else 64  # the interpreter takes programs one by one
 
 
 def gather_embeddings(codes: Tensor, tokens: Tensor, vectors: Tensor, out: Tensor) -> Tensor:
@@ -42,7 +44,6 @@ def gather_embeddings(codes: Tensor, tokens: Tensor, vectors: Tensor, out: Tenso
         )
     if rows:
         block = min(BLOCK, triton.next_power_of_2(width))
-        gather[(rows, triton.cdiv(width, block))](
-            codes, tokens, vectors, out, WIDTH=width, BLOCK=block, num_warps=WARPS
-        )
+        grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, block))
+        gather[grid](codes, tokens, vectors, out, rows, WIDTH=width, BLOCK=block, ROWS=ROWS, num_warps=WARPS)
     return out

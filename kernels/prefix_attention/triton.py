@@ -32,6 +32,7 @@ themselves as in Juravsky, Brown, Ehrlich, Fu, Ré, Mirhoseini, Hydragen, 2024, 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import triton
@@ -96,13 +97,13 @@ def attention(
                 k, v = k.to(tl.float32), v.to(tl.float32)
             past = (at - prefix).to(tl.uint32, bitcast=True)  # the prefix; of a key in it more than anything
             sees = (past[None, :] >= skipped[:, None]) & (at[None, :] <= last[:, None])
-            scores = tl.where(sees, tl.dot(q, tl.trans(k)), float("-inf"))
+            scores = tl.where(sees, tl.dot(q, tl.trans(k), input_precision="ieee"), float("-inf"))
             higher = tl.maximum(best, tl.max(scores, axis=1))
             base = tl.where(higher == float("-inf"), 0.0, higher) * scale  # of a row that has seen no key so far
             weight = tl.math.exp2(scores * scale - base[:, None])
             before = tl.math.exp2(best * scale - base)
             total = total * before + tl.sum(weight, axis=1)
-            b_out = tl.dot(weight.to(v.dtype), v, b_out * before[:, None])
+            b_out = tl.dot(weight.to(v.dtype), v, b_out * before[:, None], input_precision="ieee")
             best = higher
         result = b_out / tl.where(total > 0.0, total, 1.0)[:, None]
         there_at = out + token.to(tl.int64)[:, None] * (HEADS * D) + head[:, None] * D + size
@@ -161,6 +162,8 @@ def prefix_attention(
             f"{heads * size}"
         )
     form = tuning or tuning_for(heads // kv_heads, size)
+    if INTERPRETED and tuning is None:
+        form = replace(form, tokens=TILE_TOKENS, keys=128)  # programs and loops are what takes time there
     splits = TILE_TOKENS // form.tokens
     attention[(len(tiles) * splits, kv_heads)](
         qkv,

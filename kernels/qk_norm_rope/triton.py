@@ -8,7 +8,7 @@ prefix's length, whatever stands between them. cosines, sines float32 [longest, 
 the frequencies and the scale that the model has (sines of large angles are slow, and tables stay in the L2 cache).
 a and b are the halves of a head, as Qwen3 has them.
 
-**Grid.** (T,): a program a token, all of its heads, read and written once. Positions: Su, Lu, Pan, Murtadha, Wen, Liu,
+**Grid.** (ceil(T / ROWS),): a program takes all heads of its tokens, which are read and written once. Positions: Su, Lu, Pan, Murtadha, Wen, Liu,
 RoFormer, 2021.
 """
 
@@ -29,26 +29,31 @@ def turn(
     cosines,
     sines,
     epsilon,
+    count,  # T
     WIDTH: tl.constexpr,
     HEADS: tl.constexpr,
     PADDED: tl.constexpr,  # HEADS up to a power of two
     HALF: tl.constexpr,  # a power of two
+    ROWS: tl.constexpr,
 ):
-    token = tl.program_id(0)
-    heads, size = tl.arange(0, PADDED), tl.arange(0, HALF)
-    m_head = (heads < HEADS)[:, None]
+    each, size = tl.arange(0, ROWS * PADDED), tl.arange(0, HALF)
+    heads, token = each % PADDED, tl.program_id(0) * ROWS + each // PADDED
+    m_head = ((heads < HEADS) & (token < count))[:, None]
     place = heads[:, None] * (2 * HALF) + size
-    row = qkv + token.to(tl.int64) * WIDTH + place
+    row = qkv + token.to(tl.int64)[:, None] * WIDTH + place
     WIDE: tl.constexpr = cosines.dtype.element_ty
     a = tl.load(row, mask=m_head, other=0.0).to(WIDE)
     b = tl.load(row + HALF, mask=m_head, other=0.0).to(WIDE)
     scale = tl.rsqrt((tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / (2 * HALF) + epsilon)[:, None]
     a *= scale * tl.load(weight + place, mask=m_head, other=0.0).to(WIDE)
     b *= scale * tl.load(weight + place + HALF, mask=m_head, other=0.0).to(WIDE)
-    at = tl.load(positions + token).to(tl.int64) * HALF + size
-    cosine, sine = tl.load(cosines + at)[None, :], tl.load(sines + at)[None, :]
+    at = tl.load(positions + token, mask=token < count, other=0).to(tl.int64)[:, None] * HALF + size
+    cosine, sine = tl.load(cosines + at), tl.load(sines + at)
     tl.store(row, (a * cosine - b * sine).to(qkv.dtype.element_ty), mask=m_head)
     tl.store(row + HALF, (b * cosine + a * sine).to(qkv.dtype.element_ty), mask=m_head)
+
+
+ROWS = 1 if isinstance(turn, triton.JITFunction) else 32  # tokens of a program; the interpreter takes them one by one
 
 
 def qk_norm_rope(
@@ -69,17 +74,19 @@ def qk_norm_rope(
     if cosines.shape != sines.shape or cosines.shape[1] != half:
         raise ValueError(f"cosines {list(cosines.shape)}, sines {list(sines.shape)}: expected [longest, {half}] both")
     if tokens:
-        turn[(tokens,)](
+        turn[(triton.cdiv(tokens, ROWS),)](
             qkv,
             weight,
             positions,
             cosines,
             sines,
             epsilon,
+            tokens,
             WIDTH=width,
             HEADS=heads,
             PADDED=triton.next_power_of_2(heads),
             HALF=half,
+            ROWS=ROWS,
             num_warps=warps_for(heads, size),
         )
     return qkv

@@ -3,7 +3,7 @@
 **Layout.** gate_up [T, 2 * WIDTH], gate first; out [T, WIDTH], same dtype. silu(x) = x / (1 + exp(-x)), in float32
 (float64 where they are); the product is rounded once.
 
-**Grid.** (T, ceil(WIDTH / BLOCK)). Every byte is moved once: 6 a value of the output in bfloat16. Shazeer, GLU variants
+**Grid.** (ceil(T / ROWS), ceil(WIDTH / BLOCK)). Every byte is moved once: 6 a value of the output in bfloat16. Shazeer, GLU variants
 improve transformer, 2020.
 """
 
@@ -20,14 +20,17 @@ WARPS = 4
 
 
 @triton.jit
-def gate_times_up(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def gate_times_up(gate_up, out, count, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    m_at = at < WIDTH
-    row = tl.program_id(0).to(tl.int64)
+    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    m_at = (row < count) & (at < WIDTH)
     WIDE: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
     gate = tl.load(gate_up + row * (2 * WIDTH) + at, mask=m_at, other=0.0).to(WIDE)
     up = tl.load(gate_up + row * (2 * WIDTH) + WIDTH + at, mask=m_at, other=0.0).to(WIDE)
     tl.store(out + row * WIDTH + at, (gate / (1.0 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=m_at)
+
+
+ROWS = 1 if isinstance(gate_times_up, triton.JITFunction) else 64  # the interpreter takes programs one by one
 
 
 def swiglu(gate_up: Tensor, out: Tensor) -> Tensor:
@@ -37,5 +40,6 @@ def swiglu(gate_up: Tensor, out: Tensor) -> Tensor:
         raise ValueError(f"gate_up {list(gate_up.shape)} and out {list(out.shape)}: expected twice as wide")
     if rows:
         block = min(BLOCK, triton.next_power_of_2(width))
-        gate_times_up[(rows, triton.cdiv(width, block))](gate_up, out, WIDTH=width, BLOCK=block, num_warps=WARPS)
+        grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, block))
+        gate_times_up[grid](gate_up, out, rows, WIDTH=width, BLOCK=block, ROWS=ROWS, num_warps=WARPS)
     return out

@@ -8,7 +8,7 @@ and no vocabulary is multiplied.
 **Layout.** residual [N, WIDTH] and delta [N, WIDTH], each in its own float; weight [WIDTH]; answer float32 [WIDTH];
 logits float32 [N] out (float64 where `answer` is). Sums in the wider of them.
 
-**Grid.** (N,).
+**Grid.** (ceil(N / ROWS),).
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -19,23 +19,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.add_rmsnorm.triton import warps_for
+from penstock.kernels.add_rmsnorm.triton import ROWS, warps_for
 
 
 @triton.jit
 def log_odds(
-    residual, delta, weight, answer, logits, epsilon, WIDTH: tl.constexpr, PADDED: tl.constexpr
+    residual,
+    delta,
+    weight,
+    answer,
+    logits,
+    epsilon,
+    count,  # N
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,  # WIDTH up to a power of two
+    ROWS: tl.constexpr,
 ):
-    at = tl.arange(0, PADDED)
-    m_at = at < WIDTH
-    number = tl.program_id(0).to(tl.int64)
-    row = number * WIDTH + at
+    number, at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
+    m_at = (number < count)[:, None] & (at < WIDTH)
+    row = number[:, None] * WIDTH + at
     WIDE: tl.constexpr = answer.dtype.element_ty
     x = tl.load(residual + row, mask=m_at, other=0.0).to(WIDE)
     x += tl.load(delta + row, mask=m_at, other=0.0).to(WIDE)
-    turned = tl.load(weight + at, mask=m_at, other=0.0).to(WIDE) * tl.load(answer + at, mask=m_at, other=0.0)
-    scale = tl.rsqrt(tl.sum(x * x, axis=0) / WIDTH + epsilon)
-    tl.store(logits + number, tl.sum(x * turned, axis=0) * scale)
+    w = tl.load(weight + at, mask=at < WIDTH, other=0.0).to(WIDE)
+    turned = w * tl.load(answer + at, mask=at < WIDTH, other=0.0)
+    scale = tl.rsqrt(tl.sum(x * x, axis=1) / WIDTH + epsilon)
+    tl.store(logits + number, tl.sum(x * turned, axis=1) * scale, mask=number < count)
 
 
 def yes_no_head(
@@ -49,15 +58,17 @@ def yes_no_head(
             f"{list(answer.shape)}, {len(logits)} logits: expected [N, width], [width] and [N]"
         )
     if rows:
-        log_odds[(rows,)](
+        log_odds[(triton.cdiv(rows, ROWS),)](
             residual,
             delta,
             weight,
             answer,
             logits,
             epsilon,
+            rows,
             WIDTH=width,
             PADDED=triton.next_power_of_2(width),
+            ROWS=ROWS,
             num_warps=warps_for(width),
         )
     return logits

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.ranker.engine.plan import Forward, MalformedRequest
-from penstock.ranker.engine.weights import Layer, Weights
+from penstock.ranker.engine.weights import Layer, Shape, Weights
 
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of a probability; held by tests/ranker/engine/test_determinism.py
 CHUNK_TOKENS = 512  # a chunk of the MLP's input, output and weights fits a core's share of the last-level cache
@@ -35,6 +35,19 @@ class Backend(Protocol):
 
     def logits(self, forward: Forward) -> NDArray[np.float64]:
         """Log-odds of yes against no, float64 [N], in the forward's order. Raises MalformedRequest."""
+
+
+def check_fits(forward: Forward, shape: Shape) -> None:
+    """Raises MalformedRequest where this model cannot score the forward."""
+    if len(forward.rows) and forward.rows.shape[1] != shape.hidden:
+        raise MalformedRequest(f"vectors of {forward.rows.shape[1]} numbers: the model's have {shape.hidden}")
+    if not len(forward):
+        return
+    low, high, longest = forward.tokens.min(), forward.tokens.max(), int(forward.positions.max()) + 1
+    if low < 0 or high >= shape.vocabulary:
+        raise MalformedRequest(f"tokens from {low} to {high}: the model has 0 to {shape.vocabulary - 1}")
+    if longest > shape.max_positions:
+        raise MalformedRequest(f"a prompt of {longest} tokens: the model takes {shape.max_positions}")
 
 
 class TorchBackend:
@@ -49,23 +62,11 @@ class TorchBackend:
         self._lock = threading.Lock()
 
     def logits(self, forward: Forward) -> NDArray[np.float64]:
-        self._check(forward)
+        check_fits(forward, self.weights.shape)
         if not len(forward.items):
             return np.zeros(0)
         with self._lock, torch.inference_mode():
             return self._run(forward)
-
-    def _check(self, forward: Forward) -> None:
-        shape = self.weights.shape
-        if len(forward.rows) and forward.rows.shape[1] != shape.hidden:
-            raise MalformedRequest(f"vectors of {forward.rows.shape[1]} numbers: the model's have {shape.hidden}")
-        if not len(forward):
-            return
-        low, high, longest = forward.tokens.min(), forward.tokens.max(), int(forward.positions.max()) + 1
-        if low < 0 or high >= shape.vocabulary:
-            raise MalformedRequest(f"tokens from {low} to {high}: the model has 0 to {shape.vocabulary - 1}")
-        if longest > shape.max_positions:
-            raise MalformedRequest(f"a prompt of {longest} tokens: the model takes {shape.max_positions}")
 
     def _run(self, forward: Forward) -> NDArray[np.float64]:
         shape = self.weights.shape

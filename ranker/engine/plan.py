@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from penstock.ranker.errors import RankerError
 
-TILE_TOKENS = 64  # queries of one attention tile, at most
+TILE_TOKENS = 64  # of one attention tile, at most: that of kernels/prefix_attention
 
 Tokens = NDArray[np.int32]  # [n]
 
@@ -73,8 +73,9 @@ class Forward:
     prefix_of: NDArray[np.int32]  # [N], index into `prefixes`, ascending
     last: NDArray[np.int64]  # [N], the place that is scored
     scores_of: tuple[tuple[int, int], ...]  # [N], (request, item)
-    # int32 [S, 5]: first, end, own, prefix first, prefix end. The queries first:end, at most TILE_TOKENS of one
-    # segment, attend to the whole prefix span (empty for a prefix's own tiles), and causally to own:end.
+    starts: NDArray[np.int32]  # [T], where each place's own segment begins: a prefix or an item
+    # int32 [S, 4]: first, end, prefix first, prefix end. The places first:end, at most TILE_TOKENS, of items that follow
+    # one prefix; each attends to the whole prefix span (empty for a prefix's own tiles), and causally from its start.
     tiles: NDArray[np.int32]
 
     def __len__(self) -> int:
@@ -205,7 +206,8 @@ def _lay_out(groups: Sequence[_Group]) -> Forward:
     prefixes: list[tuple[int, int]] = []
     spans: list[tuple[int, int]] = []
     prefix_of: list[int] = []
-    tiles: list[tuple[int, int, int, int, int]] = []
+    starts: list[Tokens] = []
+    tiles: list[tuple[int, int, int, int]] = []
     place = 0
     for number, group in enumerate(groups):
         length = len(group.prefix)
@@ -213,6 +215,7 @@ def _lay_out(groups: Sequence[_Group]) -> Forward:
         prefixes.append(prefix)
         pieces.append(group.prefix)
         positions.append(np.arange(length, dtype=np.int32))
+        starts.append(np.full(length, place, np.int32))
         tiles += _tiles(*prefix, (prefix[0], prefix[0]))
         place += length
         for placed in group.items:
@@ -226,8 +229,9 @@ def _lay_out(groups: Sequence[_Group]) -> Forward:
             positions.append(np.arange(length, length + len(item), dtype=np.int32))
             spans.append((place, end))
             prefix_of.append(number)
-            tiles += _tiles(place, end, prefix)
+            starts.append(np.full(len(item), place, np.int32))
             place = end
+        tiles += _tiles(prefix[1], place, prefix)
     items = np.array(spans, np.int32).reshape(-1, 2)
     return Forward(
         tokens=np.concatenate(pieces),
@@ -239,13 +243,14 @@ def _lay_out(groups: Sequence[_Group]) -> Forward:
         prefix_of=np.array(prefix_of, np.int32),
         last=items[:, 1].astype(np.int64) - 1,
         scores_of=tuple(placed.of for group in groups for placed in group.items),
-        tiles=np.array(tiles, np.int32).reshape(-1, 5),
+        starts=np.concatenate(starts),
+        tiles=np.array(tiles, np.int32).reshape(-1, 4),
     )
 
 
-def _tiles(first: int, end: int, prefix: tuple[int, int]) -> Iterator[tuple[int, int, int, int, int]]:
+def _tiles(first: int, end: int, prefix: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
     for start in range(first, end, TILE_TOKENS):
-        yield start, min(start + TILE_TOKENS, end), first, *prefix
+        yield start, min(start + TILE_TOKENS, end), *prefix
 
 
 def _check_tokens(name: str, tokens: Tokens) -> None:

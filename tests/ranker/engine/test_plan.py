@@ -109,11 +109,11 @@ def test_tiles_let_each_place_see_its_prefix_and_what_is_before_it_in_its_own_se
             for place in range(start, end)
         }
         seen = {}
-        for first, end, own, prefix_first, prefix_end in forward.tiles.tolist():
+        for first, end, prefix_first, prefix_end in forward.tiles.tolist():
             assert 0 < end - first <= TILE_TOKENS
             for place in range(first, end):
                 assert place not in seen
-                seen[place] = {*range(prefix_first, prefix_end), *range(own, place + 1)}
+                seen[place] = {*range(prefix_first, prefix_end), *range(forward.starts[place], place + 1)}
         assert seen == wanted
 
 
@@ -136,14 +136,8 @@ def test_requests_with_one_prefix_share_it_and_their_items_stand_by_length():
     assert forward.tokens.tolist() == [1, 2, 6, 8, 8, 5, 5, 5, 3, 7]
     assert forward.positions.tolist() == [0, 1, 2, 2, 3, 2, 3, 4, 0, 1]
     assert forward.scores_of == ((0, 1), (2, 0), (0, 0), (1, 0))
-    assert forward.tiles.tolist() == [
-        [0, 2, 0, 0, 0],
-        [2, 3, 2, 0, 2],
-        [3, 5, 3, 0, 2],
-        [5, 8, 5, 0, 2],
-        [8, 9, 8, 8, 8],
-        [9, 10, 9, 8, 9],
-    ]
+    assert forward.starts.tolist() == [0, 0, 2, 3, 3, 5, 5, 5, 8, 9]
+    assert forward.tiles.tolist() == [[0, 2, 0, 0], [2, 8, 0, 2], [8, 9, 8, 8], [9, 10, 8, 9]]
 
 
 def test_a_request_longer_than_a_forward_is_split_and_its_prefix_repeated():
