@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from penstock.kernels.add_rmsnorm.tuning import padded, warps_for
 from penstock.kernels.aot.config import Config, Expectation
 
 OPERATOR = "add_rmsnorm"
@@ -18,15 +19,14 @@ def configs() -> tuple[Config, ...]:
 def _config(width: int, *, adds: bool) -> Config:
     signature = {"residual": "*fp32", "delta": "*bf16", "weight": "*bf16", "out": "*bf16", "epsilon": "fp32"}
     signature["count"] = "i32"
-    padded = 1 << (width - 1).bit_length()
     return Config(
         name=f"{OPERATOR}/{'' if adds else 'first/'}d{width}",
         operator=OPERATOR,
         kernel=lambda: _kernels().add_rmsnorm_rows,
         signature=signature,
-        constexprs={"WIDTH": width, "PADDED": padded, "ROWS": 1, "ADDS": adds},
+        constexprs={"WIDTH": width, "PADDED": padded(width), "ROWS": 1, "ADDS": adds},
         divisible=("residual", "delta", "weight", "out"),
-        num_warps=max(1, min(16, padded // 256)),
+        num_warps=warps_for(width),
         num_stages=1,
         expects=Expectation(ctas_per_sm=4),
     )

@@ -2,11 +2,11 @@
 
     residual += delta;  out = residual * rsqrt(mean(residual^2) + epsilon) * weight
 
-**Layout.** residual [T, WIDTH], float32 or bfloat16, in place; delta [T, WIDTH] in any float, or none; out [T, WIDTH] in
-the dtype of the matrices. Sums and the norm are float32 (float64 where the residual is). Rows are contiguous.
+**Layout.** residual [T, WIDTH], float32 or bfloat16, in place; delta [T, WIDTH] in any float, or none; out [T, WIDTH],
+in the dtype of the matrices. Sums and the norm are float32 (float64 where the residual is). Rows are contiguous.
 
-**Grid.** (ceil(T / ROWS),): a program's rows stay in registers between their two readings. Every byte is moved once: 12 a
-value with a float32 residual, 6 without a delta. RMSNorm: Zhang, Sennrich, Root mean square layer normalization, 2019.
+**Grid.** (ceil(T / ROWS),): a program's rows stay in registers between their two readings. Every byte is moved once:
+12 a value with a float32 residual, 6 without a delta. Zhang, Sennrich, Root mean square layer normalization, 2019.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -16,6 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from penstock.kernels.add_rmsnorm.tuning import padded, warps_for
 
 
 @triton.jit
@@ -51,11 +53,6 @@ def add_rmsnorm_rows(
 ROWS = 1 if isinstance(add_rmsnorm_rows, triton.JITFunction) else 64
 
 
-def warps_for(width: int) -> int:
-    """So that a thread has about eight values: 128 bits a load, and all of a row on its way at once."""
-    return max(1, min(16, triton.next_power_of_2(width) // 256))
-
-
 def add_rmsnorm(residual: Tensor, delta: Tensor | None, weight: Tensor, out: Tensor, epsilon: float) -> Tensor:
     """`out`. Launches one kernel on the current stream and waits for nothing. Raises ValueError: other shapes."""
     rows, width = residual.shape
@@ -73,7 +70,7 @@ def add_rmsnorm(residual: Tensor, delta: Tensor | None, weight: Tensor, out: Ten
             epsilon,
             rows,
             WIDTH=width,
-            PADDED=triton.next_power_of_2(width),
+            PADDED=padded(width),
             ROWS=ROWS,
             ADDS=delta is not None,
             num_warps=warps_for(width),

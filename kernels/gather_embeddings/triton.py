@@ -1,8 +1,8 @@
 """The residual stream's beginning: a token's embedding, or an item's own vector in a token's place.
 
-**Layout.** codes int32 [T]: a token, or ~row of an item's vector. tokens [vocabulary, WIDTH] and vectors [rows, WIDTH]: the
-model's embedding and the items', each in its own dtype; out [T, WIDTH], the residual's. A code that neither has is the
-caller's to refuse.
+**Layout.** codes int32 [T]: a token, or ~row of an item's vector. tokens [vocabulary, WIDTH] and vectors [rows, WIDTH]:
+the model's embedding and the items', each in its own dtype; out [T, WIDTH], the residual's. A code that neither has is
+the caller's to refuse.
 
 **Grid.** (ceil(T / ROWS), ceil(WIDTH / BLOCK)).
 """

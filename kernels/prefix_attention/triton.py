@@ -10,7 +10,7 @@ matrices leaves them; out [T, heads * D]. A forward is [prefix | its items | pre
 **Tiles.** int32 [S, 4]: first, end, prefix first, prefix end. The tokens first:end, TILE_TOKENS at most, have this
 prefix in common and stand one behind the other, whatever items they are of: an item of two tokens fills no tile of its
 own. starts int32 [T] says where each token's own segment begins, so a tile's own keys are those from the first
-segment's start to its own end. A tile whose end is not above its first does nothing: a captured graph has some to spare.
+segment's start to its own end. A tile whose end is not above its first does nothing: captured graphs have some spare.
 
 **One axis of keys.** Number n of the axis is prefix first + n within the prefix and goes on at the first own key behind
 it, so a short prefix and short items share a block of keys and no block is padded between them. A query sees n where n

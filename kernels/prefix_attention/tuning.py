@@ -22,6 +22,6 @@ def tuning_for(group: int, size: int) -> Tuning:
     """For `group` query heads to a key head, of `size` values each."""
     padded = 1 << (group - 1).bit_length()
     tokens = max(1, min(TILE_TOKENS, ROWS // padded))
-    # 64 keys at a time take a quarter fewer instructions, and registers that let no second program in: what one waits for,
-    # its descriptor first, the other has to hide, since a loop is some seven blocks of keys long.
+    # 64 keys at a time take a quarter fewer instructions, and registers that let no second program in: what one waits
+    # for, its descriptor first, the other has to hide, since a loop is some seven blocks of keys long.
     return Tuning(padded, tokens, resident=2 if size <= 128 and padded == group else 1)

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from penstock.kernels.aot.config import Config, Expectation
+from penstock.kernels.qk_norm_rope.tuning import padded, warps_for
 
 OPERATOR = "qk_norm_rope"
 SHAPES = ((16, 8, 128), (32, 8, 128), (14, 2, 64))  # heads, kv_heads, size
@@ -18,7 +19,6 @@ def configs() -> tuple[Config, ...]:
 def _config(heads: int, kv_heads: int, size: int) -> Config:
     signature = {"qkv": "*bf16", "weight": "*bf16", "positions": "*i32", "cosines": "*fp32", "sines": "*fp32"}
     turned = heads + kv_heads
-    padded = 1 << (turned - 1).bit_length()
     return Config(
         name=f"{OPERATOR}/h{heads}/kv{kv_heads}/d{size}",
         operator=OPERATOR,
@@ -27,12 +27,12 @@ def _config(heads: int, kv_heads: int, size: int) -> Config:
         constexprs={
             "WIDTH": (heads + 2 * kv_heads) * size,
             "HEADS": turned,
-            "PADDED": padded,
+            "PADDED": padded(turned),
             "HALF": size // 2,
             "ROWS": 1,
         },
         divisible=tuple(signature),
-        num_warps=max(1, min(8, padded * size // 1_024)),
+        num_warps=warps_for(turned, size),
         num_stages=1,
         expects=Expectation(ctas_per_sm=3),
     )

@@ -2,14 +2,14 @@
 
     h = h * rsqrt(mean(h^2) + epsilon) * weight[head];   (a, b) = (a cos - b sin, b cos + a sin)
 
-**Layout.** qkv [T, WIDTH]: of each token HEADS turned heads of 2 * HALF values (all query heads, then all key heads), then
-values, which nothing touches. weight [HEADS, 2 * HALF], a row a head. positions int32 [T]: an item's go on from its
-prefix's length, whatever stands between them. cosines, sines float32 [longest, HALF], by position: computed once, with
+**Layout.** qkv [T, WIDTH]: of each token HEADS turned heads of 2 * HALF values (all query heads, then all key heads),
+then values, which nothing touches. weight [HEADS, 2 * HALF], a row a head. positions int32 [T]: an item's go on from
+its prefix's length, whatever stands between them. cosines, sines float32 [longest, HALF], by position: computed once, with
 the frequencies and the scale that the model has (sines of large angles are slow, and tables stay in the L2 cache).
 a and b are the halves of a head, as Qwen3 has them.
 
-**Grid.** (ceil(T / ROWS),): a program takes all heads of its tokens, which are read and written once. Positions: Su, Lu, Pan, Murtadha, Wen, Liu,
-RoFormer, 2021.
+**Grid.** (ceil(T / ROWS),): a program takes all heads of its tokens, which are read and written once. Su, Lu, Pan,
+Murtadha, Wen, Liu, RoFormer, 2021.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -19,6 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from penstock.kernels.qk_norm_rope.tuning import padded, warps_for
 
 
 @triton.jit
@@ -68,8 +70,8 @@ def qk_norm_rope(
     half = size // 2
     if size < 2 or size & (size - 1) or heads * size > width or len(positions) != tokens:
         raise ValueError(
-            f"qkv {list(qkv.shape)}, weight {list(weight.shape)}, {len(positions)} positions: expected heads of a power "
-            "of two that fit into a row, and a position a token"
+            f"qkv {list(qkv.shape)}, weight {list(weight.shape)}, {len(positions)} positions: expected heads of a "
+            "power of two that fit into a row, and a position a token"
         )
     if cosines.shape != sines.shape or cosines.shape[1] != half:
         raise ValueError(f"cosines {list(cosines.shape)}, sines {list(sines.shape)}: expected [longest, {half}] both")
@@ -84,14 +86,9 @@ def qk_norm_rope(
             tokens,
             WIDTH=width,
             HEADS=heads,
-            PADDED=triton.next_power_of_2(heads),
+            PADDED=padded(heads),
             HALF=half,
             ROWS=ROWS,
             num_warps=warps_for(heads, size),
         )
     return qkv
-
-
-def warps_for(heads: int, size: int) -> int:
-    """So that a thread has about 32 values: a token's heads are 3,072 in a model of 0.6B parameters."""
-    return max(1, min(8, triton.next_power_of_2(heads) * size // 1_024))

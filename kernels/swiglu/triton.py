@@ -3,8 +3,8 @@
 **Layout.** gate_up [T, 2 * WIDTH], gate first; out [T, WIDTH], same dtype. silu(x) = x / (1 + exp(-x)), in float32
 (float64 where they are); the product is rounded once.
 
-**Grid.** (ceil(T / ROWS), ceil(WIDTH / BLOCK)). Every byte is moved once: 6 a value of the output in bfloat16. Shazeer, GLU variants
-improve transformer, 2020.
+**Grid.** (ceil(T / ROWS), ceil(WIDTH / BLOCK)). Every byte is moved once: 6 a value of the output in bfloat16. Shazeer,
+GLU variants improve transformer, 2020.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"

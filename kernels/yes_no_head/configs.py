@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from penstock.kernels.add_rmsnorm.tuning import padded, warps_for
 from penstock.kernels.aot.config import Config, Expectation
 
 OPERATOR = "yes_no_head"
@@ -17,15 +18,14 @@ def configs() -> tuple[Config, ...]:
 
 def _config(width: int) -> Config:
     signature = {"residual": "*fp32", "delta": "*bf16", "weight": "*bf16", "answer": "*fp32", "logits": "*fp32"}
-    padded = 1 << (width - 1).bit_length()
     return Config(
         name=f"{OPERATOR}/d{width}",
         operator=OPERATOR,
         kernel=lambda: _kernels().log_odds,
         signature={**signature, "epsilon": "fp32", "count": "i32"},
-        constexprs={"WIDTH": width, "PADDED": padded, "ROWS": 1},
+        constexprs={"WIDTH": width, "PADDED": padded(width), "ROWS": 1},
         divisible=tuple(signature),
-        num_warps=max(1, min(16, padded // 256)),
+        num_warps=warps_for(width),
         num_stages=1,
         expects=Expectation(ctas_per_sm=4),
     )

@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.add_rmsnorm.triton import ROWS, warps_for
+from penstock.kernels.add_rmsnorm.triton import ROWS
+from penstock.kernels.add_rmsnorm.tuning import padded, warps_for
 
 
 @triton.jit
@@ -67,7 +68,7 @@ def yes_no_head(
             epsilon,
             rows,
             WIDTH=width,
-            PADDED=triton.next_power_of_2(width),
+            PADDED=padded(width),
             ROWS=ROWS,
             num_warps=warps_for(width),
         )

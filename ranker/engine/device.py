@@ -32,7 +32,7 @@ from torch import Tensor
 
 from penstock.kernels.add_rmsnorm.triton import add_rmsnorm
 from penstock.kernels.gather_embeddings.triton import gather_embeddings
-from penstock.kernels.prefix_attention.triton import INTERPRETED, prefix_attention
+from penstock.kernels.prefix_attention.triton import prefix_attention
 from penstock.kernels.qk_norm_rope.triton import qk_norm_rope
 from penstock.kernels.swiglu.triton import swiglu
 from penstock.kernels.yes_no_head.triton import yes_no_head
@@ -332,8 +332,8 @@ def _admit(needed: int, device: torch.device, tokens: int) -> None:
     free, whole = torch.cuda.mem_get_info(device)
     if needed + SPARE_BYTES > free:
         raise UnfitScorer(
-            f"the model and forwards of {tokens} tokens need {(needed + SPARE_BYTES) >> 20:,} MiB of {device}, which has "
-            f"{free >> 20:,} of {whole >> 20:,} MiB free: lower ranker.forward_tokens, or free the device"
+            f"the model and forwards of {tokens} tokens need {(needed + SPARE_BYTES) >> 20:,} MiB of {device}, which "
+            f"has {free >> 20:,} of {whole >> 20:,} MiB free: lower ranker.forward_tokens, or free the device"
         )
 
 
@@ -376,8 +376,3 @@ def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> 
 
 def _power(count: int, least: int) -> int:
     return max(least, 1 << max(0, count - 1).bit_length())
-
-
-def interpreted() -> bool:
-    """Whether this process's kernels run in Triton's interpreter."""
-    return INTERPRETED

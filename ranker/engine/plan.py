@@ -74,8 +74,8 @@ class Forward:
     last: NDArray[np.int64]  # [N], the place that is scored
     scores_of: tuple[tuple[int, int], ...]  # [N], (request, item)
     starts: NDArray[np.int32]  # [T], where each place's own segment begins: a prefix or an item
-    # int32 [S, 4]: first, end, prefix first, prefix end. The places first:end, at most TILE_TOKENS, of items that follow
-    # one prefix; each attends to the whole prefix span (empty for a prefix's own tiles), and causally from its start.
+    # int32 [S, 4]: first, end, prefix first, prefix end. The places first:end, at most TILE_TOKENS, are of items that
+    # follow one prefix; each attends to its whole span (empty for a prefix's own tiles), and causally from its start.
     tiles: NDArray[np.int32]
 
     def __len__(self) -> int:
