@@ -4,8 +4,8 @@
 
 **Layout.** qkv [T, WIDTH]: of each token HEADS turned heads of 2 * HALF values (all query heads, then all key heads),
 then values, which nothing touches. weight [HEADS, 2 * HALF], a row a head. positions int32 [T]: an item's go on from
-its prefix's length, whatever stands between them. cosines, sines float32 [longest, HALF], by position: computed once, with
-the frequencies and the scale that the model has (sines of large angles are slow, and tables stay in the L2 cache).
+its prefix's length, whatever stands between them. cosines, sines float32 [longest, HALF], by position: computed once,
+with the frequencies and the scale that the model has (sines of large angles are slow, and tables stay in the L2 cache).
 a and b are the halves of a head, as Qwen3 has them.
 
 **Grid.** (ceil(T / ROWS),): a program takes all heads of its tokens, which are read and written once. Su, Lu, Pan,
