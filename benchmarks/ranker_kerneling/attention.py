@@ -8,7 +8,7 @@ ones too, as many as kernels/prefix_attention/triton.py would run:
     share   of an SM, all its programs together: instructions issued, tensor cores, bytes of keys and values
 
 A program holds its place for its turn, or for what its SM needs for as many programs as it holds, if that is longer.
-Places are taken in the order of the grid, each by the next program as soon as it is free; the launch ends with the last.
+Places are taken in the order of the grid, each by the next program once it is free; the launch ends with the last.
 """
 
 from __future__ import annotations

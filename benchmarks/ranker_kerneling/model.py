@@ -24,7 +24,9 @@ tokens and the rest of the scored places alone. Padding, masked blocks and queri
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from benchmarks.kerneling.gpu import H200, LIKELY, Getting, Gpu
 from benchmarks.kerneling.model import Launch
@@ -39,6 +41,15 @@ PEAK = 989e12  # FLOP/s
 NARROW, WIDE = 2, 4  # bytes of a value: of the matrices, of the residual stream
 PCIE = 50e9  # bytes/s, pinned, fifth generation
 TRANSFER = 5e-6  # s of a copy beside its bytes
+A_LAYER = 9  # launches
+
+# What could be fused and is not: `predicted` says what it would give.
+TURNED = "attention turns its queries itself"  # and a launch turns keys alone
+ADDED = "products add to the residual stream"  # in float32, behind their last tile's loop
+GATED = "a product of our own, as quick as cuBLAS, applies SwiGLU"
+SORTED = "tiles stand longest first"
+STEPS = (TURNED, ADDED, GATED, SORTED)
+TURNING = 250  # instructions more of attention's beginning, about: a head's norm, two tables, a second reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,7 @@ class Forms:
     swiglu: Form
     gather: Form
     head: Form
-    swiglu_block: int = 1_024  # values of a program; of the gather too
+    block: int = 1_024  # values of a program of `swiglu` and `gather`
 
 
 @dataclass(slots=True)
@@ -131,80 +142,125 @@ def predicted(
     gpu: Gpu = H200,
     got: Getting = LIKELY,
     library: Library = CUBLAS,
+    steps: frozenset[str] = frozenset(),  # of STEPS, as if they were taken
 ) -> Prediction:
     """The launches of ranker/engine/device.py for one forward."""
     bucket = Bucket.of(len(forward), len(forward.items), len(forward.tiles))
-    hidden, inner, size = model.hidden_size, model.intermediate_size, model.head_dim
-    q_width = model.num_attention_heads * size
-    turned = q_width + model.num_key_value_heads * size
-    qkv_width = turned + model.num_key_value_heads * size
-    cache = L2(gpu.l2_bytes / 2)
-    made: list[Launch] = []
+    if TURNED in steps:
+        forms = replace(forms, attention=replace(forms.attention, outside=forms.attention.outside + TURNING))
+    if SORTED in steps:
+        keys = np.diff(forward.tiles[:, 2:]).ravel() + forward.tiles[:, 1] - forward.starts[forward.tiles[:, 0]]
+        forward = replace(forward, tiles=forward.tiles[np.argsort(-keys, kind="stable")])
+    launches = _Launches(model, forms, bucket, forward, gpu, got, library, steps)
+    inputs = WIDE * bucket.numbers + forward.rows.nbytes + WIDE * bucket.places
+    copies = (2 + bool(len(forward.rows))) * TRANSFER + inputs / PCIE
+    return Prediction(launches.all(), needed_flops(model, forward), len(forward.items), got, copies)
 
-    def far(reads: dict[str, float], writes: dict[str, float]) -> tuple[float, float]:
-        """Bytes from device memory and to it; bytes from the L2 cache."""
-        near = {name: cache.touch(name, held) for name, held in reads.items()}
-        for name, held in writes.items():
-            cache.touch(name, held)
-        missed = sum(held for name, held in reads.items() if not near[name])
-        return missed + sum(writes.values()), sum(reads.values()) - missed
 
-    def multiply(name: str, rows: int, columns: int, depth: int, source: str, out: str) -> None:
-        reads = {source: NARROW * rows * depth, f"{name} weights": NARROW * columns * depth}
-        weights_far = reads[f"{name} weights"]  # each layer has its own
-        cache._held.pop(f"{name} weights", None)
-        moved, _ = far(reads, {out: NARROW * rows * columns})
-        made.append(product(name, rows, columns, depth, max(moved, weights_far), gpu, got, library))
+Bytes = dict[str, float]  # by the tensor's name
 
-    def stream(
-        name: str, programs: float, form: Form, reads: dict[str, float], writes: dict[str, float]
-    ) -> None:
-        moved, near = far(reads, writes)
-        instructions = form.instructions * form.warps / gpu.partitions / got.issue / gpu.clock
+
+@dataclass(slots=True)
+class _Launches:
+    """A forward's, in their order. What lies in the L2 cache is known from what was launched before."""
+
+    model: ModelShape
+    forms: Forms
+    bucket: Bucket
+    forward: Forward
+    gpu: Gpu
+    got: Getting
+    library: Library
+    steps: frozenset[str]
+    made: list[Launch] = field(default_factory=list)
+    cache: L2 = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cache = L2(self.gpu.l2_bytes / 2)
+
+    def all(self) -> list[Launch]:
+        model, tokens, places = self.model, self.bucket.tokens, self.bucket.places
+        hidden, q_width = model.hidden_size, model.num_attention_heads * model.head_dim
+        self._stream(
+            "gather of embeddings",
+            tokens * -(-hidden // self.forms.block),
+            self.forms.gather,
+            {"embedding": NARROW * len(self.forward) * hidden},
+            {"x": WIDE * tokens * hidden},
+        )
+        for layer in range(model.num_hidden_layers):
+            self._attend(tokens, layer == 0)
+            if layer + 1 < model.num_hidden_layers:
+                self._finish(tokens, "x", "attended")
+        for name, row in (("x", WIDE * hidden), ("attended", NARROW * q_width)):
+            self._stream("scored places", places, self.forms.gather, {name: places * row}, {f"{name}'": places * row})
+        self._finish(places, "x'", "attended'")
+        ends = {"x'": WIDE * places * hidden, "delta": NARROW * places * hidden}
+        self._stream("yes/no head", places, self.forms.head, ends, {"logits": WIDE * places})
+        return self.made
+
+    def _attend(self, rows: int, first: bool) -> None:
+        model, forms = self.model, self.forms
+        hidden, kv_width = model.hidden_size, model.num_key_value_heads * model.head_dim
+        q_width = model.num_attention_heads * model.head_dim
+        x, h, delta = WIDE * rows * hidden, NARROW * rows * hidden, NARROW * rows * hidden
+        if first or ADDED in self.steps:
+            self._stream("add + RMSNorm", rows, forms.first_norm, {"x": x}, {"h": h})
+        else:
+            self._stream("add + RMSNorm", rows, forms.norm, {"x": x, "delta": delta}, {"x": x, "h": h})
+        self._multiply("qkv product", rows, q_width + 2 * kv_width, hidden, "h", "qkv")
+        turned = NARROW * rows * (kv_width if TURNED in self.steps else q_width + kv_width)
+        self._stream("norms, positions", rows, forms.turn, {"qkv": turned}, {"qkv": turned})
+        near = self.cache.touch("qkv", NARROW * rows * (q_width + 2 * kv_width))
+        spare = self.bucket.tiles - len(self.forward.tiles)
+        heads = model.num_attention_heads
+        self.made.append(attention(self.forward, forms.attention, heads, spare, not near, self.gpu, self.got))
+        self.cache.touch("attended", NARROW * rows * q_width)
+
+    def _finish(self, rows: int, x: str, attended: str) -> None:
+        hidden, inner = self.model.hidden_size, self.model.intermediate_size
+        added = x if ADDED in self.steps else ""
+        q_width = self.model.num_attention_heads * self.model.head_dim
+        self._multiply("out product", rows, hidden, q_width, attended, "delta", added)
+        residual, narrow = WIDE * rows * hidden, NARROW * rows * hidden
+        if added:
+            self._stream("add + RMSNorm", rows, self.forms.first_norm, {x: residual}, {"h": narrow})
+        else:
+            self._stream(
+                "add + RMSNorm", rows, self.forms.norm, {x: residual, "delta": narrow}, {x: residual, "h": narrow}
+            )
+        gate_up, activated = NARROW * rows * 2 * inner, NARROW * rows * inner
+        self._multiply("gate and up product", rows, 2 * inner, hidden, "h", "gate_up")
+        if GATED not in self.steps:
+            blocks = rows * -(-inner // self.forms.block)
+            self._stream("SwiGLU", blocks, self.forms.swiglu, {"gate_up": gate_up}, {"activated": activated})
+        self._multiply("down product", rows, hidden, inner, "activated", "delta", added)
+
+    def _multiply(self, name: str, rows: int, columns: int, depth: int, source: str, out: str, added: str = "") -> None:
+        """`added`: what it adds to, in place, rather than writing `out`."""
+        reads = {source: NARROW * rows * depth, f"weights {len(self.made)}": NARROW * columns * depth}
+        writes = {out: NARROW * rows * columns}
+        if added:
+            reads[added] = WIDE * rows * columns
+            writes = {added: WIDE * rows * columns}
+        moved, _ = self._moved(reads, writes)
+        self.made.append(product(name, rows, columns, depth, moved, self.gpu, self.got, self.library))
+
+    def _stream(self, name: str, programs: int, form: Form, reads: Bytes, writes: Bytes) -> None:
+        gpu, got = self.gpu, self.got
+        moved, near = self._moved(reads, writes)
         turn = got.latency + form.instructions * got.alone / gpu.clock
         parts = {
-            "memory": moved / (got.read * got.scanning) + near / library.l2,
+            "memory": moved / (got.read * got.scanning) + near / self.library.l2,
             "turns": programs / (gpu.sms * form.ctas) * turn,
-            "issue": programs / gpu.sms * instructions,
+            "issue": programs / gpu.sms * form.instructions * form.warps / gpu.partitions / got.issue / gpu.clock,
         }
         bound = max(parts, key=lambda part: parts[part])
-        made.append(Launch(name, got.latency + parts[bound], moved, 0.0, bound, parts))
+        self.made.append(Launch(name, got.latency + parts[bound], moved, 0.0, bound, parts))
 
-    def attend(rows: int, first: bool) -> None:
-        norm_reads = {"x": WIDE * rows * hidden} | ({} if first else {"delta": NARROW * rows * hidden})
-        norm_writes = {"h": NARROW * rows * hidden} | ({} if first else {"x": WIDE * rows * hidden})
-        stream("add + RMSNorm", rows, forms.first_norm if first else forms.norm, norm_reads, norm_writes)
-        multiply("qkv product", rows, qkv_width, hidden, "h", "qkv")
-        stream("norms, positions", rows, forms.turn, {"qkv": NARROW * rows * turned}, {"qkv": NARROW * rows * turned})
-        near = cache.touch("qkv", NARROW * rows * qkv_width)
-        spare = bucket.tiles - len(forward.tiles)
-        made.append(attention(forward, forms.attention, model.num_attention_heads, spare, not near, gpu, got))
-        cache.touch("attended", NARROW * rows * q_width)
-
-    def finish(rows: int, x: str, attended: str) -> None:
-        multiply("out product", rows, hidden, q_width, attended, "delta")
-        both = {x: WIDE * rows * hidden, "delta": NARROW * rows * hidden}
-        stream("add + RMSNorm", rows, forms.norm, both, {x: WIDE * rows * hidden, "h": NARROW * rows * hidden})
-        multiply("gate and up product", rows, 2 * inner, hidden, "h", "gate_up")
-        blocks = rows * -(-inner // forms.swiglu_block)
-        stream(
-            "SwiGLU", blocks, forms.swiglu, {"gate_up": NARROW * rows * 2 * inner}, {"activated": NARROW * rows * inner}
-        )
-        multiply("down product", rows, hidden, inner, "activated", "delta")
-
-    tokens, places = bucket.tokens, bucket.places
-    blocks = tokens * -(-hidden // forms.swiglu_block)
-    rows_read = {"embedding": NARROW * len(forward) * hidden}
-    stream("gather of embeddings", blocks, forms.gather, rows_read, {"x": WIDE * tokens * hidden})
-    for layer in range(model.num_hidden_layers):
-        attend(tokens, layer == 0)
-        if layer + 1 < model.num_hidden_layers:
-            finish(tokens, "x", "attended")
-    for name, width, value in (("x", hidden, WIDE), ("attended", q_width, NARROW)):
-        stream("scored places", places, forms.gather, {name: value * places * width}, {f"{name}'": value * places * width})
-    finish(places, "x'", "attended'")
-    ends = {"x'": WIDE * places * hidden, "delta": NARROW * places * hidden}
-    stream("yes/no head", places, forms.head, ends, {"logits": WIDE * places})
-    inputs = WIDE * bucket.numbers + forward.rows.nbytes + WIDE * places
-    copies = (2 + bool(len(forward.rows))) * TRANSFER + inputs / PCIE
-    return Prediction(made, needed_flops(model, forward), len(forward.items), got, copies)
+    def _moved(self, reads: Bytes, writes: Bytes) -> tuple[float, float]:
+        """Bytes from device memory and to it; bytes from the L2 cache."""
+        near = sum(size for name, size in reads.items() if self.cache.touch(name, size))
+        for name, size in writes.items():
+            self.cache.touch(name, size)
+        return sum(reads.values()) - near + sum(writes.values()), near

@@ -2,9 +2,9 @@
 
 out [M, N] = a [M, K] @ b [N, K].T in bfloat16, by tiles of the output, one CTA an SM, in waves of 132. A tile takes
 
-    loop      K / 16 steps, each the longer of what tensor cores multiply (2,048 products a cycle) and what shared memory
-              moves (128 bytes a cycle): each 64 rows of the tile read their own 64 and all columns of b, and both
-              operands are written there first. Divided by `mainloop`, what a long product gets of that
+    loop      K / 16 steps, each the longer of what tensor cores multiply (2,048 products a cycle) and what shared
+              memory moves (128 bytes a cycle): each 64 rows of the tile read their own 64 and all columns of b, and
+              both operands are written there first. Divided by `mainloop`, what a long product gets of that
     epilogue  accumulators are rounded, staged and stored; the tensor cores of the SM wait
 
 and a launch ceil(tiles / 132) of those and one filling of the pipeline, or what the way from the L2 cache or device
