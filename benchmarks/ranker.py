@@ -39,16 +39,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.ranking.caching import REQUESTS, caching  # noqa: E402  # found by the line above, wherever called from
+from benchmarks.ranker_kerneling.shapes import QWEN_0_6B  # noqa: E402  # found by the line above, wherever called from
+from benchmarks.ranking.caching import REQUESTS, caching  # noqa: E402
 from benchmarks.ranking.end_to_end import REQUESTS as E2E_REQUESTS  # noqa: E402
 from benchmarks.ranking.end_to_end import end_to_end  # noqa: E402
-from benchmarks.ranking.models import (  # noqa: E402
-    QWEN_0_6B,
-    fixed,
-    item_texts,
-    queries,
-    real,
-)
+from benchmarks.ranking.models import fixed, item_texts, queries, real  # noqa: E402
 from benchmarks.ranking.peers import Transformers, cross_encoder, oracle  # noqa: E402
 from benchmarks.ranking.soaking import POSTINGS, soak  # noqa: E402
 from benchmarks.ranking.surroundings import ROWS, surroundings  # noqa: E402
@@ -263,7 +258,7 @@ def true_shape(run: Run) -> None:
     shape = QWEN_0_6B
     directory = untrained.write(run.folder / "true", run.texts, shape)
     backend = TorchBackend(Weights.load(directory, torch.float32, run.answers), torch.get_num_threads())
-    peer = Transformers(directory, run.answers)
+    peer = Transformers.load(directory, run.answers)
     request = fixed(TRUE_ITEMS, QUERY_TOKENS, ITEM_TOKENS)
     found = interleaved(
         {
@@ -333,7 +328,7 @@ def main() -> int:
         run = Run(
             directory=directory,
             backend=TorchBackend(weights, threads),
-            peer=Transformers(directory, answers),
+            peer=Transformers.load(directory, answers),
             answers=answers,
             tokenizer=tokenizer,
             texts=np.random.default_rng(3).permutation(texts).tolist(),

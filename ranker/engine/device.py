@@ -120,7 +120,7 @@ class DeviceBackend:
         self._buffers = _Buffers(self.weights, device, self.most_tokens)
         self._slots = tuple(_Slot(self.weights, device, self.most_tokens) for _ in range(IN_FLIGHT))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._capture = capture or (None if self._stream is None else _Captures().captured)
+        self._capture = capture or (None if self._stream is None else Captures().captured)
         self._graphs: OrderedDict[Bucket, Callable[[], None]] = OrderedDict()
         self._turn = 0
         self._lock = threading.Lock()
@@ -292,7 +292,7 @@ class _Slot:
         return Launched(out, self._done)
 
 
-class _Captures:
+class Captures:
     """CUDA graphs that share one pool of memory."""
 
     def __init__(self) -> None:

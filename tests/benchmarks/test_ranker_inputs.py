@@ -52,7 +52,7 @@ def test_prompts_are_the_template_around_query_and_posting(directory, request_, 
 
 def test_contenders_agree(directory, tokenizer, request_):
     answers = tokenizer.yes, tokenizer.no
-    peer = Transformers(directory, answers)
+    peer = Transformers.load(directory, answers)
     backend = TorchBackend(Weights.load(directory, torch.float32, answers), 1)
     right = oracle(directory, answers, torch.float32)(request_)
     assert np.ptp(right) > 1e-3
