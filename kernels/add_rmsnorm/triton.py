@@ -52,7 +52,8 @@ def add_rmsnorm_rows(
 
 
 def add_rmsnorm(residual: Tensor, delta: Tensor | None, weight: Tensor, out: Tensor, epsilon: float) -> Tensor:
-    """`out`. Launches one kernel on the current stream and waits for nothing. Raises ValueError: other shapes or strides."""
+    """`out`. Launches one kernel on the current stream and waits for nothing. Raises ValueError: other shapes or
+    strides."""
     rows, width = residual.shape
     if out.shape != residual.shape or weight.shape != (width,) or (delta is not None and delta.shape != out.shape):
         raise ValueError(

@@ -11,7 +11,7 @@ from penstock.kernels.rowwise.rounding import SMALLEST, beyond, unit
 
 
 def differing(codes: Tensor, tokens: Tensor, vectors: Tensor, dtype: torch.dtype) -> int:
-    """Values, in memory that was poisoned, that are not the tables' own, rounded where `dtype` is narrower than they."""
+    """Values, in memory that was poisoned, that are not the tables', rounded where `dtype` is narrower."""
     out = torch.full((len(codes), tokens.shape[1]), torch.nan, dtype=dtype, device=codes.device)
     gather_embeddings(codes, tokens, vectors, out)
     wanted = reference.gather_embeddings(codes.cpu(), tokens.cpu(), vectors.cpu())

@@ -19,9 +19,14 @@ is of the prefix, or at or after its segment's start and not after itself.
 cores: keys and values are read once for all of them.
 
 **Invariant.** A token's result depends on the keys that it sees and on how they fall into blocks of KEYS: not on what
-else is in the forward, be it infinite or NaN. Rows that no tile names are neither read nor written. Every query sees
+else is in the forward. Rows that no tile names are neither read nor written, whatever they hold. Every query sees
 itself, so no sum is empty. Scores and sums are float32, weights are rounded to the values' dtype (float64, in the
 interpreter alone, is float64 throughout).
+
+**Expected.** Values of tokens that a tile names are finite: a neighbour's are multiplied by a weight of 0, which NaN
+and infinity survive (its keys may be anything). So they are where weights and vectors are: a norm stands before every
+product and leaves finite rows finite, and bfloat16 reaches as far as float32. A second pass that spares a row what it
+does not see takes 80 registers more, and with them a multiprocessor's second program.
 
 Grid: (S * ceil(TILE_TOKENS / TOKENS), kv_heads). The recurrence is that of Milakov, Gimelshein, Online normalizer
 calculation for softmax, 2018, over tiles as in Dao, FlashAttention-2, 2023; items that see a shared prefix and
@@ -84,71 +89,33 @@ def attention(
             q = wide(q)
         keys_of, values_of = qkv + (HEADS + kv_head) * D, qkv + (HEADS + KV_HEADS + kv_head) * D
         count = prefix + end - own
-        result = over_keys(
-            q, keys_of, values_of, prefix_first, prefix, own, count, skipped, last, ROW, D, KEYS, STAGES, INTERPRET, False
-        )
-        # A weight of 0 times a value that is not finite is no 0: whoever does not see that value is spared it.
-        if tl.sum((result != result).to(tl.int32)) > 0:
-            result = over_keys(
-                q, keys_of, values_of, prefix_first, prefix, own, count, skipped, last, ROW, D, KEYS, 1, INTERPRET, True
-            )
+        number = tl.arange(0, KEYS)
+        SUM: tl.constexpr = tl.float64 if q.dtype == tl.float64 else tl.float32
+        SCALE: tl.constexpr = LOG2E / D**0.5  # of a score, which is a power of two then
+        best = tl.full([TOKENS * GROUP], float("-inf"), SUM)
+        total = tl.zeros([TOKENS * GROUP], SUM)
+        b_out = tl.zeros([TOKENS * GROUP, D], SUM)
+        for begin in tl.range(0, count, KEYS, num_stages=STAGES):
+            at = begin + number
+            place = tl.where(at < prefix, prefix_first + at, own + at - prefix)
+            offsets = place.to(tl.int64)[:, None] * ROW + size
+            k = tl.load(keys_of + offsets, mask=(at < count)[:, None], other=0.0)
+            v = tl.load(values_of + offsets, mask=(at < count)[:, None], other=0.0)
+            if INTERPRET:
+                k, v = wide(k), wide(v)
+            past = (at - prefix).to(tl.uint32, bitcast=True)  # the prefix; of a key in it more than anything
+            sees = (past[None, :] >= skipped[:, None]) & (at[None, :] <= last[:, None])
+            scores = tl.where(sees, tl.dot(q, tl.trans(k), input_precision="ieee"), float("-inf"))
+            higher = tl.maximum(best, tl.max(scores, axis=1))
+            base = tl.where(higher == float("-inf"), 0.0, higher) * SCALE  # of a row that has seen no key so far
+            weight = tl.math.exp2(scores * SCALE - base[:, None])
+            before = tl.math.exp2(best * SCALE - base)
+            total = total * before + tl.sum(weight, axis=1)
+            b_out = tl.dot(weight.to(v.dtype), v, b_out * before[:, None], input_precision="ieee")
+            best = higher
+        result = b_out / tl.where(total > 0.0, total, 1.0)[:, None]
         there_at = out + token.to(tl.int64)[:, None] * (HEADS * D) + head[:, None] * D + size
         tl.store(there_at, result.to(out.dtype.element_ty), mask=m_row[:, None])
-
-
-@triton.jit
-def over_keys(
-    q,  # [rows, D]
-    keys_of,
-    values_of,
-    prefix_first,
-    prefix,
-    own,
-    count,  # keys of the axis
-    skipped,  # uint32 [rows]
-    last,  # [rows]
-    ROW: tl.constexpr,
-    D: tl.constexpr,
-    KEYS: tl.constexpr,
-    STAGES: tl.constexpr,
-    INTERPRET: tl.constexpr,
-    SPARE: tl.constexpr,  # a row that sees a value that is not finite is NaN, and no other
-):
-    """What the rows make of the keys that they see, [rows, D]."""
-    number, size = tl.arange(0, KEYS), tl.arange(0, D)
-    SUM: tl.constexpr = tl.float64 if q.dtype == tl.float64 else tl.float32
-    SCALE: tl.constexpr = LOG2E / D**0.5
-    best = tl.full([q.shape[0]], float("-inf"), SUM)
-    total = tl.zeros([q.shape[0]], SUM)
-    spoilt = tl.zeros([q.shape[0]], tl.int32)
-    b_out = tl.zeros([q.shape[0], D], SUM)
-    for begin in tl.range(0, count, KEYS, num_stages=STAGES):
-        at = begin + number
-        place = tl.where(at < prefix, prefix_first + at, own + at - prefix)
-        offsets = place.to(tl.int64)[:, None] * ROW + size
-        k = tl.load(keys_of + offsets, mask=(at < count)[:, None], other=0.0)
-        v = tl.load(values_of + offsets, mask=(at < count)[:, None], other=0.0)
-        if INTERPRET:
-            k, v = wide(k), wide(v)
-        past = (at - prefix).to(tl.uint32, bitcast=True)  # the prefix; of a key in it more than anything
-        sees = (past[None, :] >= skipped[:, None]) & (at[None, :] <= last[:, None])
-        if SPARE:
-            finite = tl.abs(v.to(SUM)) < float("inf")
-            bad = tl.max((~finite).to(tl.int32), axis=1)
-            spoilt = tl.maximum(spoilt, tl.max(tl.where(sees, bad[None, :], 0), axis=1))
-            v = tl.where(finite, v, 0.0)
-        scores = tl.where(sees, tl.dot(q, tl.trans(k), input_precision="ieee"), float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, axis=1))
-        base = tl.where(higher == float("-inf"), 0.0, higher) * SCALE  # of a row that has seen no key so far
-        weight = tl.math.exp2(scores * SCALE - base[:, None])
-        before = tl.math.exp2(best * SCALE - base)
-        total = total * before + tl.sum(weight, axis=1)
-        b_out = tl.dot(weight.to(v.dtype), v, b_out * before[:, None], input_precision="ieee")
-        best = higher
-    total = tl.where(total > 0.0, total, 1.0)  # a row that is no token's
-    if SPARE:
-        total = tl.where(spoilt > 0, float("nan"), total)
-    return b_out / total[:, None]
 
 
 def prefix_attention(
@@ -178,7 +145,8 @@ def prefix_attention(
         )
     if starts.shape != (len(qkv),) or tiles.ndim != 2 or tiles.shape[1] != 4:
         raise ValueError(
-            f"starts {list(starts.shape)} and tiles {list(tiles.shape)}: expected [{len(qkv)}], a start a token, and [S, 4]"
+            f"starts {list(starts.shape)} and tiles {list(tiles.shape)}: expected [{len(qkv)}], a start a token, and "
+            "[S, 4]"
         )
     if out.dtype != qkv.dtype or (qkv.dtype == torch.float64 and not INTERPRETED):
         raise ValueError(f"qkv of {qkv.dtype}, out of {out.dtype}: expected one dtype, float32 or less on a device")

@@ -68,7 +68,8 @@ def qk_norm_rope(
 ) -> Tensor:
     """`qkv`, turned in place. Positions are the caller's to check: below len(cosines).
 
-    Launches one kernel on the current stream and waits for nothing. Raises ValueError: shapes or strides that do not fit.
+    Launches one kernel on the current stream and waits for nothing. Raises ValueError: shapes or strides that
+    do not fit.
     """
     tokens, width = qkv.shape
     heads, size = weight.shape

@@ -8,15 +8,24 @@ from penstock.kernels.aot.config import Config, Expectation, kernel_of
 
 
 def row_form(
-    name: str, kernel: str, signature: Mapping[str, str], constexprs: Mapping[str, object], *, warps: int, resident: int
+    name: str,
+    kernel: str,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, object],
+    *,
+    warps: int,
+    resident: int,
+    module: str = "triton",
 ) -> Config:
-    """`kernel` is a function of the operator's triton.py, one row a program; its pointers are multiples of 16 bytes.
-    `resident`: programs that a multiprocessor holds, at least, which is what hides the memory's latency."""
+    """`kernel` is a function of that module of the operator's, one row a program; pointers are multiples of 16 bytes.
+
+    `resident`: programs that a multiprocessor holds, at least, which is what hides the memory's latency.
+    """
     operator = name.split("/", 1)[0]
     return Config(
         name=name,
         operator=operator,
-        kernel=kernel_of(f"penstock.kernels.{operator}.triton", kernel),
+        kernel=kernel_of(f"penstock.kernels.{operator}.{module}", kernel),
         signature=signature,
         constexprs={**constexprs, "ROWS": 1},
         divisible=tuple(argument for argument, type_ in signature.items() if type_.startswith("*")),

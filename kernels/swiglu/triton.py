@@ -1,7 +1,7 @@
 """silu(gate) * up, of both as one product of matrices leaves them side by side.
 
-**Layout.** gate_up [T, 2 * WIDTH], gate first; out [T, WIDTH], same dtype; both contiguous. silu(x) = x / (1 + exp(-x)),
-in float32 (float64 where they are): 0 where exp(-x) is infinite. The product is rounded once.
+**Layout.** gate_up [T, 2 * WIDTH], gate first; out [T, WIDTH], same dtype; both contiguous. silu(x) = x / (1 +
+exp(-x)), in float32 (float64 where they are): 0 where exp(-x) is infinite. The product is rounded once.
 
 **Grid.** (ceil(T / ROWS), ceil(WIDTH / BLOCK)). Every byte is moved once: 6 a value of the output in bfloat16. Shazeer,
 GLU variants improve transformer, 2020.

@@ -13,8 +13,8 @@ EPSILON = 2.0**-20  # which float32 has exactly
 
 
 def differing(residual: Tensor, delta: Tensor, weight: Tensor, answer: Tensor, epsilon: float = EPSILON) -> int:
-    """Logits, in memory that was poisoned, that rounding does not explain: terms may cancel, so it is a share of the sum
-    of their absolute values."""
+    """Logits, in memory that was poisoned, that rounding does not explain: terms may cancel, so it is a share of
+    the sum of their absolute values."""
     logits = torch.full((len(residual),), torch.nan, dtype=answer.dtype, device=answer.device)
     yes_no_head(residual, delta, weight, answer, logits, epsilon)
     given = [one.cpu() for one in (residual, delta, weight, answer)]
