@@ -27,5 +27,4 @@ def _config(width: int, *, adds: bool) -> Config:
         },
         {"WIDTH": width, "PADDED": padded(width), "ADDS": adds},
         warps=warps_for(width),
-        resident=4,
     )

@@ -85,8 +85,9 @@ def failures(config: Config, found: Figures) -> tuple[str, ...]:
             f"{main.async_copies.get(128, 0)} asynchronous copies of 128 bits in the main loop: expected "
             f"{expects.least_async_copies_128}; is the base declared with tl.multiple_of?"
         )
-    for what, by_bits in (("loads", main.loads), ("stores", main.stores)):
-        if expects.wide_access and share_of_128(by_bits) < MOSTLY:
+    moved = (("loads", expects.wide_loads, main.loads), ("stores", expects.wide_stores, main.stores))
+    for what, wide, by_bits in moved:
+        if wide and share_of_128(by_bits) < MOSTLY:
             said.append(
                 f"{share_of_128(by_bits):.0%} of the bytes that it {what} go 128 bits at a time ({what} by bits: "
                 f"{by_bits}): expected {MOSTLY:.0%}; are pointers and widths multiples of 16?"

@@ -25,7 +25,8 @@ class Expectation:
     tensor_core: bool = False  # HGMMA or IGMMA in the main loop
     async_copies_128: bool = False  # the main loop's tiles come by 128-bit LDGSTS, or by TMA; none by narrower LDGSTS
     least_async_copies_128: int = 0  # 128-bit LDGSTS of a thread in the main loop: a tile, beside loads that are meant
-    wide_access: bool = False  # most bytes that threads load and store go 128 bits at a time: kernels that move bytes
+    wide_loads: bool = False  # most bytes are loaded 128 bits at a time a thread, for kernels that only move them
+    wide_stores: bool = False  # and stored
     max_registers: int = MOST_REGISTERS  # a thread's
     ctas_per_sm: int = 1  # what the launcher's grid and the model assume; the compiled form must allow as many
     max_loop_instructions: int | None = None  # of the main loop's SASS, all warps running the same code

@@ -20,5 +20,4 @@ def _config(width: int) -> Config:
         {"codes": "*i32", "tokens": "*bf16", "vectors": "*fp32", "out": "*fp32", "count": "i32"},
         {"WIDTH": width, "BLOCK": BLOCK},
         warps=warps_for(BLOCK),
-        resident=8,
     )

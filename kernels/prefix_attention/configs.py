@@ -10,6 +10,9 @@ from penstock.kernels.rowwise.tuning import padded, warps_for
 OPERATOR = "prefix_attention"
 SHAPES = ((16, 8, 128), (32, 8, 128), (40, 8, 128), (14, 2, 64), (8, 8, 64), (4, 1, 128))  # heads, kv_heads, size
 
+# Of a block of 32 keys, by the size of a head: 16 scores and size / 2 sums a thread, masked, scaled and added up.
+MOST_INSTRUCTIONS = {64: 320, 128: 420}
+
 
 def configs() -> tuple[Config, ...]:
     return (*(_attention(*shape) for shape in SHAPES), _merge(16, 128), _merge(14, 64))
@@ -37,7 +40,12 @@ def _attention(heads: int, kv_heads: int, size: int) -> Config:
         divisible=("qkv", "starts", "tiles", "out"),
         num_warps=tuning.warps,
         num_stages=tuning.stages,
-        expects=Expectation(tensor_core=True, async_copies_128=True, ctas_per_sm=tuning.resident),
+        expects=Expectation(
+            tensor_core=True,
+            async_copies_128=True,
+            ctas_per_sm=tuning.resident,
+            max_loop_instructions=MOST_INSTRUCTIONS[size],
+        ),
     )
 
 
@@ -48,6 +56,5 @@ def _merge(heads: int, size: int) -> Config:
         {"mine": "*bf16", "theirs": "*bf16", "lse": "*fp32", "lse_theirs": "*fp32", "count": "i32"},
         {"HEADS": heads, "D": size, "PADDED": padded(heads)},
         warps=warps_for(padded(heads) * size, of_a_thread=16),
-        resident=4,
         module="merge",
     )

@@ -30,5 +30,5 @@ def _config(heads: int, kv_heads: int, size: int) -> Config:
         },
         {"WIDTH": (heads + 2 * kv_heads) * size, "HEADS": turned, "PADDED": padded(turned), "HALF": size // 2},
         warps=warps_of(turned, size),
-        resident=3,
+        busy=32,
     )

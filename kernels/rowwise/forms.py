@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from penstock.kernels.aot.config import Config, Expectation, kernel_of
 
+WARPS_PER_SM = 64
+
 
 def row_form(
     name: str,
@@ -14,12 +16,14 @@ def row_form(
     constexprs: Mapping[str, object],
     *,
     warps: int,
-    resident: int,
+    busy: int = WARPS_PER_SM,
+    wide_stores: bool = True,
     module: str = "triton",
 ) -> Config:
     """`kernel` is a function of that module of the operator's, one row a program; pointers are multiples of 16 bytes.
 
-    `resident`: programs that a multiprocessor holds, at least, which is what hides the memory's latency.
+    `busy`: warps that a multiprocessor holds at least, which is what hides the memory's latency. `wide_stores`: unless it
+    stores a number a row.
     """
     operator = name.split("/", 1)[0]
     return Config(
@@ -31,5 +35,5 @@ def row_form(
         divisible=tuple(argument for argument, type_ in signature.items() if type_.startswith("*")),
         num_warps=warps,
         num_stages=1,
-        expects=Expectation(wide_access=True, ctas_per_sm=resident),
+        expects=Expectation(wide_loads=True, wide_stores=wide_stores, ctas_per_sm=busy // warps),
     )

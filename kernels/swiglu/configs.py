@@ -20,5 +20,4 @@ def _config(width: int) -> Config:
         {"gate_up": "*bf16", "out": "*bf16", "count": "i32"},
         {"WIDTH": width, "BLOCK": BLOCK},
         warps=warps_for(BLOCK),
-        resident=8,
     )

@@ -28,5 +28,5 @@ def _config(width: int) -> Config:
         },
         {"WIDTH": width, "PADDED": padded(width)},
         warps=warps_for(width),
-        resident=4,
+        wide_stores=False,
     )
