@@ -30,6 +30,8 @@ class _Silent(types.ModuleType):
     """Whatever is taken from it, called or not, is itself."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # a module's own, which this one has or has not
         return self
 
     def __call__(self, *given: object, **named: object) -> Any:

@@ -30,6 +30,7 @@ import torch
 
 from benchmarks.kerneling.timing import BUFFERS, Timed, interleaved, peak_flops
 from benchmarks.ranker_kerneling import attending, loading, models, servers, shapes
+from benchmarks.ranker_kerneling.model import PEAK, needed_flops
 from benchmarks.ranker_kerneling.shapes import BUDGET, EMBEDDED, TEXT, TEXT_900, Asked
 from benchmarks.ranking.peers import Transformers
 from penstock.ranker.backends.scorer import probability
@@ -125,8 +126,18 @@ def items_per_s(session: Session, name: str, asked: Asked) -> float:
     run(len(buffers))  # graphs are captured
     spent = [run(session.runs) for _ in range(REPEATS)]
     rates = [asked.scored * session.runs / seconds for seconds in spent]
-    session.cells.append({"cell": f"{name}/{asked.name}", "requests_at_once": asked.queries, "items_per_s": rates})
-    return statistics.median(rates)
+    rate = statistics.median(rates)
+    needed = sum(needed_flops(shape, one) for one in plan(buffers[0], session.budget, session.budget)) / asked.scored
+    session.cells.append(
+        {
+            "cell": f"{name}/{asked.name}",
+            "requests_at_once": asked.queries,
+            "items_per_s": rates,
+            "share": rate * needed / PEAK,
+            "share_of_measured_peak": rate * needed / session.flops,
+        }
+    )
+    return rate
 
 
 def score(backend: DeviceBackend, request: Request, budget: int) -> Any:
