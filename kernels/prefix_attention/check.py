@@ -74,7 +74,7 @@ def differing(
     out = torch.full((len(qkv), heads * size), torch.nan, dtype=qkv.dtype)
     out[~covered] = UNTOUCHED
     out = out.to(qkv.device)
-    prefix_attention(qkv, starts, tiles, out, **shape, tuning=tuning)
+    prefix_attention(qkv, starts, tiles, out, heads=heads, kv_heads=kv_heads, size=size, tuning=tuning)
     keys = (tuning or tuning_for(heads // kv_heads, size)).keys
     return beyond(out, wanted, allowed(qkv, starts.cpu(), tiles.cpu(), **shape, keys=keys))
 
