@@ -248,7 +248,7 @@ class Engine:
             self._spent(part.of, "pack", packed - began)
         for forward in forwards:  # one, by what `choose` lets in
             logits = self._forward(self._the_backend(), forward)
-            for (number, at), logit in zip(forward.scores_of, logits.tolist(), strict=True):
+            for (number, at), logit in zip(forward.scores_of.tolist(), logits.tolist(), strict=True):
                 parts[number].of.logits[parts[number].items[at]] = logit
         self._worked_s = self._clock()
         self._shared = len(parts) > 1
@@ -419,7 +419,7 @@ class Engine:
     def _logits_of(self, backend: Backend, request: Request) -> NDArray[np.float64]:
         logits = np.full(len(request.items), np.nan)
         for forward in plan([request], self._limits.budget, self._limits.interactive):
-            logits[[at for _, at in forward.scores_of]] = self._forward(backend, forward)
+            logits[forward.scores_of[:, 1]] = self._forward(backend, forward)
         if not np.isfinite(logits).all():
             raise NonFiniteScore(f"a known request has logits {logits.tolist()}: the weights are damaged")
         return logits
