@@ -4,12 +4,12 @@ import time
 
 import numpy as np
 import pytest
-from known_scores import KNOWN, POISON, ROT, Held, PositionSum, expected, request, soon, wait
+from known_scores import FOREIGN, POISON, ROT, Held, PositionSum, expected, request, soon, wait
 
 from penstock.ranker.engine.engine import Limits
 from penstock.ranker.engine.errors import ForwardFailed
 from penstock.ranker.engine.flights import Flights
-from penstock.ranker.engine.plan import plan
+from penstock.ranker.engine.plan import MalformedRequest, plan
 from penstock.ranker.errors import NonFiniteScore
 
 
@@ -18,11 +18,14 @@ class OnADevice(PositionSum):
 
     def __init__(self):
         super().__init__()
-        self.company = {}  # tokens of a forward -> how many were in flight with it when it was launched
+        self.company = []  # of each launch: the last token, and those of what was launched before and not landed
 
     def launch(self, forward):
-        self.company[tuple(forward.tokens.tolist())] = self.launched - self.landed
-        return super().launch(forward)
+        last = int(forward.tokens[-1])
+        aloft = [int(one.tokens[-1]) for one in self.forwards[len(self.forwards) - self.launched + self.landed :]]
+        launched = super().launch(forward)
+        self.company.append((last, aloft))
+        return launched
 
 
 @pytest.fixture
@@ -64,7 +67,44 @@ def test_what_breaks_forwards_breaks_no_others_that_are_in_flight_with_it(engine
                 wait(one)
         else:
             assert wait(one).logits == pytest.approx(expected(one.request))
-    assert backend.company[(1, *[POISON] * 8)] == 0  # the second time
+    failed = [at for at, (token, _) in enumerate(backend.company) if token == POISON]
+    assert len(failed) == 2
+    assert backend.company[failed[1]] == (POISON, [])
+    assert backend.company[failed[1] + 1] == (9, [])  # the known answer, and nothing between
+
+
+def test_what_is_tried_alone_is_not_launched_behind_another(engines, backend):
+    held_ = held(engines, backend, Limits(10, 10))
+    deadline = soon()
+    first = held_.engine.submit(request([1], [10] * 8), deadline)
+    small, foreign = (held_.engine.submit(request([1], [token] * 4), deadline + 1) for token in (11, FOREIGN))
+    held_.release()
+    with pytest.raises(MalformedRequest, match="foreign"):
+        wait(foreign)
+    for one in (first, small):
+        assert wait(one).logits == pytest.approx(expected(one.request))
+    assert dict(backend.company[-2:]) == {10: [], 11: []}
+
+
+class OutOfMemory(OnADevice):
+    def launch(self, forward):
+        if 700 in forward.tokens:
+            raise MemoryError
+        return super().launch(forward)
+
+
+def test_what_is_tried_alone_has_nothing_launched_behind_it(engines):
+    """Else it would fail a second time by what cannot be launched."""
+    held_ = held(engines, OutOfMemory(), Limits(10, 10))
+    tokens = [POISON, 12, 700]
+    poisoned, good, large = (
+        held_.engine.submit(request([1], [token] * 8), soon() + at) for at, token in enumerate(tokens)
+    )
+    held_.release()
+    assert wait(good).logits == pytest.approx(expected(good.request))
+    for one, why in ((poisoned, "poisoned"), (large, "MemoryError")):
+        with pytest.raises(ForwardFailed, match=why):
+            wait(one)
 
 
 def test_a_request_whose_forwards_fail_together_is_tried_once_more(engines, backend):
@@ -80,7 +120,6 @@ def test_the_known_answer_is_asked_when_nothing_else_is_in_flight(engines, backe
     before = held_.engine.status().checked_s
     tokens = [ROT, 10, 11, 12]
     asked = [held_.engine.submit(request([1], [token] * 8), soon() + at) for at, token in enumerate(tokens)]
-    backend.company.clear()
     held_.release()
     with pytest.raises(NonFiniteScore):
         wait(asked[0])
@@ -88,7 +127,8 @@ def test_the_known_answer_is_asked_when_nothing_else_is_in_flight(engines, backe
         assert wait(one).logits == pytest.approx(expected(one.request))
     until(lambda: held_.engine.status().checked_s > before)
     assert backend.most_in_flight == 2
-    assert backend.company[(*KNOWN.prefix.tolist(), *KNOWN.items[0].tokens.tolist())] == 0
+    assert [token for token, _ in backend.company[-5:]] == [ROT, 10, 9, 11, 12]  # 9 is the known answer's
+    assert backend.company[-3] == (9, [])
     assert held_.engine.status().restarts == 0
 
 
