@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from penstock.kernels.filtered_topk.autotune import Tunings
 
 SETTING = "retrieval.device_bytes"
-SHARE = 0.9  # of what a device has free at the start; the rest is for what searches need while they run
+SHARE = 0.9  # of what a device has free at the start; the rest is for what is on its way, and for reruns
+BF16, INT8 = "bf16", "int8"  # planes that scans read
 
 # Triton's interpreter keeps one grid for the whole process, so one kernel runs at a time.
 INTERPRETING = threading.RLock()
@@ -40,7 +42,7 @@ class Budget:
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may give back for somebody while this thread takes
         self._held = 0
 
     @property
@@ -63,14 +65,34 @@ class Budget:
             self._held -= count
 
 
+class Claim:
+    """What one owner, who alone calls this, holds of a budget; it is the budget's again when nobody holds the claim."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._held = [0]
+        weakref.finalize(self, lambda held: budget.give_back(held[0]), self._held).atexit = False
+
+    def resize(self, what: str, needed: int) -> None:
+        """Holds so many bytes from here on. Raises OutOfRoom, and then holds what it held."""
+        more = needed - self._held[0]
+        if more > 0:
+            self._budget.take(what, more)
+        else:
+            self._budget.give_back(-more)
+        self._held[0] = needed
+
+
 @dataclass(frozen=True)
 class Backend:
-    """A device and what may be taken of it. `name`: cuda or interpreter. `scatters`: kernels write rows, else torch."""
+    """A device and what may be taken of it. `name`: cuda or interpreter. `scatters`: kernels write rows, else torch.
+    `planes`: what scans read, BF16 or INT8."""
 
     name: str
     device: torch.device
     budget: Budget = field(default_factory=lambda: Budget(None))
     scatters: bool = True
+    planes: str = BF16
 
     @cached_property
     def tunings(self) -> Tunings:
@@ -119,11 +141,11 @@ class Backend:
         )
 
 
-def choose(name: str, device_bytes: int | None = None) -> Backend | None:
+def choose(name: str, device_bytes: int | None = None, planes: str = BF16) -> Backend | None:
     """The backend that settings name; None: the host alone. Raises DeviceUnavailable, a ValueError of an unknown name.
 
     `device_bytes`: what the stores of this process may take of it; None: SHARE of what a CUDA device has free now, and
-    whatever there is in the interpreter.
+    whatever there is in the interpreter. `planes`: what scans read there, BF16 or INT8.
     """
     if name not in ("auto", "cpu", "cuda", "interpreter"):
         raise ValueError(f"retrieval.device: got {name!r}, expected auto, cpu, cuda or interpreter")
@@ -132,7 +154,7 @@ def choose(name: str, device_bytes: int | None = None) -> Backend | None:
     if name == "cpu":
         return None
     if name == "interpreter":
-        made = Backend(name, torch.device("cpu"), Budget(device_bytes), scatters=False)
+        made = Backend(name, torch.device("cpu"), Budget(device_bytes), scatters=False, planes=planes)
     elif not torch.cuda.is_available():
         raise DeviceUnavailable(
             "retrieval.device is cuda and torch finds no CUDA device: set it to auto or cpu, or give the process a "
@@ -140,8 +162,7 @@ def choose(name: str, device_bytes: int | None = None) -> Backend | None:
         )
     else:
         free, _ = torch.cuda.mem_get_info()
-        made = Backend(
-            name, torch.device("cuda", torch.cuda.current_device()), Budget(device_bytes or int(SHARE * free))
-        )
+        budget = Budget(device_bytes or int(SHARE * free))
+        made = Backend(name, torch.device("cuda", torch.cuda.current_device()), budget, planes=planes)
     made.ready()
     return made
