@@ -247,7 +247,14 @@ class RetrievalSettings(_Section):
         "interpreter, to look into them; auto: cuda where there is one, else cpu",
     )
     device_bytes: PositiveInt | None = Field(
-        None, description="what a shard's postings may take of the device; unset: 90 % of what is free at the start"
+        None,
+        description="what a shard's postings and searches may take of the device; unset: 90 % of what is free at the "
+        "start",
+    )
+    device_planes: Literal["bf16", "int8"] = Field(
+        "bf16",
+        description="what scans read there of the postings' vectors; int8: about half the bytes, the same answers, and "
+        "one plane more: vectors take half as much memory again there",
     )
     hold_epochs_ms: NonNegativeInt = Field(60_000, description="how long a page can be followed at its epoch")
     max_batch: PositiveInt = Field(32, description="searches that one scan answers")

@@ -17,7 +17,9 @@ from penstock.infra.telemetry import STAGE_SECONDS
 from penstock.ranker.backends.prompt import item_text
 from penstock.ranker.backends.scorer import ANYONE, Caller, Health, Scores, ScoringItem, ScoringQuery, probability
 from penstock.ranker.engine.arena import Arena, Filler, key_of
-from penstock.ranker.engine.engine import TOLERANCE, Engine, EngineStatus, Limits
+from penstock.ranker.engine.backend import Backend
+from penstock.ranker.engine.engine import Engine, EngineStatus, Limits
+from penstock.ranker.engine.keeper import TOLERANCE
 from penstock.ranker.engine.plan import Request, Text
 from penstock.ranker.engine.tokens import Encoded, Tokenizer, identity_of, notes
 from penstock.ranker.errors import RankerError, UnfitScorer
@@ -66,7 +68,7 @@ class EngineScorer:
         """A warm engine on a Qwen3-architecture directory. `now_ms` gives epoch milliseconds. Raises UnfitScorer."""
         import torch
 
-        from penstock.ranker.engine.forward import BOUND, Backend, TorchBackend
+        from penstock.ranker.engine.forward import BOUND, TorchBackend
         from penstock.ranker.engine.weights import Weights
 
         if dtype not in DTYPES:
