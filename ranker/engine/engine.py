@@ -210,6 +210,7 @@ class Engine:
                     continue
                 parts += self._flights.abandon()
                 log.exception("a forward failed", requests=len(parts))
+                error = error.with_traceback(None)  # its frames hold the backend, whose memory the next one needs
                 self._fail(parts, error)
                 self._shared = False
                 self._keeper.revive(error, self._rest)

@@ -30,17 +30,17 @@ BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of a probability; held by
 CHUNK_TOKENS = 512  # a chunk of the MLP's input, output and weights fits a core's share of the last-level cache
 
 
-def check_fits(forward: Forward, shape: Shape) -> None:
-    """Raises MalformedRequest where this model cannot score the forward."""
+def check_fits(forward: Forward, shape: Shape, longest: int) -> None:
+    """Raises MalformedRequest where this model, with prompts of at most `longest` tokens, cannot score the forward."""
     if len(forward.rows) and forward.rows.shape[1] != shape.hidden:
         raise MalformedRequest(f"vectors of {forward.rows.shape[1]} numbers: the model's have {shape.hidden}")
     if not len(forward):
         return
-    low, high, longest = forward.tokens.min(), forward.tokens.max(), int(forward.positions.max()) + 1
+    low, high, length = forward.tokens.min(), forward.tokens.max(), int(forward.positions.max()) + 1
     if low < 0 or high >= shape.vocabulary:
         raise MalformedRequest(f"tokens from {low} to {high}: the model has 0 to {shape.vocabulary - 1}")
-    if longest > shape.max_positions:
-        raise MalformedRequest(f"a prompt of {longest} tokens: the model takes {shape.max_positions}")
+    if length > longest:
+        raise MalformedRequest(f"a prompt of {length} tokens: the model takes {longest}")
 
 
 class TorchBackend:
@@ -65,7 +65,7 @@ class TorchBackend:
 
     def logits(self, forward: Forward) -> NDArray[np.float64]:
         """Log-odds of yes against no, float64 [N], in the forward's order. Raises MalformedRequest."""
-        check_fits(forward, self.weights.shape)
+        check_fits(forward, self.weights.shape, self.weights.shape.max_positions)
         if not len(forward.items):
             return np.zeros(0)
         with self._lock, torch.inference_mode():
