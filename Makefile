@@ -7,6 +7,8 @@ PYTHON := .venv/bin/python
 ARGS ?=
 # What decides whether tests pass is the code, not who else uses the machine's threads.
 export OMP_NUM_THREADS ?= 1
+# Some machines say that no compiled module shall be kept: each start of a role would compile torch or Beam anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # A target that fails on a machine that lacks something should say so.
 verdict = { status=$$?; echo; echo "What this machine has:"; $(PYTHON) infra/doctor.py; exit $$status; }

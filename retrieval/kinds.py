@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import Gauge
 
 from penstock.infra.settings import Settings
-from penstock.retrieval.device.backend import choose
+from penstock.retrieval.device.backend import Backend, choose
 from penstock.retrieval.encoder.shipped import SHIPPED_SPACE
 from penstock.retrieval.follower import DeadLetter, Follower, Lag
 from penstock.retrieval.indexer import Indexer
@@ -35,6 +35,7 @@ STANDING_QUERIES = Gauge("penstock_standing_queries", "Standing queries that new
 STANDING_LAG_SECONDS = Gauge("penstock_standing_lag_seconds", "How far this shard is behind alerts.query.v1")
 STANDING_LAG_OFFSETS = Gauge("penstock_standing_lag_offsets", "Standing queries this shard has not read yet")
 STANDING_MEMORY_BYTES = Gauge("penstock_standing_memory_bytes", "Memory of this shard's standing queries")
+STANDING_DEVICE_BYTES = Gauge("penstock_standing_device_bytes", "Memory of the device that holds standing queries")
 
 
 def lexicon_of(settings: Settings) -> Lexicon:
@@ -42,9 +43,14 @@ def lexicon_of(settings: Settings) -> Lexicon:
     return Lexicon(SHIPPED_SPACE if settings.models.encoder == EMBEDDED else None)
 
 
-def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, StoreCounts]:
-    """Raises DeviceUnavailable where `retrieval.device` cannot be had."""
-    backend = choose(settings.retrieval.device, settings.retrieval.device_bytes)
+def backend_of(settings: Settings) -> Backend | None:
+    """The device that both kinds share, and what may be taken of it. Raises DeviceUnavailable where `retrieval.device`
+    cannot be had."""
+    retrieval = settings.retrieval
+    return choose(retrieval.device, retrieval.device_bytes, retrieval.device_planes)
+
+
+def postings(settings: Settings, lexicon: Lexicon, backend: Backend | None) -> Kind[IndexUpdate, Store, StoreCounts]:
     codec = topic_codec(topics.INDEX, settings.kafka.schema_registry)
 
     def make(first_epoch: int) -> Store:
@@ -76,17 +82,16 @@ def postings(settings: Settings, lexicon: Lexicon) -> Kind[IndexUpdate, Store, S
     return Kind(make, follow, POSTINGS, measure)
 
 
-def standing_queries(settings: Settings) -> Kind[StandingQuery, StandingQueries, StandingCounts]:
-    """Raises DeviceUnavailable where `retrieval.device` cannot be had."""
-    backend = choose(settings.retrieval.device, settings.retrieval.device_bytes)
-    device = "cpu" if backend is None else backend.name
+def standing_queries(
+    settings: Settings, backend: Backend | None
+) -> Kind[StandingQuery, StandingQueries, StandingCounts]:
     codec = topic_codec(topics.STANDING_QUERIES, settings.kafka.schema_registry)
 
     def make(first_epoch: int) -> StandingQueries:
         return StandingQueries(
             first_epoch=first_epoch,
             tombstone_window_ms=settings.postings.tombstone_window_ms,
-            device=device,
+            backend=backend,
         )
 
     def follow(store: StandingQueries, dead_letter: DeadLetter) -> Follower[StandingQuery]:
@@ -96,6 +101,7 @@ def standing_queries(settings: Settings) -> Kind[StandingQuery, StandingQueries,
         counts = store.counts()
         STANDING_QUERIES.set(counts.live)
         STANDING_MEMORY_BYTES.set(counts.nbytes)
+        STANDING_DEVICE_BYTES.set(counts.bytes_device)
         STANDING_LAG_OFFSETS.set(lag.offsets)
         STANDING_LAG_SECONDS.set(lag.seconds)
         return counts

@@ -391,10 +391,10 @@ def serve_from(updates: Log, queries: Log, settings: Settings, stop: threading.E
     sys.setswitchinterval(SWITCH_S)
     folder = settings.data_dir / "retrieval" / own.shard
     lexicon = kinds.lexicon_of(settings)
-    shard = Shard(own, folder, updates.source, updates.letters, kinds.postings(settings, lexicon), now_ms)
-    standing = Shard(
-        own, folder / "standing", queries.source, queries.letters, kinds.standing_queries(settings), now_ms
-    )
+    backend = kinds.backend_of(settings)
+    shard = Shard(own, folder, updates.source, updates.letters, kinds.postings(settings, lexicon, backend), now_ms)
+    kept = kinds.standing_queries(settings, backend)
+    standing = Shard(own, folder / "standing", queries.source, queries.letters, kept, now_ms)
     service = RetrievalService(shard, standing, own.shard, own.threads, lexicon, limits_of(own))
     listener = grpc_avro.serve(
         own.listen,

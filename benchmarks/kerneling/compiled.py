@@ -35,7 +35,7 @@ def form(config: Config, checked: Checked) -> model.Form:
     gate = int(str(config.constexprs.get("GATE", 1)))
     return model.Form(
         warps=found.warps,
-        ctas=found.ctas_per_sm,
+        ctas=min(found.ctas_per_sm, config.expects.ctas_per_sm),  # as many as are launched
         hot=found.hot,
         barriers=found.main.barriers,
         gate=found.beside,
@@ -58,19 +58,24 @@ def predictions(checked: Sequence[Checked], getting: Getting = LIKELY) -> dict[i
             work = model.Work(ROWS, WIDTH, batch)
             room = room_for(work.k, work.rows)
             found[batch] = model.filtered_topk(
-                work, seed, scan, _a_pair(by_name), room, started_for(work.k, room), got=getting
+                work, seed, scan, _ranking(by_name), room, started_for(work.k, room), got=getting
             )
     return found
 
 
-def _a_pair(by_name: dict[str, Checked]) -> float:
-    """Instructions of a warp of `rank` for each 32 pairs of rows that it compares."""
+def _ranking(by_name: dict[str, Checked]) -> model.Ranking:
     config = next(one for one in configs("filtered_topk") if one.name == RANKING)
-    figures = by_name[RANKING].figures
-    if figures is None:
+    found = by_name[RANKING].figures
+    if found is None:
         raise ValueError(f"{RANKING} did not compile: {'; '.join(by_name[RANKING].failures)}")
-    pairs = int(str(config.constexprs["ROWS"])) * int(str(config.constexprs["OTHERS"]))
-    return figures.hot * figures.warps * 32 / pairs
+    return model.Ranking(
+        rows=int(str(config.constexprs["ROWS"])),
+        others=int(str(config.constexprs["OTHERS"])),
+        warps=found.warps,
+        ctas=found.ctas_per_sm,
+        hot=found.hot,
+        exact=found.main.instructions,
+    )
 
 
 def _of(prefix: str, batch: int) -> Config | None:

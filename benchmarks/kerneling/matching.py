@@ -15,9 +15,10 @@ import torch
 
 from benchmarks.kerneling.timing import BUFFERS
 from penstock.kernels.percolate.postings import Postings, staged
+from penstock.kernels.percolate.room import Room
 from penstock.kernels.percolate.rows import Queries, RowLayout, padded
 from penstock.kernels.percolate.standing import Standing
-from penstock.kernels.percolate.triton import Room, percolate
+from penstock.kernels.percolate.triton import percolate
 from penstock.kernels.percolate.tuning import PLACE
 
 if TYPE_CHECKING:

@@ -71,7 +71,7 @@ def _here(dense: int, sketch: int, ks: list[int], tune: bool) -> tuple[str, Iter
     from penstock.retrieval.device.backend import choose
 
     own = load().retrieval
-    backend = choose(own.device, own.device_bytes)
+    backend = choose(own.device, own.device_bytes, own.device_planes)
     if backend is None:
         found = "no CUDA device is found" if own.device == "auto" else "it runs no kernel"
         return f"retrieval.device is {own.device}, and {found}; --for sm_90 compiles without one", iter(())

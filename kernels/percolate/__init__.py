@@ -4,6 +4,7 @@
     rows.py       a standing query as a device holds it, and the certified bound on what its rounding costs
     standing.py   the standing queries of one space in slabs of device memory
     postings.py   a batch of postings as one piece of staging: condition bits, vectors, sketches
+    room.py       where what is found goes
     tuning.py     the tuned forms of the kernels, by width and bucket
     scan.py       the kernels
     triton.py     their launcher

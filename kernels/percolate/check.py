@@ -7,9 +7,10 @@ import torch
 
 from penstock.kernels.percolate.postings import staged
 from penstock.kernels.percolate.reference import Case, pairs
+from penstock.kernels.percolate.room import Room
 from penstock.kernels.percolate.rows import Queries, RowLayout, padded
 from penstock.kernels.percolate.standing import Standing
-from penstock.kernels.percolate.triton import Room, percolate
+from penstock.kernels.percolate.triton import percolate
 from penstock.kernels.percolate.tuning import PLACE
 
 POISON = -7

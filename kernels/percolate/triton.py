@@ -12,74 +12,17 @@ scores it exactly. The specification is reference.py; on a CPU the launches run 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 
 from penstock.kernels.percolate import rows, tuning
 from penstock.kernels.percolate.postings import Postings
+from penstock.kernels.percolate.room import Room, Survivors
 from penstock.kernels.percolate.scan import match, select
 from penstock.kernels.percolate.standing import Standing
 from penstock.kernels.percolate.tuning import DEMANDS, PLACE
 
 INTERPRET = not isinstance(match, triton.JITFunction)  # TRITON_INTERPRET was set when this module was imported
-
-
-class Room:
-    """Where percolations put what they find, one at a time, on the stream of their standing queries.
-
-    `capacity` pairs; the list between the two kernels grows with the standing queries.
-    """
-
-    def __init__(self, device: torch.device | str, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"room for {capacity} pairs: expected 1 or more")
-        self.device = torch.device(device)
-        self.capacity = capacity
-        self.counters = torch.zeros(2, dtype=torch.int64, device=self.device)
-        self.slots = torch.empty(capacity, dtype=torch.int32, device=self.device)
-        self.postings = torch.empty(capacity, dtype=torch.int32, device=self.device)
-        self.scores = torch.empty(capacity, dtype=torch.float32, device=self.device)
-        self._listed: tuple[torch.Tensor, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """Of device memory."""
-        return sum(part.nbytes for part in (self.counters, self.slots, self.postings, self.scores, *self._listed))
-
-    def listed(self, queries: int) -> tuple[torch.Tensor, ...]:
-        """Addresses, slots and masks of so many queries."""
-        if not self._listed or len(self._listed[0]) < queries:
-            kinds = (torch.int64, torch.int32, torch.int64)
-            self._listed = tuple(torch.empty(queries, dtype=kind, device=self.device) for kind in kinds)
-        return self._listed
-
-
-@dataclass(frozen=True, slots=True)
-class Survivors:
-    """What a percolation found, until its room is used again. Nothing here has waited for the device yet."""
-
-    room: Room
-
-    def count(self) -> int:
-        """How many pairs there are, also those past the room's capacity. Waits for the device."""
-        return int(self.room.counters[1].item())
-
-    def read(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Slot (place * PLACE + row), posting and approximate score of each pair, by slot and then posting.
-
-        Raises ValueError where the room was too small: run again with room for `count()`.
-        """
-        count = self.count()
-        if count > self.room.capacity:
-            raise ValueError(f"{count} pairs in a room for {self.room.capacity}: percolate again with a Room({count})")
-        parts = (self.room.slots, self.room.postings, self.room.scores)
-        slots, postings, scores = (part[:count].cpu().numpy() for part in parts)
-        order = np.lexsort((postings, slots))
-        return slots[order].astype(np.int64), postings[order].astype(np.int64), scores[order]
 
 
 def percolate(standing: Standing, places: torch.Tensor, batch: Postings, room: Room) -> Survivors:

@@ -16,6 +16,8 @@ from penstock.kernels.rowwise.rounding import SMALLEST, beyond, sums, unit
 
 Groups = Sequence[tuple[int, Sequence[int]]]  # prefixes' lengths, each with those of its items
 
+UNTOUCHED = -77.0  # where no tile has a token; NaN where one has, so that either fault shows
+
 
 def packed(groups: Groups) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(starts [T], tiles [S, 4], prefixes [P, 2], items [N, 2]) of a forward, as ranker/engine/plan.py lays it out."""
@@ -67,10 +69,12 @@ def differing(
 ) -> int:
     """Values, in memory that was poisoned, that rounding does not explain, and those that no tile has."""
     shape = {"heads": heads, "kv_heads": kv_heads, "size": size}
-    out = torch.full((len(qkv), heads * size), torch.nan, dtype=qkv.dtype, device=qkv.device)
-    prefix_attention(qkv, starts, tiles, out, **shape, tuning=tuning)
     wanted, covered = reference.prefix_attention(qkv, starts.cpu(), tiles.cpu(), **shape)
-    wanted[~covered] = torch.nan
+    wanted[~covered] = UNTOUCHED
+    out = torch.full((len(qkv), heads * size), torch.nan, dtype=qkv.dtype)
+    out[~covered] = UNTOUCHED
+    out = out.to(qkv.device)
+    prefix_attention(qkv, starts, tiles, out, heads=heads, kv_heads=kv_heads, size=size, tuning=tuning)
     keys = (tuning or tuning_for(heads // kv_heads, size)).keys
     return beyond(out, wanted, allowed(qkv, starts.cpu(), tiles.cpu(), **shape, keys=keys))
 
@@ -81,8 +85,7 @@ def differing_in_two_calls(qkv: Tensor, groups: Groups, *, heads: int, kv_heads:
     starts, tiles, prefixes, items = packed(groups)
     out = torch.full((len(qkv), heads * size), torch.nan, dtype=qkv.dtype, device=qkv.device)
     two_calls(qkv, Spans.of(prefixes.numpy(), items.numpy(), qkv.device), out, **shape)
-    wanted, covered = reference.prefix_attention(qkv, starts, tiles, **shape)
-    wanted[~covered] = torch.nan
+    wanted, _ = reference.prefix_attention(qkv, starts, tiles, **shape)
     return beyond(out, wanted, 2 * allowed(qkv, starts, tiles, **shape, keys=1))
 
 

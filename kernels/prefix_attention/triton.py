@@ -49,6 +49,7 @@ from penstock.kernels.prefix_attention.tuning import TILE_TOKENS, Tuning, tuning
 from penstock.kernels.rowwise.rows import INTERPRETED, check_contiguous, wide
 
 LOG2E = tl.constexpr(math.log2(math.e))
+MOST_VALUES = 1 << 31  # of qkv: offsets of keys are int32, which takes 12 registers less in the largest forms
 
 
 @triton.jit
@@ -98,7 +99,7 @@ def attention(
         for begin in tl.range(0, count, KEYS, num_stages=STAGES):
             at = begin + number
             place = tl.where(at < prefix, prefix_first + at, own + at - prefix)
-            offsets = place.to(tl.int64)[:, None] * ROW + size
+            offsets = place[:, None] * ROW + size
             k = tl.load(keys_of + offsets, mask=(at < count)[:, None], other=0.0)
             v = tl.load(values_of + offsets, mask=(at < count)[:, None], other=0.0)
             if INTERPRET:
@@ -134,23 +135,7 @@ def prefix_attention(
     Launches one kernel on the current stream and waits for nothing. Raises ValueError: shapes or strides that do not
     fit, float64 on a device.
     """
-    if size < 16 or size & (size - 1) or heads % kv_heads:
-        raise ValueError(
-            f"{heads} heads of {size} over {kv_heads}: expected heads of a power of two, 16 at least, in equal groups"
-        )
-    if qkv.shape[1] != (heads + 2 * kv_heads) * size or out.shape != (len(qkv), heads * size):
-        raise ValueError(
-            f"qkv {list(qkv.shape)} and out {list(out.shape)}: expected rows of {(heads + 2 * kv_heads) * size} and "
-            f"{heads * size}"
-        )
-    if starts.shape != (len(qkv),) or tiles.ndim != 2 or tiles.shape[1] != 4:
-        raise ValueError(
-            f"starts {list(starts.shape)} and tiles {list(tiles.shape)}: expected [{len(qkv)}], a start a token, and "
-            "[S, 4]"
-        )
-    if out.dtype != qkv.dtype or (qkv.dtype == torch.float64 and not INTERPRETED):
-        raise ValueError(f"qkv of {qkv.dtype}, out of {out.dtype}: expected one dtype, float32 or less on a device")
-    check_contiguous(qkv=qkv, starts=starts, tiles=tiles, out=out)
+    _check(qkv, starts, tiles, out, heads, kv_heads, size)
     if not len(tiles):
         return out
     form = tuning or tuning_for(heads // kv_heads, size)
@@ -175,3 +160,26 @@ def prefix_attention(
         num_stages=form.stages,
     )
     return out
+
+
+def _check(qkv: Tensor, starts: Tensor, tiles: Tensor, out: Tensor, heads: int, kv_heads: int, size: int) -> None:
+    """ValueError where they do not fit."""
+    if size < 16 or size & (size - 1) or heads % kv_heads:
+        raise ValueError(
+            f"{heads} heads of {size} over {kv_heads}: expected heads of a power of two, 16 at least, in equal groups"
+        )
+    if qkv.shape[1] != (heads + 2 * kv_heads) * size or out.shape != (len(qkv), heads * size):
+        raise ValueError(
+            f"qkv {list(qkv.shape)} and out {list(out.shape)}: expected rows of {(heads + 2 * kv_heads) * size} and "
+            f"{heads * size}"
+        )
+    if starts.shape != (len(qkv),) or tiles.ndim != 2 or tiles.shape[1] != 4:
+        raise ValueError(
+            f"starts {list(starts.shape)} and tiles {list(tiles.shape)}: expected [{len(qkv)}], a start a token, and "
+            "[S, 4]"
+        )
+    if out.dtype != qkv.dtype or (qkv.dtype == torch.float64 and not INTERPRETED):
+        raise ValueError(f"qkv of {qkv.dtype}, out of {out.dtype}: expected one dtype, float32 or less on a device")
+    if qkv.numel() >= MOST_VALUES:
+        raise ValueError(f"qkv {list(qkv.shape)}: expected less than {MOST_VALUES:,} values, whose offsets are int32")
+    check_contiguous(qkv=qkv, starts=starts, tiles=tiles, out=out)

@@ -43,22 +43,19 @@ def turn(
     HALF: tl.constexpr,  # a power of two
     ROWS: tl.constexpr,
 ):
-    each, size = tl.arange(0, ROWS), tl.arange(0, HALF)[None, None, :]
-    head = tl.arange(0, PADDED)[None, :, None]
-    token = tl.program_id(0) * ROWS + each
-    m_token = (token < count)[:, None, None]
-    m_head = m_token & (head < HEADS)
-    place = head * (2 * HALF) + size
-    row = qkv + token.to(tl.int64)[:, None, None] * WIDTH + place
+    each, size = tl.arange(0, ROWS * PADDED), tl.arange(0, HALF)
+    head, token = each % PADDED, tl.program_id(0) * ROWS + each // PADDED
+    m_head = ((head < HEADS) & (token < count))[:, None]
+    place = head[:, None] * (2 * HALF) + size
+    row = qkv + token.to(tl.int64)[:, None] * WIDTH + place
     a = wide(tl.load(row, mask=m_head, other=0.0))
     b = wide(tl.load(row + HALF, mask=m_head, other=0.0))
-    scale = tl.rsqrt((tl.sum(a * a, axis=2) + tl.sum(b * b, axis=2)) / (2 * HALF) + epsilon)[:, :, None]
-    a *= scale * wide(tl.load(weight + place, mask=head < HEADS, other=0.0))
-    b *= scale * wide(tl.load(weight + place + HALF, mask=head < HEADS, other=0.0))
-    position = tl.load(positions + token, mask=token < count, other=0).to(tl.int64)[:, None, None]
-    at = position * HALF + size  # once for all heads
-    cosine = tl.load(cosines + at, mask=m_token, other=0.0)
-    sine = tl.load(sines + at, mask=m_token, other=0.0)
+    scale = tl.rsqrt((tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / (2 * HALF) + epsilon)[:, None]
+    a *= scale * wide(tl.load(weight + place, mask=m_head, other=0.0))
+    b *= scale * wide(tl.load(weight + place + HALF, mask=m_head, other=0.0))
+    # Of all heads the same: Triton sees it, and loads a thread's columns once.
+    at = tl.load(positions + token, mask=token < count, other=0).to(tl.int64)[:, None] * HALF + size
+    cosine, sine = tl.load(cosines + at), tl.load(sines + at)
     tl.store(row, (a * cosine - b * sine).to(qkv.dtype.element_ty), mask=m_head)
     tl.store(row + HALF, (b * cosine + a * sine).to(qkv.dtype.element_ty), mask=m_head)
 

@@ -22,8 +22,8 @@ def row_form(
 ) -> Config:
     """`kernel` is a function of that module of the operator's, one row a program; pointers are multiples of 16 bytes.
 
-    `busy`: warps that a multiprocessor holds at least, which is what hides the memory's latency. `wide_stores`: unless it
-    stores a number a row.
+    `busy`: warps that a multiprocessor holds at least, which is what hides the memory's latency. `wide_stores`: unless
+    it stores one number a row.
     """
     operator = name.split("/", 1)[0]
     return Config(

@@ -26,9 +26,10 @@ class Pages:
         self.wanted = [arena.cpu().clone() for arena in self.arenas]
         self.device = device
 
-    def scatter(self, segments: Segments, count: int) -> None:
-        """Random records to random slots, a few of them nowhere."""
-        staging = Staging(segments, count + 3, self.device)
+    def scatter(self, segments: Segments, count: int, staging: Staging | None = None) -> None:
+        """Random records to random slots, a few of them nowhere; by this staging once it is free, or by a new one."""
+        staging = Staging(segments, count + 3, self.device) if staging is None else staging
+        staging.ready()
         slots = torch.randperm(segments.per_page * len(self.arenas), generator=self.chance)[:count]
         slots[::7] = -1
         staging.slots[:count] = slots

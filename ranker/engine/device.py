@@ -8,20 +8,22 @@ A layer is nine launches: add + RMSNorm, product, norms and positions of queries
 RMSNorm, product, SwiGLU, product; products are torch's, everything between is kernels/. In the last layer only the
 scored places go on behind attention.
 
-Buckets: tokens up to an eighth more than there are, scored places to a power of two. What is padded is computed and
-read by nobody: every step but attention is a matter of single tokens, and no tile of attention names a padded one. All
-graphs work in one set of buffers, sized for the longest forward when the backend is made, so a forward that was
-admitted finds its memory there. Two forwards may be in flight: pinned memory is there twice, and the device takes them
-in order.
+Buckets: tokens up to an eighth more than there are, places and tiles as many as are usual of so many tokens, or else a
+power of two; those of usual forwards are captured ahead (`warm`). What is padded is computed and read by nobody: every
+step but attention is a matter of single tokens, and no tile of attention names a padded one. All graphs work in one set
+of buffers, sized for the longest forward when the backend is made, so a forward that was admitted finds its memory
+there. Two forwards may be in flight: pinned memory is there twice, and the device takes them in order.
 
 Invariant: as in ranker/engine/forward.py, a probability depends on its prompt alone, within BOUND.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,7 @@ from penstock.kernels.add_rmsnorm.triton import add_rmsnorm
 from penstock.kernels.gather_embeddings.triton import gather_embeddings
 from penstock.kernels.prefix_attention.triton import prefix_attention
 from penstock.kernels.qk_norm_rope.triton import qk_norm_rope
+from penstock.kernels.runtime import INTERPRETING
 from penstock.kernels.swiglu.triton import swiglu
 from penstock.kernels.yes_no_head.triton import yes_no_head
 from penstock.ranker.engine.forward import check_fits
@@ -42,11 +45,10 @@ from penstock.ranker.engine.weights import Layer, Weights
 from penstock.ranker.errors import UnfitScorer
 
 LEAST_TOKENS = 256  # of a bucket
-LEAST_PLACES = 16
+TOKENS_A_PLACE = 16  # of usual items, with their share of a prefix
 IN_FLIGHT = 2
 GRAPHS = 64  # that are kept; of more, the one that rested longest goes
 SPARE_BYTES = 256 << 20  # for graphs, and what products work in
-_INTERPRETER = threading.Lock()  # Triton's interpreter is one for the process
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -65,7 +67,15 @@ class Bucket:
         step = max(LEAST_TOKENS // 8, 1 << max(0, (tokens - 1).bit_length() - 4))
         wide = max(LEAST_TOKENS, -(-tokens // step) * step)
         usual = wide // 32 + 16  # half full, and some that are hardly begun
-        return cls(wide, _power(places, LEAST_PLACES), usual if tiles <= usual else _power(tiles, usual))
+        return cls(wide, min(_power(places, wide // TOKENS_A_PLACE), wide), _power(tiles, usual))
+
+    @classmethod
+    def usual(cls, most_tokens: int) -> list[Bucket]:
+        """Of forwards of usual items, up to so many tokens, the least first."""
+        found = [cls.of(1, 1, 1)]
+        while found[-1].tokens < most_tokens:
+            found.append(cls.of(found[-1].tokens + 1, 1, 1))
+        return found
 
     @property
     def numbers(self) -> int:
@@ -124,6 +134,16 @@ class DeviceBackend:
         self._graphs: OrderedDict[Bucket, Callable[[], None]] = OrderedDict()
         self._turn = 0
         self._lock = threading.Lock()
+        if self._stream is not None:
+            torch.cuda.synchronize(device)  # what was written above was in another stream
+
+    def warm(self) -> int:
+        """Graphs of usual forwards, the longest first; how many were captured: none where none can be."""
+        buckets = [] if self._capture is None else Bucket.usual(self.most_tokens)[-GRAPHS:]
+        for bucket in reversed(buckets):
+            with self._launching():
+                self._ready(bucket)
+        return len(buckets)
 
     def logits(self, forward: Forward) -> NDArray[np.float64]:
         """Log-odds of yes against no, float64 [N], in the forward's order. Raises MalformedRequest."""
@@ -131,25 +151,24 @@ class DeviceBackend:
 
     def launch(self, forward: Forward) -> Launched:
         """The forward on its way: at most IN_FLIGHT may be. Raises MalformedRequest."""
-        check_fits(forward, self.weights.shape)
+        check_fits(forward, self.weights.shape, self.longest)
         if not len(forward.items):
             return Launched(torch.zeros(0), None)
         if len(forward) > self.most_tokens:
             raise ValueError(f"a forward of {len(forward)} tokens: this backend was made for {self.most_tokens}")
         sizes = len(forward), len(forward.items), len(forward.tiles)
         bucket = Bucket(*sizes) if self._capture is None else Bucket.of(*sizes)
-        with self._lock, torch.inference_mode():
-            if self._stream is None:
-                with _INTERPRETER:
-                    return self._launched(forward, bucket)
-            with torch.cuda.stream(self._stream):
-                return self._launched(forward, bucket)
+        with self._launching():
+            slot, self._turn = self._slots[self._turn], (self._turn + 1) % IN_FLIGHT
+            slot.fill(forward, bucket, self._buffers)
+            self._ready(bucket)()
+            return slot.read(self._buffers, len(forward.items))
 
-    def _launched(self, forward: Forward, bucket: Bucket) -> Launched:
-        slot, self._turn = self._slots[self._turn], (self._turn + 1) % IN_FLIGHT
-        slot.fill(forward, bucket, self._buffers)
-        self._ready(bucket)()
-        return slot.read(self._buffers, len(forward.items))
+    @contextmanager
+    def _launching(self) -> Iterator[None]:
+        where = INTERPRETING if self._stream is None else torch.cuda.stream(self._stream)
+        with self._lock, torch.inference_mode(), where:
+            yield
 
     def _ready(self, bucket: Bucket) -> Callable[[], None]:
         """What launches a forward of this bucket."""
@@ -321,7 +340,7 @@ def bytes_of(weights: Weights, tokens: int, longest: int) -> int:
         sum(tensor.nbytes for tensor in held)
         + tokens * a_token
         + 4 * _most_numbers(tokens)
-        + 4 * longest * shape.head_dim
+        + wide * longest * shape.head_dim
     )
 
 
@@ -329,6 +348,8 @@ def _admit(needed: int, device: torch.device, tokens: int) -> None:
     """Raises UnfitScorer where the device has not as much free."""
     if device.type != "cuda":
         return
+    gc.collect()  # a backend before this one
+    torch.cuda.empty_cache()
     free, whole = torch.cuda.mem_get_info(device)
     if needed + SPARE_BYTES > free:
         raise UnfitScorer(
@@ -338,7 +359,7 @@ def _admit(needed: int, device: torch.device, tokens: int) -> None:
 
 
 def _most_numbers(tokens: int) -> int:
-    return Bucket(tokens, _power(tokens, LEAST_PLACES), _power(tokens, LEAST_TOKENS)).numbers
+    return Bucket(tokens, tokens, _power(tokens, LEAST_TOKENS)).numbers
 
 
 def _moved(weights: Weights, device: torch.device) -> Weights:
@@ -375,4 +396,5 @@ def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> 
 
 
 def _power(count: int, least: int) -> int:
-    return max(least, 1 << max(0, count - 1).bit_length())
+    """`least`, or a power of two where that is not enough."""
+    return least if count <= least else 1 << (count - 1).bit_length()

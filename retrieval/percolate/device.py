@@ -1,12 +1,13 @@
 """Which pairs of standing queries and postings match, found by kernels and decided on the host.
 
-    1. hold      the blocks of the view that is read are on the device; those that are gone give up their places
+    1. hold      the blocks of the view that is read are on the device; those that are gone give up theirs (`held.py`)
     2. stage     what the conditions say of the batch, its vectors and sketches: one copy for 64 postings
     3. percolate a superset of the pairs that pass and score enough, in no order (kernels/percolate)
     4. float64   the same exact scores and the same comparison as on a CPU (`exact.py`)
 
-A block never changes, so what a place holds is right for as long as its block is in the view. One batch at a time: a
-second one waits, and finds the device's time as free as if it had not.
+A block never changes, so what a place holds is right for as long as its block is in the view. Blocks that the device
+has no memory for, or for whose launch, are left to the host, with the reason. One batch at a time: a second one waits,
+and finds the device's time as free as if it had not.
 
 Where it stands: life-of-an-alert.md, step 5.
 """
@@ -14,125 +15,96 @@ Where it stands: life-of-an-alert.md, step 5.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.retrieval.device.backend import INTERPRETING
+from penstock.kernels.percolate.postings import Postings, staged
+from penstock.kernels.percolate.room import Survivors
+from penstock.kernels.percolate.tuning import BUCKETS, PLACE, SLAB
+from penstock.retrieval.device.backend import Backend
 from penstock.retrieval.percolate import scan
 from penstock.retrieval.percolate.batch import Batch, Group
 from penstock.retrieval.percolate.blocks import Block, Scored, gathered
 from penstock.retrieval.percolate.conditions import Bits, pack, unpack
 from penstock.retrieval.percolate.exact import Exact
+from penstock.retrieval.percolate.held import NO_MEMORY, Held, Slabs, space_of
+from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.planes import Space
 
-if TYPE_CHECKING:
-    from penstock.kernels.percolate.rows import Queries
-    from penstock.kernels.percolate.standing import Standing
-
-DEVICES = ("cuda", "interpreter")
-TERMS = 16  # of a query that a device's record has words for; people's own words and titles have fewer
-POSTINGS = 64  # of a launch
-ROOM = 1 << 16  # pairs that a launch may find at first
+POSTINGS = BUCKETS[-1]  # of a launch
+SMALL_SLAB = 4  # places: an interpreter's stores have a few thousand queries
 
 Pairs = npt.NDArray[np.int64]
-Key = tuple[int, int]  # of a block: its number, and the epoch in which it was built
 
 
-@dataclass(slots=True)
-class _Held:
-    """The blocks of one space on the device."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a device says of a batch."""
 
-    standing: Standing
-    places: dict[Key, int] = field(default_factory=dict)
-    scanned: tuple[Pairs, torch.Tensor] | None = None  # the places that were read last, and these on the device
-
-    def there(self, places: Pairs) -> torch.Tensor:
-        """The places on the device: int32, copied only when they changed."""
-        if self.scanned is None or not np.array_equal(self.scanned[0], places):
-            self.scanned = places, torch.from_numpy(places.astype(np.int32)).to(self.standing.device)
-        return self.scanned[1]
+    found: scan.Found
+    other_space: int  # pairs whose vectors are not of one space
+    left: Mapping[int, str]  # numbers of blocks that the host has to scan, and why; nothing above is of them
 
 
 class DeviceScan:
     """The standing queries of one store on a device, and the scan of them. Any thread may ask; `_lock` lets one in."""
 
-    def __init__(self, device: str, block: int) -> None:
+    def __init__(self, backend: Backend, block: int) -> None:
         """block: how many queries a block of the store has at most."""
-        if device not in DEVICES:
-            raise ValueError(f"device {device!r}: expected {' or '.join(DEVICES)}, or a store without one for cpu")
-        # Here and not above: a process without a device never loads triton.
-        from penstock.kernels.percolate import triton, tuning
-
-        interpreted = device == "interpreter"
-        if interpreted != triton.INTERPRET:
-            raise ValueError(
-                f"device {device!r} with kernels that {'are' if triton.INTERPRET else 'are not'} interpreted: "
-                "TRITON_INTERPRET=1 in the environment makes them so, from before the process begins"
-            )
-        if block > tuning.PLACE:
-            raise ValueError(f"blocks of {block} standing queries: a device's places hold {tuning.PLACE}")
-        self._device = torch.device("cuda" if device == "cuda" else "cpu")
-        self._slab = tuning.SLAB if device == "cuda" else 4
-        self._room = triton.Room(self._device, ROOM)
-        self._held: dict[Space | None, _Held] = {}
-        self._tenants: dict[str, int] = {}
-        self._lock = INTERPRETING if interpreted else threading.Lock()
+        if block > PLACE:
+            raise ValueError(f"blocks of {block} standing queries: a device's places hold {PLACE}")
+        self._backend = backend
+        self._held = Held(backend, SLAB if backend.is_cuda else SMALL_SLAB)
+        self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
         """Of device memory that standing queries hold, and what is found of them."""
-        return self._room.nbytes + sum(held.standing.nbytes for held in tuple(self._held.values()))
+        return self._held.nbytes
 
-    def pairs(self, blocks: Sequence[Block], batch: Batch) -> tuple[scan.Found, int]:
-        """Every match of a batch that is prepared for these blocks, and how many pairs are of two spaces."""
-        with self._lock:
+    def pairs(self, blocks: Sequence[Block], batch: Batch) -> Told:
+        """Every match of a batch that is prepared for these blocks."""
+        with self._lock, self._backend.launching():
+            left = self._held.bring(blocks)
             spaces: dict[Space | None, list[int]] = {}
             for number, block in enumerate(blocks):
-                spaces.setdefault(_space(block), []).append(number)
-            self._hold(blocks)
+                if number not in left:
+                    spaces.setdefault(space_of(block), []).append(number)
             out, other_space = [scan.Found.none()], 0
             for space, numbers in spaces.items():
-                if space is None:
-                    everything = np.arange(len(batch))
-                    out += [
-                        scan.Found(*pair, np.zeros(len(pair[0])), np.zeros(len(pair[0])))
-                        for pair in self._found(space, blocks, numbers, batch, everything, None)
-                    ]
-                    continue
-                for group in batch.groups:
-                    if scan.comparable(space, group.space):
-                        found = self._found(space, blocks, numbers, batch, group.places, group)
-                        exact = Exact(group)
-                        for which, rows, places in found:
-                            out += _decided(blocks, which, rows, places, group, exact)
-                    else:
-                        other_space += sum(len(blocks[number].entries) for number in numbers) * len(group.places)
-            return scan.found(out), other_space
+                try:
+                    found, others = self._of_space(space, blocks, numbers, batch)
+                except (OutOfRoom, torch.OutOfMemoryError):
+                    left |= dict.fromkeys(numbers, NO_MEMORY)
+                else:
+                    out += found
+                    other_space += others
+            return Told(scan.found(out), other_space, left)
 
-    def _hold(self, blocks: Sequence[Block]) -> None:
-        """Brings the device to these blocks."""
-        from penstock.kernels.percolate.rows import RowLayout, padded
-        from penstock.kernels.percolate.standing import Standing
-
-        wanted = {_key(block) for block in blocks}
-        for held in self._held.values():
-            for key in held.places.keys() - wanted:
-                held.standing.free(held.places.pop(key))
-        for block in blocks:
-            space = _space(block)
-            if space not in self._held:
-                layout = RowLayout(padded(space.dense), TERMS if space.sketch else 0) if space else RowLayout(0, 0)
-                self._held[space] = _Held(Standing(layout, self._device, slab=self._slab))
-            held = self._held[space]
-            if _key(block) not in held.places:
-                codes = [self._tenants.setdefault(tenant, len(self._tenants)) for tenant in block.tenants]
-                tenants = np.asarray(codes, np.int32)[block.tenant_of]
-                held.places[_key(block)] = held.standing.put(_queries(block), tenants, block.demands)
+    def _of_space(
+        self, space: Space | None, blocks: Sequence[Block], numbers: Sequence[int], batch: Batch
+    ) -> tuple[list[scan.Found], int]:
+        """Every match of these blocks, which are of this space, and how many pairs are of two."""
+        if space is None:
+            everything = np.arange(len(batch))
+            return [
+                scan.Found(*pair, np.zeros(len(pair[0])), np.zeros(len(pair[0])))
+                for pair in self._found(space, blocks, numbers, batch, everything, None)
+            ], 0
+        out: list[scan.Found] = []
+        other_space = 0
+        for group in batch.groups:
+            if scan.comparable(space, group.space):
+                exact = Exact(group)
+                for which, rows, places in self._found(space, blocks, numbers, batch, group.places, group):
+                    out += _decided(blocks, which, rows, places, group, exact)
+            else:
+                other_space += sum(len(blocks[number].entries) for number in numbers) * len(group.places)
+        return out, other_space
 
     def _found(
         self,
@@ -147,16 +119,11 @@ class DeviceScan:
 
         group: whose postings they are, in its order; None: only their filters count.
         """
-        from penstock.kernels.percolate.postings import staged
-        from penstock.kernels.percolate.triton import Room, percolate
-        from penstock.kernels.percolate.tuning import PLACE
-
-        held = self._held[space]
-        mine = np.asarray([held.places[_key(blocks[number])] for number in numbers], np.int64)
+        held = self._held.of(space)
+        mine = held.places(blocks[number] for number in numbers)
         which = np.zeros(int(mine.max()) + 1, np.int64)
         which[mine] = numbers
-        there = held.there(mine)
-        tenants = batch.of_tenants(tuple(self._tenants))
+        tenants = self._held.tenants.bits(batch)
         for begin in range(0, len(postings), POSTINGS):
             some = slice(begin, begin + POSTINGS)
             dense, sketch = _vectors(space, group, some, len(postings[some]))
@@ -167,17 +134,25 @@ class DeviceScan:
                 group.norms if group is not None else (0.0, 0.0),
                 _word(batch.bits(), len(batch), postings[some]),
                 _word(tenants, len(batch), postings[some]),
-                self._device,
+                self._backend.device,
             )
-            found = percolate(held.standing, there, staging, self._room)
-            count = found.count()
-            if count > self._room.capacity:
-                self._room = Room(self._device, 1 << (count - 1).bit_length())
-                found = percolate(held.standing, there, staging, self._room)
-            slots, places, _ = found.read()
+            slots, places, _ = self._launched(held, mine, staging).read()
             order = np.argsort(which[slots // PLACE], kind="stable")
             slots, places = slots[order], places[order]
             yield which[slots // PLACE], slots % PLACE, postings[some][places]
+
+    def _launched(self, held: Slabs, places: Pairs, batch: Postings) -> Survivors:
+        """All that is found: again, with more room, where it was too little."""
+        from penstock.kernels.percolate.triton import percolate  # here: a process without a device never loads triton
+
+        while True:
+            room = self._held.room()
+            found = percolate(held.standing, held.there(places), batch, room)
+            count = found.count()
+            self._held.saw(count)
+            if count <= room.capacity:
+                return found
+            del room, found  # so that the larger one is not beside it
 
 
 def _decided(
@@ -227,34 +202,3 @@ def _word(bits: Bits, count: int, postings: Pairs) -> npt.NDArray[np.int64]:
     if len(postings) == count:
         return bits[:, 0].view(np.int64)
     return pack(unpack(bits, count)[:, postings], 1)[:, 0].view(np.int64)
-
-
-def _queries(block: Block) -> Queries:
-    from penstock.kernels.percolate.rows import Queries
-
-    scored, count = block.scored, len(block.entries)
-    if scored is None:
-        return Queries(
-            dense=torch.zeros((count, 0)),
-            starts=np.zeros(count + 1, np.int64),
-            terms=np.zeros(0, np.int64),
-            weights=np.zeros(0, np.float32),
-            norms=np.zeros((count, 2)),
-            thresholds=np.full(count, -np.inf),
-        )
-    return Queries(
-        dense=scored.dense,
-        starts=scored.starts.numpy().astype(np.int64),
-        terms=scored.terms.numpy().astype(np.int64),
-        weights=scored.weights.numpy(),
-        norms=scored.norms,
-        thresholds=scored.thresholds,
-    )
-
-
-def _space(block: Block) -> Space | None:
-    return block.scored.space if block.scored is not None else None
-
-
-def _key(block: Block) -> Key:
-    return block.number, block.built

@@ -17,7 +17,7 @@ import bisect
 import collections
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -47,6 +47,7 @@ class Percolated:
     other_space: int  # pairs whose vectors are not of one space
     vectors_refused: int  # postings whose vector is none
     without_vector: int  # queries sent without theirs, because one posting's alone were too many for a reply
+    on_host: Mapping[str, int]  # standing queries that the device left to the host, by why: found all the same
 
 
 def percolate(
@@ -60,25 +61,42 @@ def percolate(
     """The matches of each update, by subscription_id. pairs_on: what finds them, if not this thread."""
     batch = Batch(updates, now_ms)
     if not len(batch):
-        return Percolated((Matches(),) * len(updates), 0, 0, 0)
+        return Percolated((Matches(),) * len(updates), 0, 0, 0, {})
     batch.prepare(blocks)
-    pairs, other_space = _pairs(blocks, batch) if pairs_on is None else pairs_on.pairs(blocks, batch)
+    pairs, other_space, on_host = _pairs(blocks, batch, pairs_on)
     live = np.asarray(batch.live)
     served, heavy = _served(blocks, pairs, live, len(updates), reply_bytes)
     order = np.argsort(pairs.places, kind="stable")
     ends = np.searchsorted(live[pairs.places[order]], np.arange(1, served + 1)).tolist()
     found = _told(blocks, batch, pairs, order, ends, bare=heavy)
     without = sum(len(one.queries) for one in found) if heavy else 0
-    return Percolated(found, other_space, batch.vectors_refused, without)
+    return Percolated(found, other_space, batch.vectors_refused, without, on_host)
 
 
-def _pairs(blocks: Sequence[Block], batch: Batch) -> tuple[scan.Found, int]:
-    """Every match, and how many pairs are of two spaces."""
+def _pairs(
+    blocks: Sequence[Block], batch: Batch, pairs_on: DeviceScan | None
+) -> tuple[scan.Found, int, Mapping[str, int]]:
+    """Every match, how many pairs are of two spaces, and what the device left to the host."""
+    if pairs_on is None:
+        return *_pairs_here(blocks, batch, range(len(blocks))), {}
+    told = pairs_on.pairs(blocks, batch)
+    if not told.left:
+        return told.found, told.other_space, {}
+    found, other_space = _pairs_here(blocks, batch, sorted(told.left))
+    on_host = collections.Counter[str]()
+    for number, why in told.left.items():
+        on_host[why] += len(blocks[number].entries)
+    return scan.found((told.found, found)), told.other_space + other_space, on_host
+
+
+def _pairs_here(blocks: Sequence[Block], batch: Batch, numbers: Iterable[int]) -> tuple[scan.Found, int]:
+    """Of the blocks of these numbers every match, and how many pairs are of two spaces, by this thread."""
     out = [scan.Found.none()]
     other_space = 0
-    passing = [batch.passing(block) for block in blocks]
+    passing = {number: batch.passing(blocks[number]) for number in numbers}
     spaces: dict[Space, list[tuple[int, Scored]]] = {}
-    for number, block in enumerate(blocks):
+    for number in passing:
+        block = blocks[number]
         if block.scored is not None:
             spaces.setdefault(block.scored.space, []).append((number, block.scored))
             continue

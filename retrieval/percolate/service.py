@@ -51,6 +51,8 @@ class PercolationService:
             if count:
                 DEGRADED.labels("retrieval", what).inc(count)
                 degraded.append(what)
+        for why, count in result.on_host.items():
+            DEGRADED.labels("retrieval", why).inc(count)  # nothing is missing: whoever asked need not know
         return PercolateReply(found=result.found, shard=self._name, epoch=epoch, degraded=tuple(degraded))
 
     def standing(self, request: StandingRequest, _context: grpc.ServicerContext) -> StandingReply:
@@ -77,6 +79,7 @@ class PercolationService:
             "standing_lag_offsets": view.lag.offsets,
             "standing_lag_seconds": view.lag.seconds,
             "standing_memory_bytes": view.counts.nbytes,
+            "standing_device_bytes": view.counts.bytes_device,
         }
 
     def texts(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from penstock.retrieval.device.backend import Backend
 from penstock.retrieval.percolate.blocks import BLOCK, Block, build
 from penstock.retrieval.percolate.device import DeviceScan
 from penstock.retrieval.percolate.entries import Draft, Entry, Trees, draft_of
@@ -53,6 +54,7 @@ class StandingCounts:
     stale: int
     epoch: int
     nbytes: int
+    bytes_device: int  # that the device holds of them; not in `nbytes`, which is the host's
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,9 @@ class StandingQueries:
         tombstone_window_ms: int = 8 * DAY_MS,
         block: int = BLOCK,
         clock: Callable[[], int] = _wall_clock_ms,
-        device: str = "cpu",
+        backend: Backend | None = None,
     ) -> None:
-        """device: where pairs are found: "cpu", "cuda", or "interpreter", which is the kernels without a GPU."""
+        """backend: the device that finds pairs; None: the host does."""
         self._writing = threading.RLock()
         self._lock = threading.Lock()
         self._view = View(first_epoch, ())
@@ -99,7 +101,7 @@ class StandingQueries:
         self._tombstone_window_ms = tombstone_window_ms
         self._block = block
         self._clock = clock
-        self._scan = None if device == "cpu" else DeviceScan(device, block)
+        self._scan = None if backend is None else DeviceScan(backend, block)
 
     @property
     def epoch(self) -> int:
@@ -237,6 +239,7 @@ class StandingQueries:
             stale=self._stale,
             epoch=self.epoch,
             nbytes=sum(block.nbytes for block in blocks) + sum(entry.nbytes for entry in entries) + self._trees.nbytes,
+            bytes_device=0 if self._scan is None else self._scan.nbytes,
         )
 
     # --- snapshots -----------------------------------------------------------------------------------------------

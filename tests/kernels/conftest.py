@@ -3,9 +3,11 @@
 import os
 
 import torch
+from quick_interpreter import replace_once_a_launch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    replace_once_a_launch()
 
 
 def pytest_configure(config):

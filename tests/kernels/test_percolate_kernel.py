@@ -12,9 +12,10 @@ from penstock.kernels.percolate import check, rows
 from penstock.kernels.percolate.check import drawn, found
 from penstock.kernels.percolate.postings import staged
 from penstock.kernels.percolate.reference import pairs, passing, scores
+from penstock.kernels.percolate.room import Room
 from penstock.kernels.percolate.rows import Queries, RowLayout, encoded, padded
 from penstock.kernels.percolate.standing import Standing
-from penstock.kernels.percolate.triton import Room, percolate
+from penstock.kernels.percolate.triton import percolate
 from penstock.kernels.percolate.tuning import PLACE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -193,6 +194,33 @@ def test_places_are_replaced_freed_and_used_again():
     standing.free(int(place))
     assert percolate(standing, both, batch, room).count() == 30 * 64
     assert standing.put(queries, whose, what) == int(place) and standing.rows == 2 * PLACE
+
+
+def test_slabs_that_nobody_is_in_are_let_go_of_but_one_and_made_again():
+    case = everything(20)
+    standing = Standing(RowLayout(16, TERMS), DEVICE, slab=2)
+    given_ = check._queries(case, slice(0, PLACE)), case.tenants.int().numpy(), case.demands.int().numpy()
+    batch, room = batch_of(case, standing.layout), Room(DEVICE, 20_000)
+
+    def found(*places):
+        return percolate(standing, torch.tensor(places, dtype=torch.int32, device=DEVICE), batch, room).count()
+
+    assert [standing.put(*given_) for _ in range(8)] == list(range(8))
+    assert standing.nbytes == 4 * standing.slab_bytes and standing.full
+    for place in (2, 3, 4, 5, 6):
+        standing.free(place)
+    standing.trim()
+    assert standing.rows == 6 * PLACE and found(0, 1, 7) == 3 * 20 * 64
+    with pytest.raises(ValueError, match="place 4: its slab has been let go of"):
+        standing.put(*given_, 4)
+    standing.trim()
+    assert standing.rows == 6 * PLACE
+    assert [standing.put(*given_) for _ in range(5)] == [2, 3, 6, 4, 5]
+    assert found(*range(8)) == 8 * 20 * 64 and standing.nbytes == 4 * standing.slab_bytes
+    for place in range(2, 8):
+        standing.free(place)
+    standing.trim()
+    assert standing.rows == 4 * PLACE and standing.nbytes == 2 * standing.slab_bytes
 
 
 def test_a_query_with_more_terms_than_a_record_has_is_never_left_out():

@@ -1,5 +1,7 @@
 """Rows, zone maps and epochs are written where the layout has them, and nothing beside them is."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -137,22 +139,16 @@ def test_what_cannot_be_is_refused_in_words(wrong, said):
         wrong()
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device here: streams and pinned memory were not tried"
-)
-def test_on_a_stream_of_its_own_staging_is_filled_again_while_the_device_writes():
-    layout = Layout(64 * BLOCK, 384, 1_024, COLUMNS)
-    held = Pages(layout, 2, 9, "cuda")
-    stream, staging = torch.cuda.Stream(), Staging(of_rows(layout), 500, "cuda")
-    expected = {}
-    for step in range(20):
-        staging.ready()
-        slots = torch.randperm(2 * layout.rows, generator=held.chance)[:500]
-        staging.slots[:] = slots
-        staging.field("tenant")[:, 0] = torch.arange(500, dtype=torch.int32) + 1_000 * step
-        staging.send(held.table, 500, stream)
-        expected.update({slot: 1_000 * step + number for number, slot in enumerate(slots.tolist())})
-    stream.synchronize()
-    tenants = torch.cat([layout.view(arena, "tenant") for arena in held.arenas]).cpu()
-    assert all(tenants[slot] == tenant for slot, tenant in expected.items())
+@pytest.mark.parametrize("own_stream", [False, pytest.param(True, marks=pytest.mark.cuda)])
+def test_staging_is_filled_again_while_the_device_writes(own_stream):
+    """Batch upon batch by two pieces that take turns: every byte of every array against the oracle."""
+    with torch.cuda.stream(torch.cuda.Stream()) if own_stream else nullcontext():
+        layout = Layout((64 if own_stream else 4) * BLOCK, 384, 1_024, COLUMNS, quantised=True)
+        held = Pages(layout, 2, 9, DEVICE)
+        kinds = [(of_rows(layout), 500 if own_stream else 50), (of_blocks(layout), 8)]
+        turns = [[Staging(segments, most, DEVICE) for _ in range(2)] for segments, most in kinds]
+        for step in range(20 if own_stream else 4):
+            for (segments, most), pieces in zip(kinds, turns, strict=True):
+                held.scatter(segments, most - step % 3, pieces[step % 2])
+            held.publish(step, 3, 4, 2)
+        assert held.wrong() == 0 and int(held.word.item()) == step

@@ -3,9 +3,14 @@
 import functools
 
 import pytest
+import torch
+from quick_interpreter import replace_once_a_launch
 
 from penstock.retrieval.device.backend import choose
 from penstock.retrieval.store.store import Store
+
+if not torch.cuda.is_available():
+    replace_once_a_launch()
 
 BACKENDS = [pytest.param("cpu"), pytest.param("interpreter"), pytest.param("cuda", marks=pytest.mark.cuda)]
 

@@ -227,7 +227,7 @@ def test_epochs_of_one_life_are_never_those_of_another(log, start, monkeypatch):
 def test_epochs_of_replicas_that_began_together_are_not_mistaken(log, tmp_path):
     """A minute's epochs, one every 20 ms, of two that began five milliseconds apart."""
     own = Settings(data_dir=tmp_path)
-    kind = kinds.postings(own, kinds.lexicon_of(own))
+    kind = kinds.postings(own, kinds.lexicon_of(own), None)
     first, second = (
         Shard(own.retrieval, tmp_path / name, log, LetterBox(), kind, lambda at=at: at).store
         for name, at in (("a", 1_700_000_000_000), ("b", 1_700_000_000_005))
@@ -821,7 +821,7 @@ def test_searches_are_counted_and_timed(log, start):
 def test_what_a_shard_says_of_itself_is_measured(tmp_path):
     """Each number that operations need, by its name; docs/telemetry.md has what they mean."""
     own = Settings(data_dir=tmp_path, retrieval=RetrievalSettings(initial_rows=1))
-    kind = kinds.postings(own, kinds.lexicon_of(own))
+    kind = kinds.postings(own, kinds.lexicon_of(own), None)
     store = kind.make(7)
     store.apply([upsert("p"), upsert("q"), upsert("r"), gone("x", 1)], now_ms=0)
     store.apply([upsert("p", 2), gone("q", 2)], now_ms=0)

@@ -32,11 +32,13 @@ def survives(
     report, log = folder / "report.json", folder / "demo.log"
     command = [PENSTOCK, "demo", "--seconds", str(SECONDS), "--rate", str(RATE), "--report", str(report)]
     command += ["--cold", "--patience", str(PATIENCE_S), *options]
-    before = _published(system)
+    watch = Consumer(system.settings.kafka.properties() | {"group.id": "watch"})
+    before = _published(watch)
     with log.open("w") as out:
         demo = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
-        eventually(lambda: _published(system) >= before + SECONDS * RATE // 3, "a third of the demo is published")
+        eventually(lambda: _published(watch) >= before + SECONDS * RATE // 3, "a third of the demo is published")
+        watch.close()  # what follows is the broker's trouble too
         assert demo.poll() is None, log.read_text()
         fault()
         code = demo.wait(END_S)
@@ -60,13 +62,10 @@ def _judge(outcome: Mapping[str, Any], said: str) -> None:
     assert queries["answered"] == queries["published"] > 0, f"every query has its answer: {queries}"
 
 
-def _published(system: System) -> int:
+def _published(watch: Consumer) -> int:
     """How many records the postings topic has ever had; -1 while the broker does not say."""
-    consumer = Consumer(system.settings.kafka.properties() | {"group.id": "watch"})
     try:
-        partitions = consumer.list_topics(POSTINGS.name, timeout=5).topics[POSTINGS.name].partitions
-        return sum(consumer.get_watermark_offsets(TopicPartition(POSTINGS.name, p), timeout=5)[1] for p in partitions)
+        partitions = watch.list_topics(POSTINGS.name, timeout=5).topics[POSTINGS.name].partitions
+        return sum(watch.get_watermark_offsets(TopicPartition(POSTINGS.name, p), timeout=5)[1] for p in partitions)
     except KafkaException:
         return -1
-    finally:
-        consumer.close()

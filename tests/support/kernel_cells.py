@@ -22,12 +22,14 @@ from_checkout()
 importlib.util.find_spec = installed
 
 import torch  # noqa: E402
+from quick_interpreter import replace_once_a_launch  # noqa: E402
 
 from benchmarks.kerneling import cells, timing  # noqa: E402
 from benchmarks.kerneling.churning import churning  # noqa: E402
 from benchmarks.kerneling.matching import matching  # noqa: E402
 
 if __name__ == "__main__":
+    replace_once_a_launch()
     timing.WARM = 1
     session = cells.Session(torch.device("cpu"), rows=300, runs=1, page_rows=128)
     session.roofline(1 << 18, 64)

@@ -68,7 +68,7 @@ import sys, penstock.retrieval.server
 from penstock.infra.settings import Settings
 from penstock.retrieval import kinds
 own = Settings()
-store = kinds.postings(own, kinds.lexicon_of(own)).make(7)
+store = kinds.postings(own, kinds.lexicon_of(own), kinds.backend_of(own)).make(7)
 print(store.device, *(name for name in sys.modules if name == "triton" or name.startswith("penstock.kernels.slabs")))
 """
     assert told(script) == "cpu"

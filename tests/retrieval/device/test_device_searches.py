@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from store_oracle import Oracle, shown
 from penstock.kernels.slabs.batch import FILTERS, QUERIES
 from penstock.kernels.slabs.layout import padded
 from penstock.retrieval.device import search
+from penstock.retrieval.device.backend import BF16, INT8
 from penstock.retrieval.device.search import (
     NO_MEMORY,
     NO_VALUES,
@@ -32,10 +34,13 @@ from penstock.schemas.filters import is_in, negate
 ROW = [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
 
 
-@pytest.fixture
-def store_of(device_backend):
+@pytest.fixture(params=[BF16, INT8])
+def store_of(request, device_backend):
+    """Stores whose scans read either plane."""
+    backend = replace(device_backend, planes=request.param)
+
     def make(*updates, **how):
-        store = Store(page_rows=128, backend=device_backend, **how)
+        store = Store(page_rows=128, backend=backend, **how)
         store.apply(updates, now_ms=0)
         return store
 
@@ -97,7 +102,8 @@ def test_rows_as_wide_as_fit_into_a_multiprocessor_are_taken():
 def test_scores_that_kernels_cannot_settle_a_full_device_and_wide_rows_are_the_hosts(store_of, monkeypatch):
     batch = rows(150)
     store, wanted = store_of(*batch), Oracle(batch).search(query(ROW), None, 9, now_ms=0)
-    honest = search.filtered_topk
+    operator = "int8_topk" if store._device._backend.planes == INT8 else "filtered_topk"
+    honest = getattr(search, operator)
 
     def unsettled(*args, **how):
         found = honest(*args, **how)
@@ -109,8 +115,8 @@ def test_scores_that_kernels_cannot_settle_a_full_device_and_wide_rows_are_the_h
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     for name, broken, why in (
-        ("filtered_topk", unsettled, UNSETTLED),
-        ("filtered_topk", without_memory, NO_MEMORY),
+        (operator, unsettled, UNSETTLED),
+        (operator, without_memory, NO_MEMORY),
         ("takes", lambda width: width > 16, TOO_WIDE),
     ):
         monkeypatch.setattr(search, name, broken)

@@ -30,8 +30,8 @@ steps = st.lists(
 )
 
 
-def small(device):
-    return StandingQueries(block=3, device=device)  # so that blocks fill, split and empty
+def small(backend):
+    return StandingQueries(block=3, backend=backend)  # so that blocks fill, split and empty
 
 
 def answers(store, batch, now_ms=10):
@@ -41,17 +41,17 @@ def answers(store, batch, now_ms=10):
 @settings(max_examples=200, deadline=None)
 @given(script=steps, last=batches)
 def test_any_history(tmp_path_factory, script, last):
-    check_history("cpu", tmp_path_factory, script, last)
+    check_history(None, tmp_path_factory, script, last)
 
 
 @settings(max_examples=25, deadline=None)
 @given(script=steps, last=batches)
-def test_any_history_through_the_kernels(tmp_path_factory, kernels, script, last):
-    check_history(kernels, tmp_path_factory, script, last)
+def test_any_history_through_the_kernels(tmp_path_factory, device_backend, script, last):
+    check_history(device_backend, tmp_path_factory, script, last)
 
 
-def check_history(device, tmp_path_factory, script, last):
-    store, oracle = small(device), StandingOracle()
+def check_history(backend, tmp_path_factory, script, last):
+    store, oracle = small(backend), StandingOracle()
     for what, given_ in [*script, ("percolate", last)]:
         if what == "apply":
             store.apply(given_, now_ms=5)
@@ -60,7 +60,7 @@ def check_history(device, tmp_path_factory, script, last):
         elif what == "restart":
             snapshots = Snapshots(tmp_path_factory.mktemp("standing"), STANDING)
             snapshots.write(store.capture(), Covered({0: 7}, "log"))
-            store = small(device)
+            store = small(backend)
             assert snapshots.restore(store).covered == Covered({0: 7}, "log")
         else:
             assert answers(store, given_) == [oracle.percolate(update, 10) for update in given_]
@@ -90,10 +90,10 @@ def same(sent, published):
 
 @settings(max_examples=15, deadline=None)
 @given(batch=st.lists(records, max_size=30), postings=batches)
-def test_the_kernels_find_what_a_cpu_does(kernels, batch, postings):
+def test_the_kernels_find_what_a_cpu_does(device_backend, batch, postings):
     found = []
-    for device in ("cpu", kernels):
-        store = small(device)
+    for backend in (None, device_backend):
+        store = small(backend)
         for start in range(0, len(batch), 4):
             store.apply(batch[start : start + 4], now_ms=0)
         result, _ = store.percolate(postings, now_ms=10)
@@ -109,7 +109,7 @@ def test_neither_order_nor_batches_nor_repeats_matter(batch, postings, seed):
     chance = random.Random(seed)
     found = []
     for _ in range(2):
-        store, arriving = small("cpu"), unique + chance.sample(unique, len(unique) // 2)
+        store, arriving = small(None), unique + chance.sample(unique, len(unique) // 2)
         chance.shuffle(arriving)
         while arriving:
             size = chance.randint(1, 6)
@@ -125,7 +125,7 @@ def wide(rng, count):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_threshold_that_float32_cannot_tell_from_the_score(seed, device):
+def test_a_threshold_that_float32_cannot_tell_from_the_score(seed, backend):
     """Each query's threshold is its exact score of some posting, or the next double above it."""
     rng = np.random.default_rng(seed)
     rows, sketches = wide(rng, 20), rng.integers(-20, 20, (20, 1024)).astype(np.int8)
@@ -141,7 +141,7 @@ def test_a_threshold_that_float32_cannot_tell_from_the_score(seed, device):
         threshold = float(np.nextafter(exact, np.inf)) if i % 2 else exact
         queries.append(standing(f"s{i:03}", vector=asked, threshold=threshold))
         oracle.accept(queries[-1])
-    store = StandingQueries(device=device)
+    store = StandingQueries(backend=backend)
     store.apply(queries, now_ms=0)
     wanted = [oracle.percolate(update, 0) for update in postings]
     assert answers(store, postings, 0) == wanted
@@ -150,7 +150,7 @@ def test_a_threshold_that_float32_cannot_tell_from_the_score(seed, device):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, by which Triton's interpreter multiplies
-def test_products_beyond_float32_are_decided_exactly(device):
+def test_products_beyond_float32_are_decided_exactly(backend):
     big, huge = 2.0**64, 2.0**127
     postings = [
         upsert("p0", vector=vector([big, -big * (1 - 2.0**-8), 0.0, 0.0, 0.0, 0.0])),
@@ -164,12 +164,12 @@ def test_products_beyond_float32_are_decided_exactly(device):
             [(big, 2.0**119), (big, 2.0**121), (huge, 1e77), (-huge, 0.0), (2.0**-100, 1e-67), (2.0**-100, 2e-68)]
         )
     ]
-    store, oracle = StandingQueries(device=device), StandingOracle(queries)
+    store, oracle = StandingQueries(backend=backend), StandingOracle(queries)
     store.apply(queries, now_ms=0)
     assert answers(store, postings, 0) == [oracle.percolate(update, 0) for update in postings]
 
 
-def test_a_posting_that_matches_thousands_beside_others(device):
+def test_a_posting_that_matches_thousands_beside_others(backend):
     rng = np.random.default_rng(3)
     rows = wide(rng, 8)
     queries = [
@@ -181,7 +181,7 @@ def test_a_posting_that_matches_thousands_beside_others(device):
         )
         for i in range(6_000)
     ]
-    store = StandingQueries(device=device)
+    store = StandingQueries(backend=backend)
     for start in range(0, len(queries), 500):
         store.apply(queries[start : start + 500], now_ms=0)
     postings = [upsert(f"p{i}", vector=vector(rows[i]), company="all" if i == 0 else f"c{i}") for i in range(8)]
@@ -192,7 +192,7 @@ def test_a_posting_that_matches_thousands_beside_others(device):
     assert found[0] == oracle.percolate(postings[0], 0)
 
 
-def test_a_batch_of_more_postings_than_a_launch_takes(device):
+def test_a_batch_of_more_postings_than_a_launch_takes(backend):
     """Three launches, of two kinds of postings between which the bits of the conditions are shared out."""
     rng = np.random.default_rng(4)
     rows = wide(rng, 150)
@@ -205,14 +205,14 @@ def test_a_batch_of_more_postings_than_a_launch_takes(device):
         )
         for i in range(200)
     ]
-    store, oracle = StandingQueries(block=64, device=device), StandingOracle(queries)
+    store, oracle = StandingQueries(block=64, backend=backend), StandingOracle(queries)
     store.apply(queries, now_ms=0)
     postings = [upsert(f"p{i}", vector=vector(rows[i]) if i % 5 else None, company=f"c{i % 4}") for i in range(150)]
     assert answers(store, postings, 0) == [oracle.percolate(update, 0) for update in postings]
 
 
-def test_deleted_ones_leave_nothing_behind(device):
-    store = StandingQueries(block=3, device=device)
+def test_deleted_ones_leave_nothing_behind(backend):
+    store = StandingQueries(block=3, backend=backend)
     store.apply([standing(f"s{i}", vector=query([1.0] * 6)) for i in range(40)], now_ms=0)
     store.apply([ended(f"s{i}", 2) for i in range(40)], now_ms=0)
     assert answers(store, [upsert("p", vector=vector([1.0] * 6))]) == [[]]

@@ -18,8 +18,8 @@ ASKED = query([1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.25] + [0.0] * 15)
 ROW = vector([0.5, 0.0, 0.0, 0.0, 0.0, 0.0], [1] + [0] * 15)
 
 
-def store_of(device, *records):
-    store = StandingQueries(device=device)
+def store_of(backend, *records):
+    store = StandingQueries(backend=backend)
     applied = store.apply(records, now_ms=0)
     assert not applied.refused
     return store
@@ -29,13 +29,13 @@ def found(store, *updates, **more):
     return store.percolate(updates, now_ms=0, **more)[0]
 
 
-def test_a_reason_says_what_the_score_is_made_of_and_which_conditions_hold(device):
+def test_a_reason_says_what_the_score_is_made_of_and_which_conditions_hold(backend):
     tree = all_of(
         is_in("remote", "REMOTE"),
         any_of(is_in("location.region", "OH"), is_in("grade", "GS-12")),
         negate(is_in("company", "Initech")),
     )
-    store = store_of(device, standing("s", vector=ASKED, filters=tree, threshold=0.5), standing("t", filters=tree))
+    store = store_of(backend, standing("s", vector=ASKED, filters=tree, threshold=0.5), standing("t", filters=tree))
     posting = upsert("p", vector=ROW, remote="REMOTE", grade="gs-12", company="Acme")
     first, second = found(store, posting).found[0].matches
     conditions = "remote=REMOTE; grade=GS-12; !(company=Initech)"
@@ -44,27 +44,27 @@ def test_a_reason_says_what_the_score_is_made_of_and_which_conditions_hold(devic
     assert second.reason == conditions and second.match_score == 0.0
 
 
-def test_postings_without_a_sketch_score_nothing_by_words(device):
+def test_postings_without_a_sketch_score_nothing_by_words(backend):
     """The query's terms name lines of a sketch that these postings have not."""
     asked = query([1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 15 + [100.0])
-    store = store_of(device, standing("s", vector=asked, threshold=0.5))
+    store = store_of(backend, standing("s", vector=asked, threshold=0.5))
     (match,) = found(store, upsert("p", vector=vector([0.5, 0.0, 0.0, 0.0, 0.0, 0.0]))).found[0].matches
     assert (match.dense, match.lexical) == (0.5, 0.0)
 
 
-def test_a_reason_stays_short(device):
+def test_a_reason_stays_short(backend):
     tree = is_in("grade", *(f"GS-{i}" for i in range(100)))
-    (match,) = found(store_of(device, standing("s", filters=tree)), upsert("p", grade="GS-7")).found[0].matches
+    (match,) = found(store_of(backend, standing("s", filters=tree)), upsert("p", grade="GS-7")).found[0].matches
     assert match.reason == "grade=GS-0,GS-1,GS-2,GS-3,GS-4,GS-5 and 94 more"
     tree = is_in("company", *(f"{'very ' * 30}long company {i}" for i in range(5)))
     (match,) = (
-        found(store_of(device, standing("s", filters=tree)), upsert("p", company=tree.values[3])).found[0].matches
+        found(store_of(backend, standing("s", filters=tree)), upsert("p", company=tree.values[3])).found[0].matches
     )
     assert len(match.reason) == REASON_CHARS
 
 
-def test_a_reply_holds_the_first_postings_that_fit_and_always_one(device):
-    store = store_of(device, *(standing(f"s{i}", min_score=0.5, vector=ASKED, threshold=0.1) for i in range(10)))
+def test_a_reply_holds_the_first_postings_that_fit_and_always_one(backend):
+    store = store_of(backend, *(standing(f"s{i}", min_score=0.5, vector=ASKED, threshold=0.1) for i in range(10)))
     batch = [upsert(f"p{i}", vector=ROW if i else None) for i in range(6)]
     whole = found(store, *batch)
     assert [len(one.matches) for one in whole.found] == [0, 10, 10, 10, 10, 10]
@@ -88,8 +88,8 @@ def test_tombstones_end_with_their_window_and_never_before():
     assert store.standing(["s", "t"], tenant="default") == ((-1, False), (3, True))
 
 
-def test_nothing_new_is_no_epoch(device):
-    store = store_of(device, standing("s", 2))
+def test_nothing_new_is_no_epoch(backend):
+    store = store_of(backend, standing("s", 2))
     epoch = store.epoch
     applied = store.apply([standing("s", 1), standing("s", 1, threshold=0.1), ended("s", 1)], now_ms=5)
     assert (applied.stale, applied.accepted, store.epoch) == (3, (), epoch)
@@ -123,8 +123,8 @@ def test_trees_are_shared_and_go_with_their_queries():
     assert len(trees) == 0
 
 
-def test_what_is_counted(device, tmp_path):
-    store = store_of(device, standing("s", vector=ASKED), standing("t", filters=is_in("company", "x")), ended("u", 1))
+def test_what_is_counted(backend, tmp_path):
+    store = store_of(backend, standing("s", vector=ASKED), standing("t", filters=is_in("company", "x")), ended("u", 1))
     counts = store.counts()
     assert (counts.live, counts.tombstones, counts.without_vector, counts.trees) == (2, 1, 1, 1)
     assert counts.nbytes > 0
@@ -146,8 +146,8 @@ def test_ten_thousand_queries_stay_small():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 1_500])
-def test_a_version_that_replaces_leaves_one(device, rows):
-    store = StandingQueries(device=device)
+def test_a_version_that_replaces_leaves_one(backend, rows):
+    store = StandingQueries(backend=backend)
     for version in range(1, 4):
         asked = query([float(version), 0.0, 0.0, 0.0, 0.0, 0.0])
         store.apply([standing(f"s{i}", version, vector=asked, threshold=1.0) for i in range(rows)], now_ms=0)
@@ -156,8 +156,8 @@ def test_a_version_that_replaces_leaves_one(device, rows):
     assert {match.dense for match in one.matches} == {1.5}
 
 
-def test_a_subscription_compiled_anew_stands_in_place_of_the_old(device):
-    store, posting = store_of(device, standing("s", 2, vector=ASKED, threshold=0.9)), upsert("p", vector=ROW)
+def test_a_subscription_compiled_anew_stands_in_place_of_the_old(backend):
+    store, posting = store_of(backend, standing("s", 2, vector=ASKED, threshold=0.9)), upsert("p", vector=ROW)
     assert not found(store, posting).found[0].matches
     store.apply([standing("s", 2, vector=ASKED, threshold=0.4)], now_ms=6)
     assert [match.subscription_id for match in found(store, posting).found[0].matches] == ["s"]
@@ -195,19 +195,6 @@ def test_two_ends_of_one_moment_end_once():
     assert store.counts().tombstones == 0
 
 
-def test_a_device_that_there_is_not_is_refused_in_words(kernels):
-    with pytest.raises(ValueError, match="device 'gpu': expected cuda or interpreter"):
-        StandingQueries(device="gpu")
-    other = "cuda" if kernels == "interpreter" else "interpreter"
-    with pytest.raises(ValueError, match=f"device '{other}' with kernels that are.* interpreted: TRITON_INTERPRET=1"):
-        StandingQueries(device=other)
+def test_blocks_larger_than_a_devices_places_are_refused_in_words(device_backend):
     with pytest.raises(ValueError, match="blocks of 1025 standing queries: a device's places hold 1024"):
-        StandingQueries(device=kernels, block=1_025)
-
-
-def test_more_matches_than_a_device_had_room_for_are_all_found(kernels, monkeypatch):
-    monkeypatch.setattr("penstock.retrieval.percolate.device.ROOM", 3)
-    records = [standing(f"s{i:03}", vector=ASKED if i % 2 else None, threshold=0.1) for i in range(200)]
-    batch = [upsert(f"p{i}", vector=ROW) for i in range(3)]
-    assert found(store_of(kernels, *records), *batch).found == found(store_of("cpu", *records), *batch).found
-    assert len(found(store_of(kernels, *records), *batch).found[2].matches) == 200
+        StandingQueries(backend=device_backend, block=1_025)
