@@ -21,11 +21,11 @@ def compile_all(operators: Sequence[str], jobs: int) -> tuple[list[Checked], str
         path = Path(folder) / "found.json"
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         environment.setdefault("TRITON_CACHE_DIR", str(ROOT / ".cache" / "triton"))
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
-        command = "from benchmarks.kerneling.importing import from_checkout; from_checkout(); "
-        command += "import sys; from penstock.kernels.aot.__main__ import main; sys.exit(main(sys.argv[1:]))"
+        (Path(folder) / "penstock").symlink_to(ROOT)  # for it and the processes that it starts, installed or not
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, environment.get("PYTHONPATH"))))
         arguments = ["--json", str(path), "--jobs", str(jobs), "--operator", *operators]
-        subprocess.run([sys.executable, "-c", command, *arguments], cwd=ROOT, env=environment, check=False)
+        command = [sys.executable, "-m", "penstock.kernels.aot", *arguments]
+        subprocess.run(command, cwd=folder, env=environment, check=False)
         if not path.exists():
             raise RuntimeError("the ahead-of-time suite wrote nothing: its error stands above")
         read = json.loads(path.read_text())

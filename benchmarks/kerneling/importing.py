@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def from_checkout() -> None:
     """`penstock` is the checkout's folders, unless an installation already answers to the name."""
-    if importlib.util.find_spec("penstock") is None:
+    if not there("penstock"):
         package = types.ModuleType("penstock")
         package.__path__ = [str(ROOT)]
         sys.modules["penstock"] = package
@@ -22,8 +22,13 @@ def from_checkout() -> None:
 def silent(*names: str) -> None:
     """Libraries that code of ours only says things with (logs, metrics) do nothing where they are not installed."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        if not there(name):
             sys.modules[name] = _Silent(name)
+
+
+def there(name: str) -> bool:
+    """Whether the package can be imported, or stands here already for one that cannot."""
+    return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
 class _Silent(types.ModuleType):

@@ -38,6 +38,16 @@ def mismatches(chosen: Sequence[str]) -> dict[str, int]:
         return found
 
 
+def judged(chosen: Sequence[str]) -> tuple[dict[str, int], str]:
+    """Mismatches by operator, and what is needed before they say anything of all: nothing, usually."""
+    try:
+        counts = mismatches(chosen)
+    except RuntimeError as error:  # Triton 3.6's interpreter, say, on a NumPy that it does not know
+        return {}, f"Triton's interpreter to run here: {error}"
+    lacking = unchecked(chosen)
+    return counts, f"cases (check.py) of {', '.join(lacking)}" if lacking else ""
+
+
 def unchecked(chosen: Sequence[str]) -> list[str]:
     """Those without cases of their own: nothing may be said of all while there is one."""
     return sorted(set(chosen) - set(operators("check")))
