@@ -19,7 +19,6 @@ import math
 import statistics
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,11 +31,12 @@ from benchmarks.kerneling.timing import BUFFERS, Timed, interleaved, peak_flops
 from benchmarks.ranker_kerneling import attending, loading, models, servers, shapes
 from benchmarks.ranker_kerneling.model import PEAK, needed_flops
 from benchmarks.ranker_kerneling.shapes import BUDGET, EMBEDDED, TEXT, TEXT_900, Asked
+from benchmarks.ranking.launching import computed, score
 from benchmarks.ranking.peers import Transformers
 from penstock.ranker.backends.scorer import probability
 from penstock.ranker.engine.device import Captures, DeviceBackend
 from penstock.ranker.engine.engine import Engine, Limits
-from penstock.ranker.engine.plan import Request, plan, unpack
+from penstock.ranker.engine.plan import plan
 from penstock.ranker.engine.untrained import ModelShape
 
 CLOSE = 4e-2  # probabilities of two bfloat16 implementations: twice the engine's own bound
@@ -110,18 +110,13 @@ def items_per_s(session: Session, name: str, asked: Asked) -> float:
     buffers = [asked.requests(shape, seed) for seed in range(BUFFERS)]
 
     def run(times: int) -> float:
-        flying: deque[Any] = deque()
         began = time.perf_counter()
-        for requests in itertools.islice(itertools.cycle(buffers), times):
-            for forward in plan(requests, session.budget, session.budget):
-                if len(flying) == backend.in_flight:
-                    flying.popleft().wait()
-                flying.append(backend.launch(forward))
-        while flying:
-            found = flying.popleft().wait()
-            if not np.isfinite(found).all():
-                raise RuntimeError(f"{name}/{asked.name}: a logit is not finite")
-        return time.perf_counter() - began
+        turns = itertools.islice(itertools.cycle(buffers), times)
+        found = computed(backend, (one for requests in turns for one in plan(requests, session.budget, session.budget)))
+        spent = time.perf_counter() - began
+        if not all(np.isfinite(logits).all() for logits in found):
+            raise RuntimeError(f"{name}/{asked.name}: a logit is not finite")
+        return spent
 
     run(len(buffers))  # graphs are captured
     spent = [run(session.runs) for _ in range(REPEATS)]
@@ -140,24 +135,12 @@ def items_per_s(session: Session, name: str, asked: Asked) -> float:
     return rate
 
 
-def score(backend: DeviceBackend, request: Request, budget: int) -> Any:
-    """Logits of one request, float64 [items]; planning is part of it."""
-    forwards = plan([request], budget, budget)
-    ahead = iter(forwards)
-    flying = deque(backend.launch(forward) for forward in itertools.islice(ahead, backend.in_flight))
-    found = []
-    while flying:
-        found.append(flying.popleft().wait())
-        flying.extend(backend.launch(forward) for forward in itertools.islice(ahead, 1))
-    return unpack([request], forwards, found)[0]
-
-
 def peers(session: Session) -> dict[str, float]:
     words = session.asked[0]
     backend, model = session.backend("0.6B"), session.model("0.6B")
     requests = [words.requests(session.shapes["0.6B"], seed)[0] for seed in range(BUFFERS)]
     contenders: dict[str, Callable[[int], Any]] = {
-        "ours": lambda buffer: score(backend, requests[buffer], session.budget)
+        "ours": lambda buffer: score(backend, [requests[buffer]], session.budget)
     }
     peer, batches, absent = Transformers(model, models.ANSWERS), {}, []
     for way in models.IMPLEMENTATIONS:
@@ -196,7 +179,7 @@ def with_servers(session: Session) -> dict[str, float]:
         contenders: dict[str, Callable[[int], Any]] = {
             name: lambda buffer, ask=ask: ask(requests[buffer]) for name, ask in scores.items()
         }
-        contenders["ours"] = lambda buffer: score(backend, requests[buffer], session.budget)
+        contenders["ours"] = lambda buffer: score(backend, [requests[buffer]], session.budget)
         spent = session.timed("servers", contenders, items=words.items)
     best = min(spent[name].median for name in names)
     return {"ranker/0.6B/ratio_best_server": best / spent["ours"].median}

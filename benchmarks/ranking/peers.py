@@ -24,12 +24,18 @@ class Transformers:
         self.answers = answers
 
     @classmethod
-    def load(cls, directory: Path, answers: tuple[int, int], dtype: torch.dtype = torch.float32) -> Transformers:
-        """With sdpa attention, on the CPU."""
+    def load(
+        cls,
+        directory: Path,
+        answers: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Transformers:
+        """With sdpa attention."""
         from transformers import AutoModelForCausalLM
 
         load: Any = AutoModelForCausalLM.from_pretrained
-        return cls(load(directory, dtype=dtype, local_files_only=True), answers)
+        return cls(load(directory, dtype=dtype, local_files_only=True).to(device), answers)
 
     def logits(self, requests: Sequence[Request], batch: int, *, ordered: bool) -> npt.NDArray[np.float64]:
         """One an item, in the requests' order. `ordered`: batches of like lengths, instead of as they come."""
@@ -90,7 +96,9 @@ def oracle(directory: Path, answers: tuple[int, int], dtype: torch.dtype) -> Cal
     return lambda request: peer.logits([request], 1, ordered=False)
 
 
-def cross_encoder(directory: Path, folder: Path) -> Callable[[Sequence[tuple[str, str]]], Any] | None:
+def cross_encoder(
+    directory: Path, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Callable[[Sequence[tuple[str, str]]], Any] | None:
     """sentence-transformers' CrossEncoder with the directory's body and a head of one label; None where it is absent.
 
     It reads (query, item text) pairs, without the template, and tokenises as it goes.
@@ -101,10 +109,10 @@ def cross_encoder(directory: Path, folder: Path) -> Callable[[Sequence[tuple[str
         return None
     from transformers import AutoTokenizer, Qwen3ForSequenceClassification
 
-    classifier = Qwen3ForSequenceClassification.from_pretrained(directory, num_labels=1, dtype=torch.float32)
+    classifier = Qwen3ForSequenceClassification.from_pretrained(directory, num_labels=1, dtype=dtype)
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     classifier.config.pad_token_id = tokenizer.pad_token_id
     classifier.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    model = CrossEncoder(str(folder), device="cpu")
+    model = CrossEncoder(str(folder), device=device, model_kwargs={"dtype": dtype})
     return lambda pairs: model.predict(list(pairs), batch_size=32, show_progress_bar=False)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.ranker import score, whole
+from benchmarks.ranker import BUDGET, whole
+from benchmarks.ranking.launching import score
 from benchmarks.ranking.models import item_texts, queries, real
 from benchmarks.ranking.peers import Transformers, oracle
 from benchmarks.streaming.source import load
@@ -59,8 +60,8 @@ def test_contenders_agree(directory, tokenizer, request_):
     for found in (
         peer.logits([request_], 4, ordered=True),
         peer.logits([request_], 4, ordered=False),
-        score(backend, [request_]),
-        score(backend, [whole(request_)]),
+        score(backend, [request_], BUDGET),
+        score(backend, [whole(request_)], BUDGET),
         score(backend, [request_], 100),
     ):
         np.testing.assert_allclose(found, right, rtol=0, atol=1e-5)
