@@ -108,6 +108,6 @@ def mismatches() -> int:
         for heads, kv_heads, size in ((4, 2, 16), (3, 1, 32)):
             shape = {"heads": heads, "kv_heads": kv_heads, "size": size}
             qkv = torch.randn(len(starts), (heads + 2 * kv_heads) * size, generator=chance).to(dtype)
-            wrong += differing(qkv, starts, tiles, **shape)
+            wrong += differing(qkv, starts, tiles, heads=heads, kv_heads=kv_heads, size=size)
             wrong += differing_in_two_calls(qkv, groups, **shape)
     return wrong
