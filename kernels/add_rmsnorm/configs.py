@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from penstock.kernels.aot.config import Config
+from penstock.kernels.rowwise.forms import row_form
+from penstock.kernels.rowwise.tuning import padded, warps_for
 
-from penstock.kernels.add_rmsnorm.tuning import padded, warps_for
-from penstock.kernels.aot.config import Config, Expectation
-
-OPERATOR = "add_rmsnorm"
 WIDTHS = (896, 1_024, 2_048, 2_560, 4_096)
 
 
@@ -17,21 +14,17 @@ def configs() -> tuple[Config, ...]:
 
 
 def _config(width: int, *, adds: bool) -> Config:
-    signature = {"residual": "*fp32", "delta": "*bf16", "weight": "*bf16", "out": "*bf16", "epsilon": "fp32"}
-    signature["count"] = "i32"
-    return Config(
-        name=f"{OPERATOR}/{'' if adds else 'first/'}d{width}",
-        operator=OPERATOR,
-        kernel=lambda: _kernels().add_rmsnorm_rows,
-        signature=signature,
-        constexprs={"WIDTH": width, "PADDED": padded(width), "ROWS": 1, "ADDS": adds},
-        divisible=("residual", "delta", "weight", "out"),
-        num_warps=warps_for(width),
-        num_stages=1,
-        expects=Expectation(ctas_per_sm=4),
+    return row_form(
+        f"add_rmsnorm/{'' if adds else 'first/'}d{width}",
+        "add_rmsnorm_rows",
+        {
+            "residual": "*fp32",
+            "delta": "*bf16",
+            "weight": "*bf16",
+            "out": "*bf16",
+            "epsilon": "fp32",
+            "count": "i32",
+        },
+        {"WIDTH": width, "PADDED": padded(width), "ADDS": adds},
+        warps=warps_for(width),
     )
-
-
-def _kernels() -> Any:
-    """Imported when one is asked for: a list of configs compiles nothing."""
-    return importlib.import_module("penstock.kernels.add_rmsnorm.triton")

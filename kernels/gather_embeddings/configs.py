@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from penstock.kernels.aot.config import Config
+from penstock.kernels.rowwise.forms import row_form
+from penstock.kernels.rowwise.tuning import BLOCK, warps_for
 
-from penstock.kernels.aot.config import Config, Expectation
-
-OPERATOR = "gather_embeddings"
 WIDTHS = (1_024, 2_560)
 
 
@@ -16,22 +14,10 @@ def configs() -> tuple[Config, ...]:
 
 
 def _config(width: int) -> Config:
-    signature = {"codes": "*i32", "tokens": "*bf16", "vectors": "*bf16", "out": "*fp32"}
-    divisible = tuple(signature)
-    signature["count"] = "i32"
-    return Config(
-        name=f"{OPERATOR}/d{width}",
-        operator=OPERATOR,
-        kernel=lambda: _kernels().gather,
-        signature=signature,
-        constexprs={"WIDTH": width, "BLOCK": 1_024, "ROWS": 1},
-        divisible=divisible,
-        num_warps=4,
-        num_stages=1,
-        expects=Expectation(ctas_per_sm=8),
+    return row_form(
+        f"gather_embeddings/d{width}",
+        "gather",
+        {"codes": "*i32", "tokens": "*bf16", "vectors": "*fp32", "out": "*fp32", "count": "i32"},
+        {"WIDTH": width, "BLOCK": BLOCK},
+        warps=warps_for(BLOCK),
     )
-
-
-def _kernels() -> Any:
-    """Imported when one is asked for: a list of configs compiles nothing."""
-    return importlib.import_module("penstock.kernels.gather_embeddings.triton")

@@ -14,19 +14,17 @@ def prefix_attention(
     qkv [T, (heads + 2 kv_heads) * size], starts int32 [T], tiles int32 [S, 4]: see triton.py.
     """
     wide = qkv.double().cpu()
-    tokens = len(wide)
-    q = wide[:, : heads * size].view(tokens, heads, size)
+    tokens, group = len(wide), heads // kv_heads
+    q = wide[:, : heads * size].view(tokens, kv_heads, group, size)
     k, v = wide[:, heads * size :].view(tokens, 2, kv_heads, size).unbind(1)
-    out = torch.zeros(tokens, heads, size, dtype=torch.float64)
+    out = torch.zeros(tokens, kv_heads, group, size, dtype=torch.float64)
     covered = torch.zeros(tokens, dtype=torch.bool)
     begins = starts.tolist()
     for first, end, prefix_first, prefix_end in tiles.tolist():
         for token in range(first, end):
             seen = [*range(prefix_first, prefix_end), *range(begins[token], token + 1)]
-            for head in range(heads):
-                of = head // (heads // kv_heads)
-                weights = torch.softmax(k[seen, of] @ q[token, head] / size**0.5, 0)
-                out[token, head] = weights @ v[seen, of]
+            weights = torch.softmax(torch.einsum("hgd,khd->hgk", q[token], k[seen]) / size**0.5, -1)
+            out[token] = torch.einsum("hgk,khd->hgd", weights, v[seen])
             covered[token] = True
     return out.view(tokens, heads * size), covered
 

@@ -1,7 +1,6 @@
 """Attention of a packed forward: each token to its prefix and, causally, to its own segment, in one pass.
 
-    attention   tiles of queries over the keys that they may see, online softmax                 (one launch a layer)
-    merge       two attentions over disjoint keys as the one over both, by log-sum-exp           (merged.py uses it)
+One launch a layer, of tiles of queries over the keys that they may see. two_calls.py is the same by others' kernels.
 
 **Layout.** qkv [T, (heads + 2 kv_heads) * D], queries, keys and values of a token side by side, as one product of
 matrices leaves them; out [T, heads * D]. A forward is [prefix | its items | prefix | its items ...]
@@ -20,7 +19,14 @@ is of the prefix, or at or after its segment's start and not after itself.
 cores: keys and values are read once for all of them.
 
 **Invariant.** A token's result depends on the keys that it sees and on how they fall into blocks of KEYS: not on what
-else is in the forward. Every query sees itself, so no sum is empty.
+else is in the forward. Rows that no tile names are neither read nor written, whatever they hold. Every query sees
+itself, so no sum is empty. Scores and sums are float32, weights are rounded to the values' dtype (float64, in the
+interpreter alone, is float64 throughout).
+
+**Expected.** Values of tokens that a tile names are finite: a neighbour's are multiplied by a weight of 0, which NaN
+and infinity survive (its keys may be anything). So they are where weights and vectors are: a norm stands before every
+product and leaves finite rows finite, and bfloat16 reaches as far as float32. A second pass that spares a row what it
+does not see takes 80 registers more, and with them a multiprocessor's second program.
 
 Grid: (S * ceil(TILE_TOKENS / TOKENS), kv_heads). The recurrence is that of Milakov, Gimelshein, Online normalizer
 calculation for softmax, 2018, over tiles as in Dao, FlashAttention-2, 2023; items that see a shared prefix and
@@ -40,8 +46,10 @@ import triton.language as tl
 from torch import Tensor
 
 from penstock.kernels.prefix_attention.tuning import TILE_TOKENS, Tuning, tuning_for
+from penstock.kernels.rowwise.rows import INTERPRETED, check_contiguous, wide
 
-LOG2E = math.log2(math.e)
+LOG2E = tl.constexpr(math.log2(math.e))
+MOST_VALUES = 1 << 31  # of qkv: offsets of keys are int32, which takes 12 registers less in the largest forms
 
 
 @triton.jit
@@ -50,7 +58,6 @@ def attention(
     starts,  # int32 [T]
     tiles,  # int32 [S, 4]
     out,  # [T, HEADS * D], in qkv's dtype
-    scale,  # of a product of query and key, times log2(e)
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,  # of a head: a power of two, 16 at least
@@ -59,7 +66,7 @@ def attention(
     SPLITS: tl.constexpr,  # programs of a tile
     KEYS: tl.constexpr,  # at a time
     STAGES: tl.constexpr,
-    INTERPRET: tl.constexpr,  # on a CPU: products in float32, which the interpreter multiplies rightly
+    INTERPRET: tl.constexpr,  # on a CPU: products of wide operands, which the interpreter multiplies rightly
 ):
     tile = tl.program_id(0) // SPLITS
     kv_head = tl.program_id(1)
@@ -80,61 +87,36 @@ def attention(
         size = tl.arange(0, D)
         q = tl.load(qkv + token.to(tl.int64)[:, None] * ROW + head[:, None] * D + size, mask=m_row[:, None], other=0.0)
         if INTERPRET:
-            q = q.to(tl.float32)
+            q = wide(q)
         keys_of, values_of = qkv + (HEADS + kv_head) * D, qkv + (HEADS + KV_HEADS + kv_head) * D
-        number = tl.arange(0, KEYS)
-        best = tl.full([TOKENS * GROUP], float("-inf"), tl.float32)
-        total = tl.zeros([TOKENS * GROUP], tl.float32)
-        b_out = tl.zeros([TOKENS * GROUP, D], tl.float32)
         count = prefix + end - own
+        number = tl.arange(0, KEYS)
+        SUM: tl.constexpr = tl.float64 if q.dtype == tl.float64 else tl.float32
+        SCALE: tl.constexpr = LOG2E / D**0.5  # of a score, which is a power of two then
+        best = tl.full([TOKENS * GROUP], float("-inf"), SUM)
+        total = tl.zeros([TOKENS * GROUP], SUM)
+        b_out = tl.zeros([TOKENS * GROUP, D], SUM)
         for begin in tl.range(0, count, KEYS, num_stages=STAGES):
             at = begin + number
             place = tl.where(at < prefix, prefix_first + at, own + at - prefix)
-            offsets = place.to(tl.int64)[:, None] * ROW + size
+            offsets = place[:, None] * ROW + size
             k = tl.load(keys_of + offsets, mask=(at < count)[:, None], other=0.0)
             v = tl.load(values_of + offsets, mask=(at < count)[:, None], other=0.0)
             if INTERPRET:
-                k, v = k.to(tl.float32), v.to(tl.float32)
+                k, v = wide(k), wide(v)
             past = (at - prefix).to(tl.uint32, bitcast=True)  # the prefix; of a key in it more than anything
             sees = (past[None, :] >= skipped[:, None]) & (at[None, :] <= last[:, None])
             scores = tl.where(sees, tl.dot(q, tl.trans(k), input_precision="ieee"), float("-inf"))
             higher = tl.maximum(best, tl.max(scores, axis=1))
-            base = tl.where(higher == float("-inf"), 0.0, higher) * scale  # of a row that has seen no key so far
-            weight = tl.math.exp2(scores * scale - base[:, None])
-            before = tl.math.exp2(best * scale - base)
+            base = tl.where(higher == float("-inf"), 0.0, higher) * SCALE  # of a row that has seen no key so far
+            weight = tl.math.exp2(scores * SCALE - base[:, None])
+            before = tl.math.exp2(best * SCALE - base)
             total = total * before + tl.sum(weight, axis=1)
             b_out = tl.dot(weight.to(v.dtype), v, b_out * before[:, None], input_precision="ieee")
             best = higher
         result = b_out / tl.where(total > 0.0, total, 1.0)[:, None]
         there_at = out + token.to(tl.int64)[:, None] * (HEADS * D) + head[:, None] * D + size
         tl.store(there_at, result.to(out.dtype.element_ty), mask=m_row[:, None])
-
-
-@triton.jit
-def merge(
-    mine,  # [R, HEADS, D], and out
-    theirs,  # [R, HEADS, D]
-    lse,  # float32 [HEADS, R]: log-sum-exp of mine's scores
-    lse_theirs,  # float32 [HEADS, R]; -inf where there were no keys, and theirs may be anything there
-    count,  # R
-    HEADS: tl.constexpr,
-    D: tl.constexpr,
-    PADDED: tl.constexpr,  # HEADS up to a power of two
-):
-    """Grid: (R,). Over disjoint keys exact: weights are the shares of either's sum of exponentials."""
-    row = tl.program_id(0).to(tl.int64)
-    heads, size = tl.arange(0, PADDED), tl.arange(0, D)
-    m_head = heads < HEADS
-    a = tl.load(lse + heads * count + row, mask=m_head, other=0.0)
-    b = tl.load(lse_theirs + heads * count + row, mask=m_head, other=float("-inf"))
-    share = 1.0 / (1.0 + tl.exp(a - b))  # of theirs: 0 where b is -inf
-    at = (row * HEADS + heads[:, None]) * D + size
-    x = tl.load(mine + at, mask=m_head[:, None], other=0.0).to(tl.float32)
-    y = tl.load(theirs + at, mask=m_head[:, None] & (share > 0.0)[:, None], other=0.0).to(tl.float32)
-    tl.store(mine + at, (x + (y - x) * share[:, None]).to(mine.dtype.element_ty), mask=m_head[:, None])
-
-
-INTERPRETED = not isinstance(attention, triton.JITFunction)
 
 
 def prefix_attention(
@@ -150,17 +132,12 @@ def prefix_attention(
 ) -> Tensor:
     """`out`, written where some tile has the token; see above for the arguments. `size`: of a head.
 
-    Launches one kernel on the current stream and waits for nothing. Raises ValueError: shapes that do not fit.
+    Launches one kernel on the current stream and waits for nothing. Raises ValueError: shapes or strides that do not
+    fit, float64 on a device.
     """
-    if size < 16 or size & (size - 1) or heads % kv_heads:
-        raise ValueError(
-            f"{heads} heads of {size} over {kv_heads}: expected heads of a power of two, 16 at least, in equal groups"
-        )
-    if qkv.shape[1] != (heads + 2 * kv_heads) * size or out.shape != (len(qkv), heads * size):
-        raise ValueError(
-            f"qkv {list(qkv.shape)} and out {list(out.shape)}: expected rows of {(heads + 2 * kv_heads) * size} and "
-            f"{heads * size}"
-        )
+    _check(qkv, starts, tiles, out, heads, kv_heads, size)
+    if not len(tiles):
+        return out
     form = tuning or tuning_for(heads // kv_heads, size)
     if INTERPRETED and tuning is None:
         form = replace(form, tokens=TILE_TOKENS, keys=128)  # programs and loops are what takes time there
@@ -170,7 +147,6 @@ def prefix_attention(
         starts,
         tiles,
         out,
-        size**-0.5 * LOG2E,
         HEADS=heads,
         KV_HEADS=kv_heads,
         D=size,
@@ -186,19 +162,24 @@ def prefix_attention(
     return out
 
 
-def merged(mine: Tensor, theirs: Tensor, lse: Tensor, lse_theirs: Tensor) -> Tensor:
-    """`mine` [R, heads, D] as if it had seen both sets of keys. lse float32 [heads, R], contiguous."""
-    rows, heads, size = mine.shape
-    if lse.shape != (heads, rows) or lse_theirs.shape != (heads, rows):
+def _check(qkv: Tensor, starts: Tensor, tiles: Tensor, out: Tensor, heads: int, kv_heads: int, size: int) -> None:
+    """ValueError where they do not fit."""
+    if size < 16 or size & (size - 1) or heads % kv_heads:
         raise ValueError(
-            f"log-sum-exps {list(lse.shape)} and {list(lse_theirs.shape)}: expected [{heads}, {rows}], heads first"
+            f"{heads} heads of {size} over {kv_heads}: expected heads of a power of two, 16 at least, in equal groups"
         )
-    if rows:
-        padded = triton.next_power_of_2(heads)
-        merge[(rows,)](mine, theirs, lse, lse_theirs, rows, HEADS=heads, D=size, PADDED=padded, num_warps=4)
-    return mine
-
-
-def empty_tiles(count: int, device: torch.device) -> Tensor:
-    """So many that do nothing."""
-    return torch.zeros(count, 4, dtype=torch.int32, device=device)
+    if qkv.shape[1] != (heads + 2 * kv_heads) * size or out.shape != (len(qkv), heads * size):
+        raise ValueError(
+            f"qkv {list(qkv.shape)} and out {list(out.shape)}: expected rows of {(heads + 2 * kv_heads) * size} and "
+            f"{heads * size}"
+        )
+    if starts.shape != (len(qkv),) or tiles.ndim != 2 or tiles.shape[1] != 4:
+        raise ValueError(
+            f"starts {list(starts.shape)} and tiles {list(tiles.shape)}: expected [{len(qkv)}], a start a token, and "
+            "[S, 4]"
+        )
+    if out.dtype != qkv.dtype or (qkv.dtype == torch.float64 and not INTERPRETED):
+        raise ValueError(f"qkv of {qkv.dtype}, out of {out.dtype}: expected one dtype, float32 or less on a device")
+    if qkv.numel() >= MOST_VALUES:
+        raise ValueError(f"qkv {list(qkv.shape)}: expected less than {MOST_VALUES:,} values, whose offsets are int32")
+    check_contiguous(qkv=qkv, starts=starts, tiles=tiles, out=out)

@@ -6,7 +6,10 @@
 then values, which nothing touches. weight [HEADS, 2 * HALF], a row a head. positions int32 [T]: an item's go on from
 its prefix's length, whatever stands between them. cosines, sines float32 [longest, HALF], by position: computed once,
 with the frequencies and the scale that the model has (sines of large angles are slow, and tables stay in the L2 cache).
-a and b are the halves of a head, as Qwen3 has them.
+a and b are the halves of a head, as Qwen3 has them. Sums and products are float32 (float64 where the tables are, and
+qkv is). All contiguous.
+
+**Invariant.** A token's heads depend on itself and its position alone.
 
 **Grid.** (ceil(T / ROWS),): a program takes all heads of its tokens, which are read and written once. Su, Lu, Pan,
 Murtadha, Wen, Liu, RoFormer, 2021.
@@ -20,7 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.qk_norm_rope.tuning import padded, warps_for
+from penstock.kernels.qk_norm_rope.tuning import warps_of
+from penstock.kernels.rowwise.rows import ROWS, check_contiguous, wide
+from penstock.kernels.rowwise.tuning import padded
 
 
 @triton.jit
@@ -39,23 +44,20 @@ def turn(
     ROWS: tl.constexpr,
 ):
     each, size = tl.arange(0, ROWS * PADDED), tl.arange(0, HALF)
-    heads, token = each % PADDED, tl.program_id(0) * ROWS + each // PADDED
-    m_head = ((heads < HEADS) & (token < count))[:, None]
-    place = heads[:, None] * (2 * HALF) + size
+    head, token = each % PADDED, tl.program_id(0) * ROWS + each // PADDED
+    m_head = ((head < HEADS) & (token < count))[:, None]
+    place = head[:, None] * (2 * HALF) + size
     row = qkv + token.to(tl.int64)[:, None] * WIDTH + place
-    WIDE: tl.constexpr = cosines.dtype.element_ty
-    a = tl.load(row, mask=m_head, other=0.0).to(WIDE)
-    b = tl.load(row + HALF, mask=m_head, other=0.0).to(WIDE)
+    a = wide(tl.load(row, mask=m_head, other=0.0))
+    b = wide(tl.load(row + HALF, mask=m_head, other=0.0))
     scale = tl.rsqrt((tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / (2 * HALF) + epsilon)[:, None]
-    a *= scale * tl.load(weight + place, mask=m_head, other=0.0).to(WIDE)
-    b *= scale * tl.load(weight + place + HALF, mask=m_head, other=0.0).to(WIDE)
+    a *= scale * wide(tl.load(weight + place, mask=m_head, other=0.0))
+    b *= scale * wide(tl.load(weight + place + HALF, mask=m_head, other=0.0))
+    # Of all heads the same: Triton sees it, and loads a thread's columns once.
     at = tl.load(positions + token, mask=token < count, other=0).to(tl.int64)[:, None] * HALF + size
     cosine, sine = tl.load(cosines + at), tl.load(sines + at)
     tl.store(row, (a * cosine - b * sine).to(qkv.dtype.element_ty), mask=m_head)
     tl.store(row + HALF, (b * cosine + a * sine).to(qkv.dtype.element_ty), mask=m_head)
-
-
-ROWS = 1 if isinstance(turn, triton.JITFunction) else 32  # tokens of a program; the interpreter takes them one by one
 
 
 def qk_norm_rope(
@@ -63,7 +65,8 @@ def qk_norm_rope(
 ) -> Tensor:
     """`qkv`, turned in place. Positions are the caller's to check: below len(cosines).
 
-    Launches one kernel on the current stream and waits for nothing. Raises ValueError: shapes that do not fit.
+    Launches one kernel on the current stream and waits for nothing. Raises ValueError: shapes or strides that
+    do not fit.
     """
     tokens, width = qkv.shape
     heads, size = weight.shape
@@ -75,6 +78,7 @@ def qk_norm_rope(
         )
     if cosines.shape != sines.shape or cosines.shape[1] != half:
         raise ValueError(f"cosines {list(cosines.shape)}, sines {list(sines.shape)}: expected [longest, {half}] both")
+    check_contiguous(qkv=qkv, weight=weight, positions=positions, cosines=cosines, sines=sines)
     if tokens:
         turn[(triton.cdiv(tokens, ROWS),)](
             qkv,
@@ -89,6 +93,6 @@ def qk_norm_rope(
             PADDED=padded(heads),
             HALF=half,
             ROWS=ROWS,
-            num_warps=warps_for(heads, size),
+            num_warps=warps_of(heads, size),
         )
     return qkv

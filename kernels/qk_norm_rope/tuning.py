@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-
-def padded(heads: int) -> int:
-    """Up to a power of two."""
-    return 1 << (heads - 1).bit_length()
+from penstock.kernels.rowwise.tuning import padded, warps_for
 
 
-def warps_for(heads: int, size: int) -> int:
+def warps_of(heads: int, size: int) -> int:
     """So that a thread has about 32 values: a token's turned heads are 3,072 in a model of 0.6B parameters."""
-    return max(1, min(8, padded(heads) * size // 1_024))
+    return warps_for(padded(heads) * size, of_a_thread=32)

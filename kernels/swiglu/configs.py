@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from penstock.kernels.aot.config import Config
+from penstock.kernels.rowwise.forms import row_form
+from penstock.kernels.rowwise.tuning import BLOCK, warps_for
 
-from penstock.kernels.aot.config import Config, Expectation
-
-OPERATOR = "swiglu"
 WIDTHS = (1_536, 3_072, 6_144, 9_728)
 
 
@@ -16,19 +14,10 @@ def configs() -> tuple[Config, ...]:
 
 
 def _config(width: int) -> Config:
-    return Config(
-        name=f"{OPERATOR}/d{width}",
-        operator=OPERATOR,
-        kernel=lambda: _kernels().gate_times_up,
-        signature={"gate_up": "*bf16", "out": "*bf16", "count": "i32"},
-        constexprs={"WIDTH": width, "BLOCK": 1_024, "ROWS": 1},
-        divisible=("gate_up", "out"),
-        num_warps=4,
-        num_stages=1,
-        expects=Expectation(ctas_per_sm=8),
+    return row_form(
+        f"swiglu/d{width}",
+        "gate_times_up",
+        {"gate_up": "*bf16", "out": "*bf16", "count": "i32"},
+        {"WIDTH": width, "BLOCK": BLOCK},
+        warps=warps_for(BLOCK),
     )
-
-
-def _kernels() -> Any:
-    """Imported when one is asked for: a list of configs compiles nothing."""
-    return importlib.import_module("penstock.kernels.swiglu.triton")

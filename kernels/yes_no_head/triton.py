@@ -6,9 +6,11 @@ The two-row softmax of a vocabulary's head is the sigmoid of the difference of i
 and no vocabulary is multiplied.
 
 **Layout.** residual [N, WIDTH] and delta [N, WIDTH], each in its own float; weight [WIDTH]; answer float32 [WIDTH];
-logits float32 [N] out (float64 where `answer` is). Sums in the wider of them.
+logits [N], as `answer`, out. Sums are float32 (float64 where `answer` is). All contiguous.
 
-**Grid.** (ceil(N / ROWS),).
+**Invariant.** A logit depends on its own row alone, not on N.
+
+**Grid.** (ceil(N / ROWS),). Zhang, Sennrich, Root mean square layer normalization, 2019, for the norm.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -19,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.add_rmsnorm.triton import ROWS
-from penstock.kernels.add_rmsnorm.tuning import padded, warps_for
+from penstock.kernels.rowwise.rows import ROWS, check_contiguous, wide
+from penstock.kernels.rowwise.tuning import padded, warps_for
 
 
 @triton.jit
@@ -39,11 +41,11 @@ def log_odds(
     number, at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
     m_at = (number < count)[:, None] & (at < WIDTH)
     row = number[:, None] * WIDTH + at
-    WIDE: tl.constexpr = answer.dtype.element_ty
-    x = tl.load(residual + row, mask=m_at, other=0.0).to(WIDE)
-    x += tl.load(delta + row, mask=m_at, other=0.0).to(WIDE)
-    w = tl.load(weight + at, mask=at < WIDTH, other=0.0).to(WIDE)
-    turned = w * tl.load(answer + at, mask=at < WIDTH, other=0.0)
+    x = wide(tl.load(residual + row, mask=m_at, other=0.0))
+    x += wide(tl.load(delta + row, mask=m_at, other=0.0))
+    turned = wide(tl.load(weight + at, mask=at < WIDTH, other=0.0)) * wide(
+        tl.load(answer + at, mask=at < WIDTH, other=0.0)
+    )
     scale = tl.rsqrt(tl.sum(x * x, axis=1) / WIDTH + epsilon)
     tl.store(logits + number, tl.sum(x * turned, axis=1) * scale, mask=number < count)
 
@@ -51,13 +53,15 @@ def log_odds(
 def yes_no_head(
     residual: Tensor, delta: Tensor, weight: Tensor, answer: Tensor, logits: Tensor, epsilon: float
 ) -> Tensor:
-    """`logits`. Launches one kernel on the current stream and waits for nothing. Raises ValueError: other shapes."""
+    """`logits`. Launches one kernel on the current stream and waits for nothing. Raises ValueError: other shapes or
+    strides."""
     rows, width = residual.shape
     if delta.shape != residual.shape or weight.shape != (width,) or answer.shape != (width,) or len(logits) != rows:
         raise ValueError(
             f"residual {list(residual.shape)}, delta {list(delta.shape)}, weight {list(weight.shape)}, answer "
             f"{list(answer.shape)}, {len(logits)} logits: expected [N, width], [width] and [N]"
         )
+    check_contiguous(residual=residual, delta=delta, weight=weight, answer=answer, logits=logits)
     if rows:
         log_odds[(triton.cdiv(rows, ROWS),)](
             residual,

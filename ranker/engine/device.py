@@ -25,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from torch import Tensor
 from penstock.kernels.add_rmsnorm.triton import add_rmsnorm
 from penstock.kernels.gather_embeddings.triton import gather_embeddings
 from penstock.kernels.prefix_attention.triton import prefix_attention
+from penstock.kernels.prefix_attention.two_calls import Spans, two_calls
 from penstock.kernels.qk_norm_rope.triton import qk_norm_rope
 from penstock.kernels.runtime import INTERPRETING
 from penstock.kernels.swiglu.triton import swiglu
@@ -51,6 +52,7 @@ GRAPHS = 64  # that are kept; of more, the one that rested longest goes
 SPARE_BYTES = 256 << 20  # for graphs, and what products work in
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
+Attention = Literal["tiles", "two_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +112,11 @@ class DeviceBackend:
         *,
         longest: int | None = None,
         capture: Capture | None = None,
+        attention: Attention = "tiles",
     ) -> None:
         """`weights` may lie anywhere; they are copied. `longest`: of a prompt, the model's own by default. `capture`
-        makes graphs, and None launches kernel by kernel.
+        makes graphs, and None launches kernel by kernel. `attention`: our kernel, or two of torch's to hold it against,
+        without graphs (kernels/prefix_attention/two_calls.py).
 
         Raises UnfitScorer: a shape that kernels do not take, or less memory than a forward needs.
         """
@@ -131,6 +135,9 @@ class DeviceBackend:
         self._slots = tuple(_Slot(self.weights, device, self.most_tokens) for _ in range(IN_FLIGHT))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._capture = capture or (None if self._stream is None else _Captures().captured)
+        self._by_tiles = attention == "tiles"
+        if not self._by_tiles:
+            self._capture = None
         self._graphs: OrderedDict[Bucket, Callable[[], None]] = OrderedDict()
         self._turn = 0
         self._lock = threading.Lock()
@@ -161,7 +168,8 @@ class DeviceBackend:
         with self._launching():
             slot, self._turn = self._slots[self._turn], (self._turn + 1) % IN_FLIGHT
             slot.fill(forward, bucket, self._buffers)
-            self._ready(bucket)()
+            spans = None if self._by_tiles else Spans.of(forward.prefixes, forward.items, self.device)
+            self._ready(bucket, spans)()
             return slot.read(self._buffers, len(forward.items))
 
     @contextmanager
@@ -170,11 +178,11 @@ class DeviceBackend:
         with self._lock, torch.inference_mode(), where:
             yield
 
-    def _ready(self, bucket: Bucket) -> Callable[[], None]:
+    def _ready(self, bucket: Bucket, spans: Spans | None = None) -> Callable[[], None]:
         """What launches a forward of this bucket."""
 
         def launch() -> None:
-            self._run(self._buffers.inputs(bucket))
+            self._run(self._buffers.inputs(bucket, spans))
 
         if self._capture is None:
             return launch
@@ -211,15 +219,11 @@ class DeviceBackend:
         add_rmsnorm(x, delta, layer.norm_in, h, shape.epsilon)
         _product(h, layer.qkv, layer.qkv_bias, qkv)
         qk_norm_rope(qkv, layer.qk_norm, inputs.positions, self._cosines, self._sines, shape.epsilon)
-        prefix_attention(
-            qkv,
-            inputs.starts,
-            inputs.tiles,
-            attended,
-            heads=shape.heads,
-            kv_heads=shape.kv_heads,
-            size=shape.head_dim,
-        )
+        heads, kv_heads, size = shape.heads, shape.kv_heads, shape.head_dim
+        if inputs.spans is None:
+            prefix_attention(qkv, inputs.starts, inputs.tiles, attended, heads=heads, kv_heads=kv_heads, size=size)
+        else:
+            two_calls(qkv, inputs.spans, attended, heads=heads, kv_heads=kv_heads, size=size)
 
     def _finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
         """Adds what attention gives to `x`; what the MLP gives is returned, to be added by whoever reads `x` next."""
@@ -240,6 +244,7 @@ class _Inputs:
     starts: Tensor  # int32 [tokens]
     last: Tensor  # int32 [places]
     tiles: Tensor  # int32 [tiles, 4]
+    spans: Spans | None  # for attention in two calls
 
 
 def _split(numbers: Any, bucket: Bucket) -> tuple[Any, Any, Any, Any, Any]:
@@ -268,9 +273,9 @@ class _Buffers:
         self.logits = torch.zeros(tokens, dtype=wide, device=device)
         self.numbers = torch.zeros(_most_numbers(tokens), dtype=torch.int32, device=device)
 
-    def inputs(self, bucket: Bucket) -> _Inputs:
+    def inputs(self, bucket: Bucket, spans: Spans | None) -> _Inputs:
         codes, positions, starts, tiles, last = _split(self.numbers, bucket)
-        return _Inputs(codes, positions, starts, last, tiles)
+        return _Inputs(codes, positions, starts, last, tiles, spans)
 
 
 class _Slot:
