@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from random_qwen3 import random_qwen3
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from penstock.ranker.engine import buffers, devices
 from penstock.ranker.engine import device as device_module
-from penstock.ranker.engine import devices
-from penstock.ranker.engine.device import GRAPHS, Bucket, DeviceBackend, bytes_of
+from penstock.ranker.engine.buffers import Bucket, Buffers, bytes_of
+from penstock.ranker.engine.device import GRAPHS, DeviceBackend
 from penstock.ranker.engine.forward import BOUND, TorchBackend
 from penstock.ranker.engine.plan import MalformedRequest, Request, Text, Vectors, plan
 from penstock.ranker.engine.weights import Layer, Weights
@@ -103,7 +104,7 @@ def test_a_bucket_holds_its_forward_with_little_to_spare(tokens, data):
     assert tokens <= bucket.tokens <= max(256, tokens * 9 / 8)
     assert places <= bucket.places <= bucket.tokens
     assert tiles <= bucket.tiles
-    assert bucket.numbers <= device_module._most_numbers(bucket.tokens)
+    assert bucket.numbers <= buffers.most_numbers(bucket.tokens)
     assert Bucket.of(bucket.tokens, places, tiles) == bucket
     assert Bucket.of(tokens, 1, 1) in Bucket.usual(tokens)
 
@@ -243,7 +244,7 @@ def test_a_forward_reads_nothing_back_and_moves_nothing_while_it_is_captured(wei
     with FakeTensorMode(allow_non_fake_inputs=False), torch.inference_mode():
         backend.weights = _there(weights)
         backend._cosines, backend._sines = (torch.empty(table.shape, device=there) for table in _tables(backend))
-        backend._buffers = device_module._Buffers(backend.weights, there, backend.most_tokens)
+        backend._buffers = Buffers(backend.weights, there, backend.most_tokens)
         with Captured():
             backend._run(backend._buffers.inputs(Bucket.of(300, 20, 9)))
     assert launched == [
