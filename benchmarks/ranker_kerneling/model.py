@@ -33,7 +33,7 @@ from benchmarks.kerneling.model import Launch
 from benchmarks.ranker_kerneling.attention import Form as AttentionForm
 from benchmarks.ranker_kerneling.attention import attention, pairs
 from benchmarks.ranker_kerneling.products import CUBLAS, Library, product
-from penstock.ranker.engine.device import Bucket
+from penstock.ranker.engine.buffers import Bucket
 from penstock.ranker.engine.plan import Forward
 from penstock.ranker.engine.untrained import ModelShape
 
