@@ -84,7 +84,7 @@ views = st.builds(
 
 
 @every_operator
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 1_000),
     pages=st.integers(1, 3),

@@ -95,8 +95,8 @@ def test_what_the_device_declines_the_host_answers_and_says_so(store_of, asked, 
     assert [answer.plan for answer in answers] == [f"{Choice.DENSE} on the host: {why}", Choice.DEVICE_SCAN]
 
 
-def test_rows_as_wide_as_fit_into_a_multiprocessor_are_taken():
-    assert [takes(padded(width)) for width in (16, 384, 1_024, 1_536, 8_192)] == [True, True, True, False, False]
+def test_rows_as_wide_as_kernels_multiply_are_taken():
+    assert [takes(padded(width)) for width in (16, 384, 1_024, 4_096, 4_112)] == [True, True, True, True, False]
 
 
 def test_scores_that_kernels_cannot_settle_a_full_device_and_wide_rows_are_the_hosts(store_of, monkeypatch):
