@@ -24,7 +24,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -40,63 +39,18 @@ from penstock.kernels.qk_norm_rope.triton import qk_norm_rope
 from penstock.kernels.runtime import INTERPRETING
 from penstock.kernels.swiglu.triton import swiglu
 from penstock.kernels.yes_no_head.triton import yes_no_head
+from penstock.ranker.engine.buffers import Bucket, Buffers, Inputs, Launched, Slot, bytes_of
 from penstock.ranker.engine.forward import check_fits
 from penstock.ranker.engine.plan import Forward
 from penstock.ranker.engine.weights import Layer, Weights
 from penstock.ranker.errors import UnfitScorer
 
-LEAST_TOKENS = 256  # of a bucket
-TOKENS_A_PLACE = 16  # of usual items, with their share of a prefix
 IN_FLIGHT = 2
 GRAPHS = 64  # that are kept; of more, the one that rested longest goes
 SPARE_BYTES = 256 << 20  # for graphs, and what products work in
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 Attention = Literal["tiles", "two_calls"]
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Sizes of one graph."""
-
-    tokens: int
-    places: int  # scored
-    tiles: int
-
-    @classmethod
-    def of(cls, tokens: int, places: int, tiles: int) -> Bucket:
-        """The least that holds these."""
-        step = max(LEAST_TOKENS // 8, 1 << max(0, (tokens - 1).bit_length() - 4))
-        wide = max(LEAST_TOKENS, -(-tokens // step) * step)
-        usual = wide // 32 + 16  # half full, and some that are hardly begun
-        return cls(wide, min(_power(places, wide // TOKENS_A_PLACE), wide), _power(tiles, usual))
-
-    @classmethod
-    def usual(cls, most_tokens: int) -> list[Bucket]:
-        """Of forwards of usual items, up to so many tokens, the least first."""
-        found = [cls.of(1, 1, 1)]
-        while found[-1].tokens < most_tokens:
-            found.append(cls.of(found[-1].tokens + 1, 1, 1))
-        return found
-
-    @property
-    def numbers(self) -> int:
-        """int32 of its inputs."""
-        return 3 * self.tokens + self.places + 4 * self.tiles
-
-
-class Launched:
-    """A forward in flight. `wait` once, from the thread that launched it."""
-
-    def __init__(self, logits: Tensor, done: torch.cuda.Event | None) -> None:
-        self._logits, self._done = logits, done
-
-    def wait(self) -> NDArray[np.float64]:
-        """Log-odds, float64 [N], in the forward's order. Raises what the device raises."""
-        if self._done is not None:
-            self._done.synchronize()
-        found: NDArray[np.float64] = self._logits.double().numpy()
-        return found
 
 
 class DeviceBackend:
@@ -131,8 +85,8 @@ class DeviceBackend:
         _admit(self.nbytes, device, self.most_tokens)
         self.weights = _moved(weights, device)
         self._cosines, self._sines = _tables(weights, self.longest, device)
-        self._buffers = _Buffers(self.weights, device, self.most_tokens)
-        self._slots = tuple(_Slot(self.weights, device, self.most_tokens) for _ in range(IN_FLIGHT))
+        self._buffers = Buffers(self.weights, device, self.most_tokens)
+        self._slots = tuple(Slot(self.weights, device, self.most_tokens) for _ in range(IN_FLIGHT))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._capture = capture or (None if self._stream is None else _Captures().captured)
         self._by_tiles = attention == "tiles"
@@ -194,7 +148,7 @@ class DeviceBackend:
         self._graphs.move_to_end(bucket)
         return graph
 
-    def _run(self, inputs: _Inputs) -> None:
+    def _run(self, inputs: Inputs) -> None:
         weights, buffers = self.weights, self._buffers
         shape = weights.shape
         tokens, places = len(inputs.codes), len(inputs.last)
@@ -212,7 +166,7 @@ class DeviceBackend:
         logits = buffers.logits[:places]
         yes_no_head(scored, delta, weights.norm, weights.answer, logits, shape.epsilon)
 
-    def _attend(self, layer: Layer, x: Tensor, delta: Tensor | None, attended: Tensor, inputs: _Inputs) -> None:
+    def _attend(self, layer: Layer, x: Tensor, delta: Tensor | None, attended: Tensor, inputs: Inputs) -> None:
         """Attention of all tokens into `attended`, with `delta` added to `x` before."""
         buffers, shape = self._buffers, self.weights.shape
         h, qkv = buffers.h[: len(x)], buffers.qkv[: len(x)]
@@ -237,85 +191,6 @@ class DeviceBackend:
         return delta
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    codes: Tensor  # int32 [tokens]
-    positions: Tensor  # int32 [tokens]
-    starts: Tensor  # int32 [tokens]
-    last: Tensor  # int32 [places]
-    tiles: Tensor  # int32 [tiles, 4]
-    spans: Spans | None  # for attention in two calls
-
-
-def _split(numbers: Any, bucket: Bucket) -> tuple[Any, Any, Any, Any, Any]:
-    """codes, positions, starts, tiles, last: views of one array or tensor of int32."""
-    tokens = bucket.tokens
-    behind = 3 * tokens + 4 * bucket.tiles
-    codes, positions, starts = numbers[: 3 * tokens].reshape(3, tokens)
-    return codes, positions, starts, numbers[3 * tokens : behind].reshape(-1, 4), numbers[behind : bucket.numbers]
-
-
-class _Buffers:
-    """What a forward works in, on the device; used by one after the other."""
-
-    def __init__(self, weights: Weights, device: torch.device, tokens: int) -> None:
-        shape, wide = weights.shape, weights.answer.dtype
-
-        def zeros(width: int, dtype: torch.dtype = weights.dtype) -> Tensor:
-            return torch.zeros(tokens, width, dtype=dtype, device=device)
-
-        self.x, self.scored = zeros(shape.hidden, wide), zeros(shape.hidden, wide)
-        self.h, self.delta = zeros(shape.hidden), zeros(shape.hidden)
-        self.qkv = zeros(shape.q_width + 2 * shape.kv_width)
-        self.attended, self.heard = zeros(shape.q_width), zeros(shape.q_width)
-        self.gate_up, self.activated = zeros(2 * shape.intermediate), zeros(shape.intermediate)
-        self.vectors = zeros(shape.hidden, torch.float32)
-        self.logits = torch.zeros(tokens, dtype=wide, device=device)
-        self.numbers = torch.zeros(_most_numbers(tokens), dtype=torch.int32, device=device)
-
-    def inputs(self, bucket: Bucket, spans: Spans | None) -> _Inputs:
-        codes, positions, starts, tiles, last = _split(self.numbers, bucket)
-        return _Inputs(codes, positions, starts, last, tiles, spans)
-
-
-class _Slot:
-    """Pinned memory of one forward in flight: what goes in, and its logits."""
-
-    def __init__(self, weights: Weights, device: torch.device, tokens: int) -> None:
-        pinned = device.type == "cuda"
-        self._numbers = torch.zeros(_most_numbers(tokens), dtype=torch.int32, pin_memory=pinned)
-        self._vectors = torch.zeros(tokens, weights.shape.hidden, pin_memory=pinned)
-        self._logits = torch.zeros(tokens, dtype=weights.answer.dtype, pin_memory=pinned)
-        self._done: torch.cuda.Event | None = None
-        self._pinned = pinned
-
-    def fill(self, forward: Forward, bucket: Bucket, buffers: _Buffers) -> None:
-        """The device's inputs, once the forward that had this slot before is done."""
-        if self._done is not None:
-            self._done.synchronize()
-        tokens = len(forward)
-        codes, positions, starts, tiles, last = _split(self._numbers.numpy(), bucket)
-        for part, values in ((codes, forward.tokens), (positions, forward.positions), (starts, forward.starts)):
-            part[:tokens], part[tokens:] = values, 0
-        codes[forward.embedded] = -1 - np.arange(len(forward.embedded), dtype=np.int32)
-        tiles[: len(forward.tiles)], tiles[len(forward.tiles) :] = forward.tiles, 0
-        last[: len(forward.last)], last[len(forward.last) :] = forward.last, 0
-        used = bucket.numbers
-        buffers.numbers[:used].copy_(self._numbers[:used], non_blocking=True)
-        if count := len(forward.rows):
-            self._vectors.numpy()[:count] = forward.rows
-            buffers.vectors[:count].copy_(self._vectors[:count], non_blocking=True)
-
-    def read(self, buffers: _Buffers, places: int) -> Launched:
-        out = self._logits[:places]
-        out.copy_(buffers.logits[:places], non_blocking=True)
-        if not self._pinned:
-            return Launched(out, None)
-        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
-        self._done.record()
-        return Launched(out, self._done)
-
-
 class _Captures:
     """CUDA graphs that share one pool of memory."""
 
@@ -333,22 +208,6 @@ class _Captures:
         return graph.replay
 
 
-def bytes_of(weights: Weights, tokens: int, longest: int) -> int:
-    """What a backend takes of its device for forwards of so many tokens and prompts as long as `longest`."""
-    shape, value, wide = weights.shape, weights.dtype.itemsize, weights.answer.dtype.itemsize
-    held = [weights.embedding, weights.norm, weights.answer]
-    for layer in weights.layers:
-        held += [tensor for name in Layer.__slots__ if (tensor := getattr(layer, name)) is not None]
-    narrow = 2 * shape.hidden + 3 * shape.q_width + 2 * shape.kv_width + 3 * shape.intermediate
-    a_token = narrow * value + shape.hidden * (2 * wide + 4) + wide
-    return (
-        sum(tensor.nbytes for tensor in held)
-        + tokens * a_token
-        + 4 * _most_numbers(tokens)
-        + wide * longest * shape.head_dim
-    )
-
-
 def _admit(needed: int, device: torch.device, tokens: int) -> None:
     """Raises UnfitScorer where the device has not as much free."""
     if device.type != "cuda":
@@ -361,10 +220,6 @@ def _admit(needed: int, device: torch.device, tokens: int) -> None:
             f"the model and forwards of {tokens} tokens need {(needed + SPARE_BYTES) >> 20:,} MiB of {device}, which "
             f"has {free >> 20:,} of {whole >> 20:,} MiB free: lower ranker.forward_tokens, or free the device"
         )
-
-
-def _most_numbers(tokens: int) -> int:
-    return Bucket(tokens, tokens, _power(tokens, LEAST_TOKENS)).numbers
 
 
 def _moved(weights: Weights, device: torch.device) -> Weights:
@@ -398,8 +253,3 @@ def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> 
         torch.mm(rows, matrix.T, out=out)
     else:
         torch.addmm(bias, rows, matrix.T, out=out)
-
-
-def _power(count: int, least: int) -> int:
-    """`least`, or a power of two where that is not enough."""
-    return least if count <= least else 1 << (count - 1).bit_length()

@@ -233,8 +233,8 @@ class Engine:
                             return _Turn.LAND
                         taken(parts)
                         for part in parts:
-                            if part.of.began_s is None:
-                                part.of.began_s = now
+                            if "queue" not in part.of.spent_ms:
+                                part.of.spend("queue", now - part.of.arrived_s)
                         return parts
                 elif flights:
                     return _Turn.LAND
@@ -274,8 +274,9 @@ class Engine:
             one = part.of
             one.logits[np.array(part.items)[items]] = of_items
             one.unscored -= len(items)
-            if not one.forwards and one.began_s is not None:
-                self._spent(one, "queue", one.began_s - one.arrived_s + alone_s - flight.launched_s)
+            if not one.forwards:  # until now it was queued behind another in flight
+                one.spend("queue", alone_s - flight.launched_s)
+                STAGE_SECONDS.labels("engine", "queue").observe(one.spent_ms["queue"] / 1000)
             one.forwards += 1
             self._spent(one, "forward", self._worked_s - alone_s)
             if not one.unscored:

@@ -45,7 +45,6 @@ class Pending:
     remaining: deque[int] = field(init=False)  # items that are in no forward, shortest first
     unscored: int = field(init=False)  # items without a score, those in flight included
     logits: NDArray[np.float64] = field(init=False)
-    began_s: float | None = None  # its first forward
     alone: bool = False  # it shares no forward: one that it was in gave nothing
     failures: int = 0  # of forwards that held a part of it
     forwards: int = 0

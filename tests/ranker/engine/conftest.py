@@ -14,10 +14,10 @@ from penstock.ranker.engine.engine import Engine
 if not torch.cuda.is_available():
     replace_once_a_launch()
 
-DEVICES = [pytest.param("interpreter"), pytest.param("cuda", marks=pytest.mark.cuda)]
+DEVICES = [pytest.param("cpu"), pytest.param("interpreter"), pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
-@pytest.fixture(scope="module", params=[pytest.param("cpu"), *DEVICES])
+@pytest.fixture(scope="module", params=DEVICES)
 def device(request):
     """As `ranker.device` names it."""
     return request.param
