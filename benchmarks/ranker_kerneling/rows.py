@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from benchmarks.kerneling.rows import Row
 
-OPERATORS = ("add_rmsnorm", "gather_embeddings", "prefix_attention", "qk_norm_rope", "swiglu", "yes_no_head")
+OPERATORS = (
+    "add_rmsnorm",
+    "gather_embeddings",
+    "prefix_attention",
+    "qk_norm_rope",
+    "scaled_gemm",
+    "swiglu",
+    "yes_no_head",
+)
 ITEMS = "items/s"
 
 KERNELS = (
