@@ -70,7 +70,7 @@ def test_a_probability_moves_by_no_more_than_the_bound_whatever_shares_its_forwa
 
     least = 250 if slow else 1  # tokens a forward
 
-    @settings(max_examples=6 if slow else EXAMPLES[dtype])
+    @settings(max_examples=4 if slow else EXAMPLES[dtype])
     @given(
         _requests(2 if slow else 5), st.integers(least, 500), st.integers(least, 500), st.randoms(use_true_random=False)
     )
