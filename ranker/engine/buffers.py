@@ -139,10 +139,10 @@ class Launched:
         self._logits, self._done = logits, done
 
     def wait(self) -> NDArray[np.float64]:
-        """Log-odds, float64 [N], in the forward's order. Raises what the device raises."""
+        """Log-odds, float64 [N], in the forward's order, the caller's own. Raises what the device raises."""
         if self._done is not None:
             self._done.synchronize()
-        found: NDArray[np.float64] = self._logits.double().numpy()
+        found: NDArray[np.float64] = self._logits.to(torch.float64, copy=True).numpy()  # the slot is filled again
         return found
 
 

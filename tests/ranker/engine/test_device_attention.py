@@ -41,3 +41,18 @@ def test_every_logit_is_the_processors(weights, attention):
     processor = TorchBackend(weights, threads=1)
     for forward in plan(requests, 300, 300):
         np.testing.assert_allclose(backend.logits(forward), processor.logits(forward), rtol=0, atol=EXACT)
+
+
+def test_logits_stay_what_they_were_when_the_slot_is_filled_again(weights):
+    """In float64 they need no conversion, so nothing else takes them out of the slot's memory."""
+    from penstock.ranker.engine.device import DeviceBackend
+
+    place = devices.checked("interpreter")
+    backend = DeviceBackend(weights, place, 256)
+    forwards = [
+        forward
+        for token in range(3)
+        for forward in plan([Request(np.full(2, token, np.int32), (Text(np.ones(3, np.int32)),))], 256, 256)
+    ]
+    found = [backend.logits(forward) for forward in forwards]
+    assert len({float(logits[0]) for logits in found}) == len(forwards) == 3
