@@ -33,7 +33,7 @@ from torch import Tensor
 
 from penstock.kernels.add_rmsnorm.triton import add_rmsnorm
 from penstock.kernels.gather_embeddings.triton import gather_embeddings
-from penstock.kernels.prefix_attention.triton import prefix_attention
+from penstock.kernels.prefix_attention.triton import MOST_VALUES, prefix_attention
 from penstock.kernels.prefix_attention.two_calls import Spans, two_calls
 from penstock.kernels.qk_norm_rope.triton import qk_norm_rope
 from penstock.kernels.runtime import INTERPRETING
@@ -80,6 +80,12 @@ class DeviceBackend:
                 f"heads of {shape.head_dim}: kernels take powers of two from 16; set ranker.device to cpu"
             )
         self.device, self.most_tokens = device, Bucket.of(most_tokens, 1, 1).tokens
+        row = shape.q_width + 2 * shape.kv_width
+        if self.most_tokens * row >= MOST_VALUES:
+            raise UnfitScorer(
+                f"forwards of {self.most_tokens:,} tokens: attention takes less than {MOST_VALUES // row:,} of this "
+                "model's; lower ranker.forward_tokens"
+            )
         self.longest = min(longest or shape.max_positions, shape.max_positions)
         self.nbytes = bytes_of(weights, self.most_tokens, self.longest)
         _admit(self.nbytes, device, self.most_tokens)

@@ -62,8 +62,12 @@ def made(weights: Weights, device: str, *, threads: int, most_tokens: int, longe
         return TorchBackend(weights, threads)
     from penstock.ranker.engine.device import DeviceBackend
 
-    backend = DeviceBackend(weights, place, most_tokens, longest=longest)
     began = time.monotonic()
-    if captured := backend.warm():
+    try:
+        backend = DeviceBackend(weights, place, most_tokens, longest=longest)
+        captured = backend.warm()
+    except torch.OutOfMemoryError as error:  # what was free when it was admitted another process took
+        raise UnfitScorer(f"{device}: {error}: lower ranker.forward_tokens, or free the device") from error
+    if captured:
         log.info("graphs captured", device=device, graphs=captured, seconds=round(time.monotonic() - began, 1))
     return backend

@@ -222,6 +222,21 @@ def test_a_device_with_too_little_memory_is_refused_with_the_numbers(weights, mo
         DeviceBackend(weights, torch.device("cuda:1"), MOST)
 
 
+def test_forwards_that_attention_cannot_count_are_refused_before_anything_is_taken(weights, place):
+    with pytest.raises(UnfitScorer, match=r"forwards of 33,554,432 tokens: attention takes less than .* lower ranker"):
+        DeviceBackend(weights, place, 1 << 25)
+
+
+def test_a_device_that_runs_out_while_graphs_are_captured_is_refused(weights, monkeypatch):
+    def warm(_):
+        raise torch.OutOfMemoryError("tried to allocate 2 MiB")
+
+    monkeypatch.setattr(DeviceBackend, "warm", warm)
+    device = "cuda" if torch.cuda.is_available() else "interpreter"
+    with pytest.raises(UnfitScorer, match=r"tried to allocate 2 MiB: lower ranker\.forward_tokens"):
+        devices.made(weights, device, threads=1, most_tokens=256, longest=64)
+
+
 # --- what a graph may hold -----------------------------------------------------------------------------------------
 
 
