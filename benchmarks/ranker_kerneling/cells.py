@@ -8,7 +8,8 @@
 
 Weights and tokens are random, in bfloat16 everywhere. Planning is part of every figure; tokens are there beforehand, as
 the arena has them. What peers need once (a block mask, a compiled kernel, their best batch) is made outside of the
-timing. Every peer's answers are held against ours before it is timed.
+timing. What transformers and the other attentions answer is held against ours before they are timed; what servers
+answer is not.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.kerneling.timing import BUFFERS, Timed, interleaved, peak_flops
+from benchmarks.kerneling.timing import BUFFERS, WARM, Timed, interleaved, peak_flops
 from benchmarks.ranker_kerneling import attending, loading, models, servers, shapes
 from benchmarks.ranker_kerneling.model import PEAK, needed_flops
 from benchmarks.ranker_kerneling.shapes import BUDGET, EMBEDDED, TEXT, TEXT_900, Asked
@@ -173,12 +174,10 @@ def with_servers(session: Session) -> dict[str, float]:
         raise Lacking({"ranker/0.6B/ratio_best_server": f"one of {', '.join(servers.MAKERS)} to be installed"})
     words = session.asked[0]
     backend = session.backend("0.6B")
-    requests = [words.requests(session.shapes["0.6B"], seed)[0] for seed in range(BUFFERS)]
+    requests = [words.requests(session.shapes["0.6B"], seed)[0] for seed in range(max(BUFFERS, WARM + session.runs))]
     with tempfile.TemporaryDirectory() as folder:
         scores = servers.made(names, servers.written(session.model("0.6B"), Path(folder)))
-        contenders: dict[str, Callable[[int], Any]] = {
-            name: lambda buffer, ask=ask: ask(requests[buffer]) for name, ask in scores.items()
-        }
+        contenders = {name: servers.once_each(ask, requests) for name, ask in scores.items()}
         contenders["ours"] = lambda buffer: score(backend, [requests[buffer]], session.budget)
         spent = session.timed("servers", contenders, items=words.items)
     best = min(spent[name].median for name in names)

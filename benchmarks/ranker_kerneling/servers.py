@@ -9,7 +9,7 @@ Both read a directory, so the random model is written to one. Neither is importe
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +72,10 @@ MAKERS: dict[str, Callable[[Path, str], Scores]] = {"vllm": _vllm, "sglang": _sg
 
 def made(names: Sequence[str], directory: Path, dtype: str = "bfloat16") -> dict[str, Scores]:
     return {name: MAKERS[name](directory, dtype) for name in names}
+
+
+def once_each(score: Scores, requests: Iterable[Request]) -> Callable[[int], Any]:
+    """A contender that asks the next request whatever buffer is named: what a server was asked before it has in its
+    cache, items too, and it would compute next to nothing."""
+    ahead = iter(requests)
+    return lambda _: score(next(ahead))

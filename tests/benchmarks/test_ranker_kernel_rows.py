@@ -8,11 +8,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks.kerneling import importing
 from benchmarks.kerneling import rows as retrieval
 from benchmarks.kerneling.gpu import BAD, LIKELY
+from benchmarks.kerneling.timing import WARM
 from benchmarks.ranker_kerneling import model
 from benchmarks.ranker_kerneling.attention import Form, attention, executed, pairs, programs
 from benchmarks.ranker_kerneling.loading import Watch
@@ -194,6 +197,28 @@ def test_every_device_cell_runs_and_finds_its_rows(tried):
     assert tried["found"].keys() | tried["needs"].keys() == {row.name for row in DEVICE}
     assert tried["needs"].keys() <= {"ranker/0.6B/ratio_best_server"}
     assert all(value > 0 for value in tried["found"].values())
+
+
+def test_a_server_is_asked_nothing_that_is_in_its_cache(monkeypatch):
+    from benchmarks.ranker_kerneling import cells
+
+    asked = []
+
+    def made(names, _):
+        return {
+            name: lambda request: asked.append(np.concatenate([one.tokens for one in request.items]).tobytes())
+            for name in names
+        }
+
+    monkeypatch.setattr(cells.servers, "installed", lambda: ["some server"])
+    monkeypatch.setattr(cells.servers, "written", lambda _, folder: folder)
+    monkeypatch.setattr(cells.servers, "made", made)
+    monkeypatch.setattr(cells, "score", lambda *_: None)
+    monkeypatch.setattr(cells.Session, "backend", lambda *_: None)
+    monkeypatch.setattr(cells.Session, "model", lambda *_: None)
+    session = cells.Session(torch.device("cpu"), runs=7)
+    cells.with_servers(session)
+    assert len(asked) == len(set(asked)) == WARM + session.runs
 
 
 def test_cells_need_no_installation_and_say_what_was_timed(tried):
