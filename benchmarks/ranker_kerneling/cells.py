@@ -106,8 +106,7 @@ def text(session: Session) -> dict[str, float]:
 def items_per_s(session: Session, name: str, asked: Asked) -> float:
     """Forwards one after the other, as many in flight as the backend takes; as many requests each as fit the budget."""
     backend, shape = session.backend(name), session.shapes[name]
-    tokens = asked.queries * (asked.prefix + asked.items * asked.item)
-    asked = replace(asked, queries=asked.queries * max(1, session.budget // tokens))
+    asked = asked.filling(session.budget)
     buffers = [asked.requests(shape, seed) for seed in range(BUFFERS)]
 
     def run(times: int) -> float:
