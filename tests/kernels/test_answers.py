@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from penstock.kernels.filtered_topk import answer, finish, result, run, sampling, scan
 from penstock.kernels.filtered_topk.prepare import prepared, tensors_of
@@ -21,36 +20,13 @@ from penstock.kernels.gather_topk.triton import gather_topk
 from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs.batch import Filters, Slabs
 from tests.kernels.test_topk_kernels import EVERYTHING, found
+from tests.support.captured import Captured
 from tests.support.device_pages import Seen, World
 
 every_operator = pytest.mark.parametrize("operator", [filtered_topk, int8_topk, gather_topk])
 
 
 # --- waits: on a device that is only pretended, of which nothing can be read -----------------------------------------
-
-
-class Captured(TorchDispatchMode):
-    """Refuses what a stream that is being captured refuses, and what makes the host wait: a value or a shape that
-    depends on what a device holds, and copies from one device to another."""
-
-    DEPENDENT = (
-        torch.ops.aten._local_scalar_dense,
-        torch.ops.aten.equal,
-        torch.ops.aten.is_nonzero,
-        torch.ops.aten.masked_select,
-        torch.ops.aten.nonzero,
-        torch.ops.aten.repeat_interleave,
-    )
-
-    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
-        there = any(one.device.type == "cuda" for one in args if isinstance(one, torch.Tensor))
-        if there and function.overloadpacket in self.DEPENDENT:
-            raise AssertionError(f"{function} while a graph is captured")
-        out = function(*args, **(kwargs or {}))
-        devices = {one.device.type for one in (*args, out) if isinstance(one, torch.Tensor) and one.dim()}
-        if len(devices) > 1:
-            raise AssertionError(f"{function} between {devices} while a graph is captured")
-        return out
 
 
 class _Kernel:
