@@ -10,7 +10,8 @@ from __future__ import annotations
 from penstock.kernels.filtered_topk.answer import Found
 from penstock.kernels.filtered_topk.autotune import Tunings
 from penstock.kernels.filtered_topk.prepare import prepared
-from penstock.kernels.filtered_topk.run import SAMPLED, Run
+from penstock.kernels.filtered_topk.run import Run
+from penstock.kernels.filtered_topk.sampling import SAMPLED
 from penstock.kernels.filtered_topk.tuning import Tuning
 from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
