@@ -168,10 +168,9 @@ class Device:
         return found
 
     def _gathered(self, slabs: Slabs, filters: Filters, queries: Queries, k: int, room: int) -> Found:
-        how: dict[str, Any] = {"workspace": self._workspace, "hashes": HASHED}
-        if self._doubting:  # without a seed, as for short lists, and with one
-            gather_topk(slabs, filters, queries, k, room=room, **how)
+        if self._doubting:  # lists are so long that they are seeded
             room = slabs.pages * slabs.layout.rows
+        how: dict[str, Any] = {"workspace": self._workspace, "hashes": HASHED}
         return gather_topk(slabs, filters, queries, k, room=room, doubted=self._doubting, **how)
 
     @contextmanager
