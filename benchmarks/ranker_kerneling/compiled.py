@@ -70,11 +70,11 @@ def attending(name: str, found: Figures, shape: ModelShape) -> attention.Form:
     )
 
 
-def forward_share(checked: Sequence[Checked]) -> float:
-    """Of 0.6B, requests of 50 items of 150, as many as a forward holds: the forward that cells.py times for text."""
+def predicted(checked: Sequence[Checked]) -> dict[str, float]:
+    """Of model/: 0.6B, requests of 50 items of 150, as many as a forward holds, which cells.py times for text."""
     shape = shapes.QWEN_0_6B
     (forward,) = shapes.PACKED.forwards(shape)
-    return model.predicted(shape, forward, forms(checked, shape)).share
+    return {"model/forward_share": model.predicted(shape, forward, forms(checked, shape)).share}
 
 
 def model_notes(checked: Sequence[Checked]) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """The benchmark of the ranker's kernels: its rows by name, its model's sense, its device cells tried out on the CPU."""
 
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tried_cells import tried_cells
 
 from benchmarks.kerneling import importing
 from benchmarks.kerneling import rows as retrieval
@@ -197,17 +196,7 @@ def test_gaps_are_what_lies_between_forwards():
 
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cells") / "found.json"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "support" / "ranker_kernel_cells.py"), str(path)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(path.read_text())
+    return tried_cells("ranker_kernel_cells.py", tmp_path_factory.mktemp("cells"))
 
 
 def test_every_device_cell_runs_and_finds_its_rows(tried):
