@@ -25,7 +25,8 @@ DISK_FRESH = 8 * GB  # torch and its CUDA libraries are 6.2 GB of it
 DISK_INSTALLED = 1 * GB  # logs, checkpoints, Kafka's segments
 MEMORY = 8 * GB
 MARKER = b"PENSTOCK_STACK="  # in the environment of every process of a local stack
-SCORERS = ("fused", "engine", "transformers", "remote")
+LOCAL_SCORERS = ("engine", "transformers")  # with a language model in the ranker's own process
+SCORERS = ("fused", *LOCAL_SCORERS, "remote")
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # what one is made of, the usual first
 UNTRAINED_MARK = "penstock_untrained.txt"  # as ranker/engine/untrained.py leaves it
 
@@ -368,10 +369,11 @@ def check_device(named: Iterable[tuple[str, str]], driver: Path = Path("/dev/nvi
 
 
 def configured_devices(environ: Mapping[str, str], data_dir: Path) -> list[tuple[str, str]]:
-    """(setting, device) of the roles that name one."""
+    """(setting, device) of the roles that name one; the ranker's only where its scorer runs a model here."""
     tree = _settings(environ, data_dir)
+    scorer = environ.get("PENSTOCK_RANKER__SCORER") or tree.get("ranker", {}).get("scorer")
     found = []
-    for section in ("models", "enrich", "retrieval", "ranker"):
+    for section in ("models", "enrich", "retrieval", *(("ranker",) if scorer in LOCAL_SCORERS else ())):
         given = environ.get(f"PENSTOCK_{section.upper()}__DEVICE") or tree.get(section, {}).get("device")
         if given:
             found.append((f"{section}.device", str(given)))

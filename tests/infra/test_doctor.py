@@ -247,13 +247,17 @@ def test_a_scorer_that_lacks_something(scorer, directory, url, reason):
 
 
 def test_a_device_needs_its_driver_where_one_is_named(tmp_path):
-    (tmp_path / "penstock.toml").write_text('[ranker]\ndevice = "cuda:1"\n[models]\ndevice = "cpu"\n')
+    (tmp_path / "penstock.toml").write_text(
+        '[ranker]\nscorer = "engine"\ndevice = "cuda:1"\n[models]\ndevice = "cpu"\n'
+    )
     named = doctor.configured_devices({"PENSTOCK_RETRIEVAL__DEVICE": "cuda"}, tmp_path)
     assert named == [("models.device", "cpu"), ("retrieval.device", "cuda"), ("ranker.device", "cuda:1")]
     assert doctor.check_device(named, tmp_path).found == "retrieval.device, ranker.device are cuda"
     check = doctor.check_device(named, tmp_path / "nvidiactl")
     assert not check.ok and check.found.endswith("nvidiactl is not here") and "set it to cpu" in check.remedy
     assert doctor.check_device(doctor.configured_devices({}, tmp_path / "none"), tmp_path / "none").ok
+    unused = {"PENSTOCK_RANKER__SCORER": "fused"}
+    assert doctor.configured_devices(unused, tmp_path) == [("models.device", "cpu")], "no model of the ranker's to run"
 
 
 def test_a_scorer_elsewhere_and_none_at_all():
