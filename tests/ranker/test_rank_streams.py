@@ -138,19 +138,19 @@ def test_what_fails_is_answered_with_its_error_and_the_others_go_on(desk):
     assert (counts["served"], counts["failed"], counts["expired"]) == (2, 1, 1)
 
 
-def test_a_request_waits_no_longer_than_its_stream(desk):
+def test_a_request_waits_no_longer_than_its_stream(desk, until):
     desk = desk(workers=1, held=everything)
     sent = [request("busy"), request("waits", in_ms=3_600_000)]
-    until_ms = now_ms() + 5_000  # enough to read both on a machine that has much else to do
+    until_ms = now_ms() + 2_000  # enough to read both on a machine that has much else to do
     with pytest.raises(CallError) as caught:
-        names(desk.client.rank_stream(sent, 5.0))
+        names(desk.client.rank_stream(sent, 2.0))
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     desk.begins()
+    until(lambda: not desk.service.depth)  # the listener's clock may end the call a moment after the caller's
     desk.open.set()
-    # Withdrawn when the stream ended, or expired if a worker was there sooner: served it is not.
     desk.service.close(20)
     counts = desk.service.counts()
-    assert counts["left"] + counts["expired"] == 1 and counts["served"] == 1
+    assert counts["left"] == 1 and counts["served"] == 1
     assert desk.deadlines_ms[0] < until_ms + SOON_MS / 2
 
 
