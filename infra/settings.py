@@ -70,11 +70,18 @@ def _url_or_empty(value: str) -> str:
     return value
 
 
+def _none_or_a_mebibyte(value: int) -> int:
+    if value != 0 and value < 1 << 20:
+        raise ValueError(f"expected 0, or at least a mebibyte ({1 << 20})")
+    return value
+
+
 HostPort = Annotated[str, AfterValidator(_host_port)]
 HostPortOrEmpty = Annotated[str, AfterValidator(_host_port_or_empty)]
 Replicas = Annotated[str, AfterValidator(_replicas)]  # of one shard, separated by |
 HostPorts = Annotated[str, AfterValidator(_host_ports)]  # separated by commas
 UrlOrEmpty = Annotated[str, AfterValidator(_url_or_empty)]
+DeviceBytes = Annotated[int, AfterValidator(_none_or_a_mebibyte)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -335,6 +342,15 @@ class RankerSettings(_Role):
     interactive_tokens: PositiveInt = Field(2_048, description="likewise, where somebody waits for it")
     waiting_tokens: PositiveInt = Field(131_072, description="tokens that may wait for the engine; past it: degraded")
     arena_bytes: PositiveInt = Field(64 << 20, description="what the tokens of postings may take")
+    device_arena_bytes: DeviceBytes = Field(
+        64 << 20,
+        le=4 << 30,
+        description="what of the engine's device the tokens of postings may take, so that a forward is sent where they "
+        "lie; 0: none; less where less is free. Nothing on a processor",
+    )
+    device_vector_bytes: DeviceBytes = Field(
+        0, le=64 << 30, description="likewise, where postings are given to the engine as vectors"
+    )
     remote: RemoteScorerSettings = RemoteScorerSettings()
 
     @property

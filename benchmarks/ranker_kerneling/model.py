@@ -7,7 +7,8 @@ registers, instructions and programs an SM are read in machine code; what the ma
     attention    attention.py: the plan's own tile descriptors, block by block of keys
     the rest     bytes over bandwidth; or, of programs that an SM holds at once, each one trip to memory and its
                  instructions, if that is longer. One trip is added: nothing of a launch overlaps the next one
-    launches     `Getting.launch` each, in a graph; the copies in and out once a forward
+    launches     `Getting.launch` each, in a graph; the copies in and out once a forward, with all tokens in them: what
+                 lies in the device's arena copies less
 
 **Where bytes come from.** A tensor is read from the L2 cache when it and all that was touched since it was last touched
 fit into half of it (an H200 has 50 MB in two halves, and lines of one may be in both); from device memory otherwise.
@@ -31,7 +32,9 @@ from benchmarks.kerneling.model import Launch
 from benchmarks.ranker_kerneling.attention import Form as AttentionForm
 from benchmarks.ranker_kerneling.attention import attention, pairs
 from benchmarks.ranker_kerneling.products import CUBLAS, TRITON, Library, product
+from penstock.kernels.gather_tokens.tuning import PIECES
 from penstock.ranker.engine.buffers import Bucket
+from penstock.ranker.engine.pieces import Pieces, pieces_of
 from penstock.ranker.engine.plan import Forward
 from penstock.ranker.engine.untrained import ModelShape
 
@@ -68,6 +71,7 @@ class Forms:
     norm: Form
     turn: Form  # norms and positions of queries and keys
     swiglu: Form
+    tokens: Form  # gather of tokens
     gather: Form
     head: Form
     block: int = 1_024  # values of a program of `swiglu` and `gather`
@@ -144,15 +148,21 @@ def predicted(
 ) -> Prediction:
     """The launches of ranker/engine/device.py for one forward."""
     bucket = Bucket.of(len(forward), len(forward.items), len(forward.tiles))
+    pieces = sent(forward)
     if TURNED in steps:
         forms = replace(forms, attention=replace(forms.attention, outside=forms.attention.outside + TURNING))
     launches = _Launches(model, forms, bucket, forward, gpu, got, library, steps)
-    inputs = WIDE * bucket.numbers + forward.rows.nbytes + WIDE * bucket.places
+    inputs = WIDE * (bucket.numbers + pieces.numbers) + pieces.rows.nbytes + WIDE * bucket.places
     copies = (2 + bool(len(forward.rows))) * TRANSFER + inputs / PCIE
     return Prediction(launches.all(), needed_flops(model, forward), len(forward.items), got, copies)
 
 
 Bytes = dict[str, float]  # by the tensor's name
+
+
+def sent(forward: Forward) -> Pieces:
+    """Of a forward none of whose items lies on the device."""
+    return pieces_of(forward, [None] * len(forward.items), begin=0, kept_tokens=0, kept_rows=0)
 
 
 @dataclass(slots=True)
@@ -176,6 +186,14 @@ class _Launches:
     def all(self) -> list[Launch]:
         model, tokens, places = self.model, self.bucket.tokens, self.bucket.places
         hidden, q_width = model.hidden_size, model.num_attention_heads * model.head_dim
+        pieces = sent(self.forward)
+        self._stream(
+            "gather of tokens",
+            -(-len(pieces.table) // PIECES),
+            self.forms.tokens,
+            {"inputs": WIDE * pieces.numbers},
+            {"codes": 3 * WIDE * len(self.forward)},
+        )
         self._stream(
             "gather of embeddings",
             tokens * -(-hidden // self.forms.block),

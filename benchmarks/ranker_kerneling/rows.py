@@ -7,6 +7,7 @@ from benchmarks.kerneling.rows import Row
 OPERATORS = (
     "add_rmsnorm",
     "gather_embeddings",
+    "gather_tokens",
     "prefix_attention",
     "qk_norm_rope",
     "scaled_gemm",

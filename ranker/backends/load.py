@@ -60,6 +60,8 @@ def _language_model(settings: RankerSettings) -> LanguageModel | None:
         threads=settings.threads,
         limits=Limits(settings.forward_tokens, settings.interactive_tokens, settings.waiting_tokens),
         arena_bytes=settings.arena_bytes,
+        device_arena_bytes=settings.device_arena_bytes,
+        device_vector_bytes=settings.device_vector_bytes,
     )
 
 

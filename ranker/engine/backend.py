@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.ranker.engine.plan import Forward
+
+if TYPE_CHECKING:  # it brings torch
+    from penstock.ranker.engine.device_arena import DeviceArena
 
 
 class Launched(Protocol):
@@ -27,6 +30,10 @@ class Backend(Protocol):
     @property
     def in_flight(self) -> int:
         """How many may be launched and not waited for."""
+
+    @property
+    def arena(self) -> DeviceArena | None:
+        """Where items may be kept, on its device."""
 
     def launch(self, forward: Forward) -> Launched:
         """Raises MalformedRequest, and then nothing was launched."""

@@ -5,6 +5,7 @@ All sizes follow from the longest forward, so that `bytes_of` can say before any
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penstock.ranker.engine.blocks import BLOCK
+from penstock.ranker.engine.device_arena import NO_ROOM, DeviceArena, Place, Room
+from penstock.ranker.engine.pieces import NUMBERS, pieces_of
 from penstock.ranker.engine.plan import Forward
 from penstock.ranker.engine.weights import Layer, Weights
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:  # it brings Triton
 
 LEAST_TOKENS = 256  # of a bucket
 TOKENS_A_PLACE = 16  # of usual items, with their share of a prefix
+_HEADER = 4  # int32, of which the first is how many pieces there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,32 +54,33 @@ class Bucket:
 
     @property
     def numbers(self) -> int:
-        """int32 of its inputs."""
-        return 3 * self.tokens + self.places + 4 * self.tiles
+        """int32 of its inputs, before pieces and tokens."""
+        return _HEADER + 4 * self.tiles + -(-self.places // 4) * 4  # a multiple of 16 bytes, as all before it
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    codes: Tensor  # int32 [tokens]
-    positions: Tensor  # int32 [tokens]
-    starts: Tensor  # int32 [tokens]
+    count: Tensor  # int32 [1], of the pieces
+    pieces: Tensor  # int32 [tokens, NUMBERS]
     last: Tensor  # int32 [places]
     tiles: Tensor  # int32 [tiles, 4]
+    codes: Tensor  # int32 [tokens], as the next two made of the pieces
+    positions: Tensor  # int32 [tokens]
+    starts: Tensor  # int32 [tokens]
     spans: Spans | None  # for attention in two calls
 
 
-def _split(numbers: Any, bucket: Bucket) -> tuple[Any, Any, Any, Any, Any]:
-    """codes, positions, starts, tiles, last: views of one array or tensor of int32."""
-    tokens = bucket.tokens
-    behind = 3 * tokens + 4 * bucket.tiles
-    codes, positions, starts = numbers[: 3 * tokens].reshape(3, tokens)
-    return codes, positions, starts, numbers[3 * tokens : behind].reshape(-1, 4), numbers[behind : bucket.numbers]
+def _split(numbers: Any, bucket: Bucket) -> tuple[Any, Any, Any, Any]:
+    """count, tiles, last, pieces: views of one array or tensor of int32. Behind the pieces stand the tokens sent."""
+    behind = _HEADER + 4 * bucket.tiles
+    pieces = numbers[bucket.numbers :][: NUMBERS * bucket.tokens].reshape(-1, NUMBERS)
+    return numbers[:1], numbers[_HEADER:behind].reshape(-1, 4), numbers[behind : behind + bucket.places], pieces
 
 
 class Buffers:
-    """What a forward works in, on the device; used by one after the other."""
+    """What a forward works in, on the device; used by one after the other. And the tables of the device's arena."""
 
-    def __init__(self, weights: Weights, device: torch.device, tokens: int) -> None:
+    def __init__(self, weights: Weights, device: torch.device, tokens: int, room: Room = NO_ROOM) -> None:
         shape, wide = weights.shape, weights.answer.dtype
 
         def zeros(width: int, dtype: torch.dtype = weights.dtype) -> Tensor:
@@ -85,13 +91,22 @@ class Buffers:
         self.qkv = zeros(shape.q_width + 2 * shape.kv_width)
         self.attended, self.heard = zeros(shape.q_width), zeros(shape.q_width)
         self.gate_up, self.activated = zeros(2 * shape.intermediate), zeros(shape.intermediate)
-        self.vectors = zeros(shape.hidden, torch.float32)
+        # Those of the forward, and behind them the arena's: one table of which embeddings are gathered.
+        rows = tokens + room.rows(shape.hidden)
+        self.vectors = torch.zeros(rows, shape.hidden, dtype=torch.float32, device=device)
+        self.kept = torch.zeros(room.blocks(), BLOCK, dtype=torch.int32, device=device)
+        self.places = torch.zeros(3, tokens, dtype=torch.int32, device=device)  # codes, positions, starts
         self.logits = torch.zeros(tokens, dtype=wide, device=device)
         self.numbers = torch.zeros(most_numbers(tokens), dtype=torch.int32, device=device)
 
     def inputs(self, bucket: Bucket, spans: Spans | None = None) -> Inputs:
-        codes, positions, starts, tiles, last = _split(self.numbers, bucket)
-        return Inputs(codes, positions, starts, last, tiles, spans)
+        count, tiles, last, pieces = _split(self.numbers, bucket)
+        codes, positions, starts = self.places[:, : bucket.tokens]
+        return Inputs(count, pieces, last, tiles, codes, positions, starts, spans)
+
+    def arena(self, now_ms: Callable[[], int]) -> DeviceArena:
+        """In the tables that are here."""
+        return DeviceArena(self.kept, self.vectors[len(self.x) :], now_ms)
 
 
 class Slot:
@@ -105,22 +120,24 @@ class Slot:
         self._done: torch.cuda.Event | None = None
         self._pinned = pinned
 
-    def fill(self, forward: Forward, bucket: Bucket, buffers: Buffers) -> None:
-        """The device's inputs, once the forward that had this slot before is done."""
+    def fill(self, forward: Forward, bucket: Bucket, buffers: Buffers, places: Sequence[Place | None]) -> None:
+        """The device's inputs, once the forward that had this slot before is done. `places`: where items lie there."""
         if self._done is not None:
             self._done.synchronize()
-        tokens = len(forward)
-        codes, positions, starts, tiles, last = _split(self._numbers.numpy(), bucket)
-        for part, values in ((codes, forward.tokens), (positions, forward.positions), (starts, forward.starts)):
-            part[:tokens], part[tokens:] = values, 0
-        codes[forward.embedded] = -1 - np.arange(len(forward.embedded), dtype=np.int32)
+        pieces = pieces_of(
+            forward, places, begin=bucket.numbers, kept_tokens=len(self._numbers), kept_rows=len(buffers.x)
+        )
+        numbers, used = self._numbers.numpy(), bucket.numbers + pieces.numbers
+        count, tiles, last, _ = _split(numbers, bucket)
+        count[0] = len(pieces.table)
         tiles[: len(forward.tiles)], tiles[len(forward.tiles) :] = forward.tiles, 0
         last[: len(forward.last)], last[len(forward.last) :] = forward.last, 0
-        used = bucket.numbers
+        tokens = bucket.numbers + pieces.table.size
+        numbers[bucket.numbers : tokens], numbers[tokens:used] = pieces.table.reshape(-1), pieces.tokens
         buffers.numbers[:used].copy_(self._numbers[:used], non_blocking=True)
-        if count := len(forward.rows):
-            self._vectors.numpy()[:count] = forward.rows
-            buffers.vectors[:count].copy_(self._vectors[:count], non_blocking=True)
+        if rows := len(pieces.rows):
+            self._vectors.numpy()[:rows] = pieces.rows
+            buffers.vectors[:rows].copy_(self._vectors[:rows], non_blocking=True)
 
     def read(self, buffers: Buffers, places: int) -> Launched:
         out = self._logits[:places]
@@ -147,7 +164,8 @@ class Launched:
 
 
 def bytes_of(weights: Weights, tokens: int, longest: int) -> int:
-    """What a backend takes of its device for forwards of so many tokens and prompts as long as `longest`."""
+    """What a backend takes of its device for forwards of so many tokens and prompts as long as `longest`; its arena
+    apart."""
     shape, value, wide = weights.shape, weights.dtype.itemsize, weights.answer.dtype.itemsize
     held = [weights.embedding, weights.norm, weights.answer]
     for layer in weights.layers:
@@ -157,13 +175,14 @@ def bytes_of(weights: Weights, tokens: int, longest: int) -> int:
     return (
         sum(tensor.nbytes for tensor in held)
         + tokens * a_token
-        + 4 * most_numbers(tokens)
+        + 4 * (most_numbers(tokens) + 3 * tokens)
         + wide * longest * shape.head_dim
     )
 
 
 def most_numbers(tokens: int) -> int:
-    return Bucket(tokens, tokens, _power(tokens, LEAST_TOKENS)).numbers
+    """int32 of a forward's inputs at most: then each place is a piece and its token is sent."""
+    return Bucket(tokens, tokens, _power(tokens, LEAST_TOKENS)).numbers + (NUMBERS + 1) * tokens
 
 
 def _power(count: int, least: int) -> int:

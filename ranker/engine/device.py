@@ -1,6 +1,7 @@
 """The packed forward by kernels on a device: what ranker/engine/forward.py computes on a CPU.
 
-    1. fill      tokens, positions, starts, tiles and scored places: one block of pinned memory, one copy
+    1. fill      pieces (pieces.py), tokens that the device's arena lacks, tiles and scored places: one block of pinned
+                 memory, one copy
     2. launch    on CUDA one graph, captured for the forward's bucket; in the interpreter kernel by kernel
     3. read      the logits, one copy behind the launch. `Launched.wait` waits for it: nothing else waits for the device
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ from torch import Tensor
 
 from penstock.kernels.add_rmsnorm.triton import add_rmsnorm
 from penstock.kernels.gather_embeddings.triton import gather_embeddings
+from penstock.kernels.gather_tokens.triton import gather_tokens
 from penstock.kernels.prefix_attention.triton import MOST_VALUES, prefix_attention
 from penstock.kernels.prefix_attention.two_calls import Spans, two_calls
 from penstock.kernels.qk_norm_rope.triton import qk_norm_rope
@@ -40,6 +43,7 @@ from penstock.kernels.runtime import INTERPRETING
 from penstock.kernels.swiglu.triton import swiglu
 from penstock.kernels.yes_no_head.triton import yes_no_head
 from penstock.ranker.engine.buffers import Bucket, Buffers, Inputs, Launched, Slot, bytes_of
+from penstock.ranker.engine.device_arena import NO_ROOM, Room
 from penstock.ranker.engine.forward import check_fits
 from penstock.ranker.engine.plan import Forward
 from penstock.ranker.engine.weights import Layer, Weights
@@ -65,12 +69,14 @@ class DeviceBackend:
         most_tokens: int,
         *,
         longest: int | None = None,
+        room: Room = NO_ROOM,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         capture: Capture | None = None,
         attention: Attention = "tiles",
     ) -> None:
-        """`weights` may lie anywhere; they are copied. `longest`: of a prompt, the model's own by default. `capture`
-        makes graphs, and None launches kernel by kernel. `attention`: our kernel, or two of torch's to hold it against,
-        without graphs (kernels/prefix_attention/two_calls.py).
+        """`weights` may lie anywhere; they are copied. `longest`: of a prompt, the model's own by default. `room`: for
+        the arena, as far as the device has it. `capture` makes graphs, and None launches kernel by kernel. `attention`:
+        our kernel, or two of torch's to hold it against, without graphs (kernels/prefix_attention/two_calls.py).
 
         Raises UnfitScorer: a shape that kernels do not take, or less memory than a forward needs.
         """
@@ -88,10 +94,12 @@ class DeviceBackend:
             )
         self.longest = min(longest or shape.max_positions, shape.max_positions)
         self.nbytes = bytes_of(weights, self.most_tokens, self.longest)
-        _admit(self.nbytes, device, self.most_tokens)
+        room = room.within(_admit(self.nbytes, device, self.most_tokens))
         self.weights = _moved(weights, device)
         self._cosines, self._sines = _tables(weights, self.longest, device)
-        self._buffers = Buffers(self.weights, device, self.most_tokens)
+        self._buffers = Buffers(self.weights, device, self.most_tokens, room)
+        self.arena = self._buffers.arena(now_ms)
+        self.nbytes += self.arena.nbytes
         self._slots = tuple(Slot(self.weights, device, self.most_tokens) for _ in range(IN_FLIGHT))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._capture = capture or (None if self._stream is None else Captures().captured)
@@ -127,9 +135,10 @@ class DeviceBackend:
         bucket = Bucket(*sizes) if self._capture is None else Bucket.of(*sizes)
         with self._launching():
             slot, self._turn = self._slots[self._turn], (self._turn + 1) % IN_FLIGHT
-            slot.fill(forward, bucket, self._buffers)
-            spans = None if self._by_tiles else Spans.of(forward.prefixes, forward.items, self.device)
-            self._ready(bucket, spans)()
+            with self.arena.reading(forward) as places:
+                slot.fill(forward, bucket, self._buffers, places)
+                spans = None if self._by_tiles else Spans.of(forward.prefixes, forward.items, self.device)
+                self._ready(bucket, spans)()
             return slot.read(self._buffers, len(forward.items))
 
     @contextmanager
@@ -159,7 +168,9 @@ class DeviceBackend:
         shape = weights.shape
         tokens, places = len(inputs.codes), len(inputs.last)
         x, attended = buffers.x[:tokens], buffers.attended[:tokens]
-        gather_embeddings(inputs.codes, weights.embedding, buffers.vectors, x)
+        codes, positions, starts = inputs.codes, inputs.positions, inputs.starts
+        gather_tokens(inputs.pieces, inputs.count, buffers.numbers, buffers.kept, codes, positions, starts)
+        gather_embeddings(codes, weights.embedding, buffers.vectors, x)
         delta = None
         *layers, last = weights.layers
         for layer in layers:
@@ -214,10 +225,10 @@ class Captures:
         return graph.replay
 
 
-def _admit(needed: int, device: torch.device, tokens: int) -> None:
-    """Raises UnfitScorer where the device has not as much free."""
+def _admit(needed: int, device: torch.device, tokens: int) -> int | None:
+    """Bytes that the device has free beyond that; None: nobody counts them. Raises UnfitScorer where it has less."""
     if device.type != "cuda":
-        return
+        return None
     gc.collect()  # a backend before this one
     torch.cuda.empty_cache()
     free, whole = torch.cuda.mem_get_info(device)
@@ -226,6 +237,7 @@ def _admit(needed: int, device: torch.device, tokens: int) -> None:
             f"the model and forwards of {tokens} tokens need {(needed + SPARE_BYTES) >> 20:,} MiB of {device}, which "
             f"has {free >> 20:,} of {whole >> 20:,} MiB free: lower ranker.forward_tokens, or free the device"
         )
+    return free - needed - SPARE_BYTES
 
 
 def _moved(weights: Weights, device: torch.device) -> Weights:

@@ -13,6 +13,7 @@ import torch
 
 from penstock.kernels.runtime import DeviceUnavailable, ready
 from penstock.ranker.engine.backend import Backend
+from penstock.ranker.engine.device_arena import NO_ROOM, Room
 from penstock.ranker.engine.forward import TorchBackend
 from penstock.ranker.engine.weights import Weights
 from penstock.ranker.errors import UnfitScorer
@@ -55,8 +56,11 @@ def checked(device: str) -> torch.device | None:
     return torch.device("cpu") if kind == "interpreter" else torch.device("cuda", int(number or 0))
 
 
-def made(weights: Weights, device: str, *, threads: int, most_tokens: int, longest: int) -> Backend:
-    """A backend on `device` for forwards of `most_tokens` and prompts of `longest`, warm. Raises UnfitScorer."""
+def made(
+    weights: Weights, device: str, *, threads: int, most_tokens: int, longest: int, room: Room = NO_ROOM
+) -> Backend:
+    """A backend on `device` for forwards of `most_tokens` and prompts of `longest`, warm, with an arena of that room
+    where it has a device. Raises UnfitScorer."""
     place = checked(device)
     if place is None:
         return TorchBackend(weights, threads)
@@ -64,10 +68,12 @@ def made(weights: Weights, device: str, *, threads: int, most_tokens: int, longe
 
     began = time.monotonic()
     try:
-        backend = DeviceBackend(weights, place, most_tokens, longest=longest)
+        backend = DeviceBackend(weights, place, most_tokens, longest=longest, room=room)
         captured = backend.warm()
     except torch.OutOfMemoryError as error:  # what was free when it was admitted another process took
-        raise UnfitScorer(f"{device}: {error}: lower ranker.forward_tokens, or free the device") from error
+        raise UnfitScorer(
+            f"{device}: {error}: lower ranker.forward_tokens or ranker.device_arena_bytes, or free the device"
+        ) from error
     if captured:
         log.info("graphs captured", device=device, graphs=captured, seconds=round(time.monotonic() - began, 1))
     return backend

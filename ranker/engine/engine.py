@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
@@ -36,6 +37,9 @@ from penstock.ranker.engine.plan import MalformedRequest, Request, by_request, c
 from penstock.ranker.engine.turns import Answer, Part, Pending, choose, given_back, taken
 from penstock.ranker.engine.waiting import REQUESTS, Waiting, too_late
 from penstock.ranker.errors import DeadlinePassed, NonFiniteScore
+
+if TYPE_CHECKING:  # it brings torch
+    from penstock.ranker.engine.device_arena import DeviceArena
 
 log = structlog.get_logger(role="ranker")
 
@@ -162,6 +166,11 @@ class Engine:
         except TimeoutError as error:
             pending.leave()
             raise too_late(pending, self._clock()) from error
+
+    @property
+    def arena(self) -> DeviceArena | None:
+        """Where items may be kept on the backend's device, which lasts as long as that backend; None: nowhere."""
+        return self._keeper.arena
 
     def status(self) -> EngineStatus:
         with self._waiting.changed:

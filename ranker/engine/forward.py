@@ -50,6 +50,7 @@ class TorchBackend:
     """
 
     in_flight = 1
+    arena = None  # a processor reads what the request holds
 
     def __init__(self, weights: Weights, threads: int | None = None) -> None:
         """`threads` is torch's number for the whole process; as many as there are cores by default."""

@@ -23,6 +23,7 @@ from penstock.ranker.engine.plan import Request, plan
 from penstock.ranker.errors import NonFiniteScore
 
 if TYPE_CHECKING:
+    from penstock.ranker.engine.device_arena import DeviceArena
     from penstock.ranker.engine.engine import Limits
 
 TOLERANCE = 1e-3  # of the known answer's probability
@@ -64,6 +65,12 @@ class Keeper:
     @property
     def in_flight(self) -> int:
         return 1 if self._backend is None else self._backend.in_flight
+
+    @property
+    def arena(self) -> DeviceArena | None:
+        """Of the backend that there is; any thread may ask."""
+        backend = self._backend
+        return None if backend is None else backend.arena
 
     def begin(self) -> None:
         """Make the backend, warm it up, take the known answer. Raises what the backend raises, and NonFiniteScore."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.ranker.engine.blocks import Held
 from penstock.ranker.errors import RankerError
 
 TILE_TOKENS = 64  # of one attention tile, at most: that of kernels/prefix_attention
@@ -32,9 +33,10 @@ class MalformedRequest(RankerError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """An item as tokens, with what closes its prompt."""
+    """An item as tokens, with what closes its prompt. `held`: where a device may have them."""
 
     tokens: Tokens
+    held: Held[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -42,10 +44,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """An item as vectors in place of embedded text, before `tail`."""
+    """An item as vectors in place of embedded text, before `tail`. `held`: where a device may have the vectors."""
 
     rows: NDArray[np.float32]  # [m, hidden]
     tail: Tokens
+    held: Held[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.tail)
@@ -81,6 +84,7 @@ class Forward:
     # follow one prefix; each attends to its whole span (empty for a prefix's own tiles), and causally from its start.
     # Those that read most keys stand first: a device takes them in turn, and what is left for the end is short.
     tiles: NDArray[np.int32]
+    held: tuple[Held[Any] | None, ...]  # [N], where a device may have each item's tokens, or its vectors
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -187,7 +191,7 @@ def _group(requests: Sequence[tuple[int, Request]]) -> _Group:
     """Of requests with one prefix."""
     items = [item for _, request in requests for item in request.items]
     numbers, counts = zip(*((number, len(request.items)) for number, request in requests), strict=True)
-    of = np.stack([np.repeat(numbers, counts), _runs(np.zeros(len(counts), np.int64), np.array(counts))], axis=1)
+    of = np.stack([np.repeat(numbers, counts), runs(np.zeros(len(counts), np.int64), np.array(counts))], axis=1)
     lengths = np.fromiter(map(len, items), np.int64, len(items))
     order = np.argsort(lengths, kind="stable")
     sorted_items = [items[at] for at in order.tolist()]
@@ -236,7 +240,7 @@ def _lay_out(groups: Sequence[_Group]) -> Forward:
     tokens, embedded, rows = _contents(groups, firsts, int(ends[-1]))
     return Forward(
         tokens=tokens,
-        positions=_runs(before, lengths).astype(np.int32),
+        positions=runs(before, lengths).astype(np.int32),
         embedded=embedded,
         rows=rows,
         prefixes=prefixes,
@@ -246,6 +250,7 @@ def _lay_out(groups: Sequence[_Group]) -> Forward:
         scores_of=np.concatenate([group.of for group in groups]),
         starts=starts,
         tiles=_tiles(prefixes, spans[heads + segments - 1, 1], starts),
+        held=tuple(item.held for group in groups for item in group.items),
     )
 
 
@@ -267,7 +272,7 @@ def _contents(
                 written.append(item.tokens)
     if not rows:
         return np.concatenate(written), np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
-    embedded = _runs(firsts[having], np.fromiter(map(len, rows), np.int64, len(rows)))
+    embedded = runs(firsts[having], np.fromiter(map(len, rows), np.int64, len(rows)))
     tokens = np.zeros(total, np.int32)
     own = np.ones(total, np.bool_)
     own[embedded] = False
@@ -281,14 +286,14 @@ def _tiles(prefixes: NDArray[np.int32], ends: NDArray[np.int32], starts: NDArray
     blocks = np.stack([first, end, first, first, end, ends, first, end], axis=1).reshape(-1, 4)
     counts = -(-(blocks[:, 1] - blocks[:, 0]) // TILE_TOKENS)
     tiles = np.repeat(blocks, counts, axis=0)
-    tiles[:, 0] += TILE_TOKENS * _runs(np.zeros(len(counts), np.int64), counts).astype(np.int32)
+    tiles[:, 0] += TILE_TOKENS * runs(np.zeros(len(counts), np.int64), counts).astype(np.int32)
     tiles[:, 1] = np.minimum(tiles[:, 0] + TILE_TOKENS, tiles[:, 1])
     keys = tiles[:, 3] - tiles[:, 2] + tiles[:, 1] - starts[tiles[:, 0]]
     found: NDArray[np.int32] = tiles[np.argsort(-keys, kind="stable")]
     return found
 
 
-def _runs(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def runs(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """firsts[0], firsts[0] + 1, ... counts[0] of them, then likewise from firsts[1], and so on."""
     found: NDArray[np.int64] = np.repeat(firsts - (np.cumsum(counts) - counts), counts)
     found += np.arange(len(found))

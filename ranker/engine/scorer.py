@@ -19,6 +19,7 @@ from penstock.ranker.backends.prompt import item_text
 from penstock.ranker.backends.scorer import ANYONE, Caller, Health, Scores, ScoringItem, ScoringQuery, probability
 from penstock.ranker.engine.arena import Arena, Filler, key_of
 from penstock.ranker.engine.backend import Backend
+from penstock.ranker.engine.blocks import ItemKey
 from penstock.ranker.engine.engine import Engine, EngineStatus, Limits
 from penstock.ranker.engine.keeper import TOLERANCE
 from penstock.ranker.engine.plan import Request, Text
@@ -51,7 +52,7 @@ class EngineScorer:
         self._engine = engine
         self._tokenizer = tokenizer
         self._arena = arena
-        self._filler = Filler(arena, tokenizer)
+        self._filler = Filler(arena, tokenizer, lambda: engine.arena)
         self._slice = max(tokenizer.longest, limits.waiting // 4)  # tokens a request, at most
         self.model_id = model_id
         self.tolerance = tolerance
@@ -66,20 +67,26 @@ class EngineScorer:
         threads: int = 1,
         limits: Limits | None = None,
         arena_bytes: int = ARENA_BYTES,
+        device_arena_bytes: int = 0,
+        device_vector_bytes: int = 0,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> EngineScorer:
         """A warm engine on a Qwen3-architecture directory. `now_ms` gives epoch milliseconds. Raises UnfitScorer.
+
+        `device_arena_bytes` and `device_vector_bytes`: what of the device items may take, tokens and vectors.
 
         `device` and `dtype` are as in ranker/engine/devices.py. The model id names the dtype and not the device: those
         of one dtype agree within its BOUND, which is what a cached score may be off by in any case.
         """
         from penstock.ranker.engine import devices
+        from penstock.ranker.engine.device_arena import Room
         from penstock.ranker.engine.forward import BOUND
         from penstock.ranker.engine.weights import Weights
 
         devices.checked(device)  # before anything is read
         dtype = devices.dtype_for(device, dtype)
         limits = limits or Limits()
+        room = Room(device_arena_bytes, device_vector_bytes)
         tokenizer = Tokenizer(directory, threads=threads)
 
         def make_backend() -> Backend:
@@ -90,11 +97,12 @@ class EngineScorer:
                     f"prompt of its template has up to {tokenizer.longest} tokens"
                 )
             most_tokens = max(limits.budget, limits.interactive)
-            return devices.made(weights, device, threads=threads, most_tokens=most_tokens, longest=tokenizer.longest)
+            return devices.made(
+                weights, device, threads=threads, most_tokens=most_tokens, longest=tokenizer.longest, room=room
+            )
 
-        engine = Engine(
-            make_backend, _request(tokenizer.prefix(_KNOWN[0]), tokenizer.items([_KNOWN[1]]), False), limits
-        )
+        prefix, [item] = tokenizer.prefix(_KNOWN[0]), tokenizer.items([_KNOWN[1]])
+        engine = Engine(make_backend, Request(prefix.tokens, (Text(item.tokens),)), limits)
         model_id = f"engine-{dtype}:{directory.name}:{identity_of(directory, tokenizer)}"
         log.info("engine", device=device, dtype=dtype, model=directory.name)
         tolerance = max(TOLERANCE, BOUND[devices.DTYPES[dtype]])  # it may be asked in company
@@ -109,13 +117,15 @@ class EngineScorer:
         """One score an item, in order. Raises UnreadableText, NonFiniteScore and what Engine.ask raises."""
         began = time.monotonic()
         prefix = self._tokenizer.prefix(query.text)
-        encoded = self._encoded(items)
+        keys = [key_of(item.update) for item in items]
+        encoded = self._encoded(keys, items)
+        texts = self._texts(keys, items, encoded)
         took = time.monotonic() - began
         STAGE_SECONDS.labels("engine", "tokenise").observe(took)
         timings = {"tokenise": took * 1000}
         logits = np.empty(0)
-        for part in self._slices(prefix, encoded):
-            request = _request(prefix, part, caller.interactive)
+        for part in self._slices(len(prefix.tokens), texts):
+            request = Request(prefix.tokens, tuple(part), caller.interactive)
             answer = self._engine.ask(request, caller.deadline_s, caller.has_left)
             logits = np.concatenate([logits, answer.logits])
             for stage, spent in answer.timings.items():
@@ -137,6 +147,8 @@ class EngineScorer:
             "arena_items": float(len(self._arena)),
             "arena_bytes": float(self._arena.bytes_used),
         }
+        if (there := self._engine.arena) is not None:
+            numbers |= {"device_arena_items": float(len(there)), "device_arena_bytes": float(there.bytes_used)}
         return Health(status.ready, status.reason, numbers)
 
     def status(self) -> EngineStatus:
@@ -146,9 +158,8 @@ class EngineScorer:
         self._engine.close(timeout_s)
         self._tokenizer.close()
 
-    def _encoded(self, items: Sequence[ScoringItem]) -> list[Encoded]:
+    def _encoded(self, keys: Sequence[ItemKey], items: Sequence[ScoringItem]) -> list[Encoded]:
         """From the arena; what it lacks is tokenised and kept there."""
-        keys = [key_of(item.update) for item in items]
         found = self._arena.read(keys)
         missing = [at for at, item in enumerate(found) if item is None]
         fresh = dict(zip(missing, self._tokenizer.items([item_text(items[at].update) for at in missing]), strict=True))
@@ -156,16 +167,28 @@ class EngineScorer:
             self._arena.write(keys[at], item, items[at].update.expires_at)
         return [fresh[at] if item is None else item for at, item in enumerate(found)]
 
-    def _slices(self, prefix: Encoded, items: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
-        first, tokens = 0, len(prefix.tokens)
-        for at, item in enumerate(items):
-            if tokens + len(item.tokens) > self._slice:
-                yield items[first:at]
-                first, tokens = at, len(prefix.tokens)
-            tokens += len(item.tokens)
-        if first < len(items):
-            yield items[first:]
+    def _texts(self, keys: Sequence[ItemKey], items: Sequence[ScoringItem], encoded: Sequence[Encoded]) -> list[Text]:
+        """With where the device has them, if it has an arena; what that lacks is kept there for those who come next."""
+        there = self._engine.arena
+        if there is None:
+            return [Text(item.tokens) for item in encoded]
+        held = there.find_tokens(keys)
+        there.keep_tokens(
+            [
+                (key, item.tokens, asked.update.expires_at)
+                for key, item, asked, one in zip(keys, encoded, items, held, strict=True)
+                if one is None
+            ]
+        )
+        return [Text(item.tokens, one) for item, one in zip(encoded, held, strict=True)]
 
-
-def _request(prefix: Encoded, items: Sequence[Encoded], interactive: bool) -> Request:
-    return Request(prefix.tokens, tuple(Text(item.tokens) for item in items), interactive)
+    def _slices(self, prefix: int, texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
+        """`prefix`: tokens of it, which each slice has."""
+        first, tokens = 0, prefix
+        for at, text in enumerate(texts):
+            if tokens + len(text) > self._slice:
+                yield texts[first:at]
+                first, tokens = at, prefix
+            tokens += len(text)
+        if first < len(texts):
+            yield texts[first:]

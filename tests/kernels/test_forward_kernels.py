@@ -11,6 +11,8 @@ from penstock.kernels.add_rmsnorm import check as norms
 from penstock.kernels.add_rmsnorm.triton import add_rmsnorm
 from penstock.kernels.gather_embeddings import check as gathers
 from penstock.kernels.gather_embeddings.triton import gather_embeddings
+from penstock.kernels.gather_tokens import check as places
+from penstock.kernels.gather_tokens.triton import gather_tokens
 from penstock.kernels.qk_norm_rope import check as turns
 from penstock.kernels.qk_norm_rope.triton import qk_norm_rope
 from penstock.kernels.rowwise.rounding import beyond, unit
@@ -130,6 +132,26 @@ def test_gather_embeddings(rows, width, vectors, dtype, seed):
         assert gathers.differing(codes, tokens, items, out) == 0
 
 
+@cases
+@given(
+    lengths=st.lists(st.sampled_from([1, 2, 31, 32]), max_size=70),  # more than a program has at a time
+    blocks=st.sampled_from([0, 5]),
+    gap=st.sampled_from([0, 3]),
+    seed=seeds,
+)
+def test_gather_tokens(lengths, blocks, gap, seed):
+    pieces, sent, arena = places.sample(lengths, seed, blocks=blocks, gap=gap)
+    assert places.differing(pieces, sent, arena, sum(lengths) + gap * (len(lengths) + 1)) == 0
+
+
+def test_the_last_of_what_was_sent_and_the_first_of_the_arena_are_told_apart():
+    pieces = torch.tensor([[0, 1, 0, 0, 2], [1, 1, 1, 0, 3], [2, 2, 5, 0, -1]], dtype=torch.int32)
+    out = torch.zeros(3, 5, dtype=torch.int32)
+    count = torch.tensor([3], dtype=torch.int32)
+    gather_tokens(pieces, count, torch.tensor([7, 8, 9]).int(), torch.tensor([10, 11]).int(), *out)
+    assert out.tolist() == [[9, 10, -1, -2, 0], [0, 1, 5, 6, 0], [0, 0, 0, 0, 0]]
+
+
 def test_rows_that_no_code_names_reach_nobody():
     tokens, vectors = torch.full((4, 16), torch.nan), torch.full((3, 16), torch.nan)
     tokens[3], vectors[2] = 1.0, 2.0
@@ -203,6 +225,18 @@ def whole(count):
         (lambda: swiglu(zeros(16, 2).T, zeros(2, 8)), "gate_up .* has strides"),
         (lambda: gather_embeddings(whole(2), zeros(3, 8), zeros(0, 9), zeros(2, 8)), "rows of 8 in both tables"),
         (lambda: gather_embeddings(whole(2), zeros(8, 3).T, zeros(0, 8), zeros(2, 8)), "tokens .* has strides"),
+        (
+            lambda: gather_tokens(whole(8).view(2, 4), whole(1), whole(2), whole(0), *(whole(2) for _ in range(3))),
+            r"pieces \[2, 4\], count \[1\]: expected \[n, 5\]",
+        ),
+        (
+            lambda: gather_tokens(whole(5).view(1, 5), whole(1), whole(2), whole(0), whole(2), whole(2), whole(3)),
+            r"starts \[3\]: expected one a token each",
+        ),
+        (
+            lambda: gather_tokens(whole(5).view(1, 5), whole(1), whole(4)[::2], whole(0), *(whole(2),) * 3),
+            r"sent \[2\] has strides",
+        ),
         (lambda: yes_no_head(zeros(2, 8), zeros(2, 8), zeros(8), zeros(8), zeros(3), 1e-6), "3 logits"),
         (
             lambda: yes_no_head(zeros(2, 8), zeros(2, 8), zeros(8), zeros(16)[::2], zeros(2), 1e-6),

@@ -76,6 +76,16 @@ def test_the_engine_has_what_updates_brought_before_anybody_asks(load, directory
     assert not model.health().ready and "stopping" in model.health().reason
 
 
+def test_an_engine_in_the_interpreter_has_them_on_its_device_as_well(load, directory):
+    model = load(scorer="engine", model=directory, device="interpreter", forward_tokens=900, interactive_tokens=900)
+    model = model.language_model
+    model.ingest([one.update for one in ITEMS])
+    assert model.health().numbers["device_arena_items"] == 2
+    assert model.score(QUERY, ITEMS).p.shape == (2,)
+    without = load(scorer="engine", model=directory, device_arena_bytes=0).language_model
+    assert "device_arena_items" not in without.health().numbers  # on a processor
+
+
 def test_one_behind_http_is_asked_as_settings_say(load, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with RerankServer(key="secret") as server:
@@ -128,6 +138,9 @@ def test_a_remote_one_that_scores_otherwise_than_at_the_start_is_seen(load, monk
         ({"device": "tpu"}, "device"),
         ({"device": "cuda:x"}, "device"),
         ({"scorer": "transformers", "model": ".", "device": "interpreter"}, "expected cpu, cuda, cuda:1"),
+        ({"device_arena_bytes": 1_000}, r"expected 0, or at least a mebibyte \(1048576\)"),
+        ({"device_vector_bytes": -1}, "expected 0, or at least a mebibyte"),
+        ({"device_arena_bytes": 1 << 33}, "less than or equal to 4294967296"),
         ({"lm_depths": (32, 16)}, "each once, the least first"),
         ({"lm_depths": ()}, "at least 1 item"),
         ({"remote": {"url": "10.0.0.5:8000"}}, "expected a URL"),

@@ -39,6 +39,7 @@ class PositionSum:
     """A score from an item's tokens and its prefix's, each weighed by position: wrong when anything is misplaced."""
 
     in_flight = 1  # of all of them: see tests/ranker/engine/conftest.py
+    arena = None
 
     def __init__(self):
         self.forwards = []  # launched

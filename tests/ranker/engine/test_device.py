@@ -252,7 +252,8 @@ def test_a_forward_reads_nothing_back_and_moves_nothing_while_it_is_captured(wei
 
         return launch
 
-    for name in ("gather_embeddings", "add_rmsnorm", "qk_norm_rope", "prefix_attention", "swiglu", "yes_no_head"):
+    kernels = ("gather_tokens", "gather_embeddings", "add_rmsnorm", "qk_norm_rope", "prefix_attention", "swiglu")
+    for name in (*kernels, "yes_no_head"):
         monkeypatch.setattr(device_module, name, noted(name))
     backend = DeviceBackend(weights, torch.device("cpu"), MOST)
     there = torch.device("cuda")
@@ -263,6 +264,7 @@ def test_a_forward_reads_nothing_back_and_moves_nothing_while_it_is_captured(wei
         with Captured():
             backend._run(backend._buffers.inputs(Bucket.of(300, 20, 9)))
     assert launched == [
+        "gather_tokens",
         "gather_embeddings",
         "add_rmsnorm",
         "qk_norm_rope",

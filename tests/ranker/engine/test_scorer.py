@@ -19,6 +19,7 @@ from penstock.ranker.backends.scorer import Caller, ScoringItem, ScoringQuery
 from penstock.ranker.backends.yes_no import YesNoScorer
 from penstock.ranker.engine import devices
 from penstock.ranker.engine.arena import LOOKED_UP
+from penstock.ranker.engine.device_arena import ITEMS
 from penstock.ranker.engine.engine import Limits
 from penstock.ranker.engine.forward import BOUND
 from penstock.ranker.engine.scorer import EngineScorer
@@ -169,6 +170,28 @@ def test_a_device_scores_as_the_processor_does_and_the_cache_may_take_one_for_th
     assert list(found.timings) == ["tokenise", "queue", "pack", "forward", "reply"]
     assert there.model_id == scorer.model_id
     assert there.health().ready
+
+
+def test_scores_are_the_same_to_the_last_bit_with_and_without_an_arena_on_the_device(there, request, directory):
+    options = {"dtype": "fp32", "limits": Limits(900, 900, 32_768), "now_ms": lambda: 0}
+    device = request.node.callspec.params["there"]
+    kept = EngineScorer.load(directory, device=device, device_arena_bytes=1 << 20, **options)
+    some = random_items(10, seed=8)
+    changed = [replace(one, update=replace(one.update, version=2, item_text="nurse")) for one in some[:5]]
+    try:
+        expected = there.score(QUERY, some).parts
+        before = {found: ITEMS.labels(found)._value.get() for found in ("yes", "no")}
+        assert np.array_equal(kept.score(QUERY, some).parts, expected)  # what was missing is sent, and kept
+        assert ITEMS.labels("no")._value.get() == before["no"] + 10
+        assert np.array_equal(kept.score(QUERY, some).parts, expected)
+        assert ITEMS.labels("yes")._value.get() == before["yes"] + 10
+        kept.ingest([one.update for one in changed])
+        assert kept.health().numbers["device_arena_items"] == 10
+        assert np.array_equal(kept.score(QUERY, changed + some[5:]).parts, there.score(QUERY, changed + some[5:]).parts)
+        assert np.array_equal(kept.score(QUERY, some).parts, expected)  # versions that are no longer there
+        assert ITEMS.labels("no")._value.get() == before["no"] + 15
+    finally:
+        kept.close(20)
 
 
 def test_queries_at_once_on_a_device_get_their_own_scores(there, scorer):
