@@ -41,7 +41,6 @@ def fitting(form: str) -> Iterator[Tuning]:
         (128, 128, 8, 4),
         (128, 128, 4, 4),
         (64, 128, 4, 3),
-        (64, 256, 4, 3),
     ):
         sums = rows * columns // (warps * 32) * (1 if form == "int8" else 2)
         if sums <= MOST_SUMS:

@@ -7,13 +7,17 @@ to look into them. Nothing here imports Triton: a ranker that stays on the proce
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 import structlog
 import torch
 
 from penstock.kernels.runtime import DeviceUnavailable, ready
+from penstock.kernels.tunings.kept import Tunings
 from penstock.ranker.engine.backend import Backend
+from penstock.ranker.engine.choosing import Decision
 from penstock.ranker.engine.forward import TorchBackend
+from penstock.ranker.engine.plan import Request
 from penstock.ranker.engine.weights import Weights
 from penstock.ranker.errors import UnfitScorer
 
@@ -55,8 +59,11 @@ def checked(device: str) -> torch.device | None:
     return torch.device("cpu") if kind == "interpreter" else torch.device("cuda", int(number or 0))
 
 
-def made(weights: Weights, device: str, *, threads: int, most_tokens: int, longest: int) -> Backend:
-    """A backend on `device` for forwards of `most_tokens` and prompts of `longest`, warm. Raises UnfitScorer."""
+def made(
+    weights: Weights, device: str, *, threads: int, most_tokens: int, longest: int, tunings: Tunings | None = None
+) -> Backend:
+    """A backend on `device` for forwards of `most_tokens` and prompts of `longest`, warm, its kernels as `tunings` have
+    them. Raises UnfitScorer."""
     place = checked(device)
     if place is None:
         return TorchBackend(weights, threads)
@@ -64,10 +71,30 @@ def made(weights: Weights, device: str, *, threads: int, most_tokens: int, longe
 
     began = time.monotonic()
     try:
-        backend = DeviceBackend(weights, place, most_tokens, longest=longest)
+        backend = DeviceBackend(weights, place, most_tokens, longest=longest, tunings=tunings)
         captured = backend.warm()
     except torch.OutOfMemoryError as error:  # what was free when it was admitted another process took
         raise UnfitScorer(f"{device}: {error}: lower ranker.forward_tokens, or free the device") from error
     if captured:
         log.info("graphs captured", device=device, graphs=captured, seconds=round(time.monotonic() - began, 1))
     return backend
+
+
+def decided(
+    load: Callable[[], Weights],
+    known: Sequence[Request],
+    place: torch.device,
+    most_tokens: int,
+    longest: int,
+    tunings: Tunings,
+) -> Decision:
+    """Which form of the weights is the quickest there and scores alike. Raises UnfitScorer."""
+    from penstock.ranker.engine.measuring import Device
+    from penstock.ranker.engine.measuring import decided as measured
+
+    try:
+        return measured(load(), known, Device(place), most_tokens, longest, tunings)
+    except torch.OutOfMemoryError as error:
+        raise UnfitScorer(
+            f"{place}: {error}: measuring takes more than a forward; set ranker.weights to plain, or free the device"
+        ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,18 @@ from penstock.schemas.events import IndexUpdate
 log = structlog.get_logger(role="ranker")
 
 ARENA_BYTES = 64 << 20  # 100,000 postings of 160 tokens
+_QUERIES = (
+    "registered nurse in Ohio, night shift",
+    "senior rust engineer, remote, distributed systems",
+    "warehouse work without experience near Dallas",
+)
+_ITEMS = (
+    "Registered Nurse, Columbus General Hospital. Night shifts.",
+    "Staff Software Engineer, storage. Rust or C++, remote within the United States.",
+    "Forklift operator, Fort Worth. Training is given; day and night shifts, full time.",
+    "Head of Accounting, Zurich. Consolidation, IFRS, a team of six.",
+    "Nursing assistant, assisted living, Cleveland. Weekends.",
+)
 _KNOWN = ("registered nurse in Ohio, night shift", "Registered Nurse, Columbus General Hospital. Night shifts.")
 
 
@@ -63,6 +76,7 @@ class EngineScorer:
         *,
         device: str = "cpu",
         dtype: str = "auto",
+        weights: str = "plain",
         threads: int = 1,
         limits: Limits | None = None,
         arena_bytes: int = ARENA_BYTES,
@@ -70,34 +84,60 @@ class EngineScorer:
     ) -> EngineScorer:
         """A warm engine on a Qwen3-architecture directory. `now_ms` gives epoch milliseconds. Raises UnfitScorer.
 
-        `device` and `dtype` are as in ranker/engine/devices.py. The model id names the dtype and not the device: those
-        of one dtype agree within its BOUND, which is what a cached score may be off by in any case.
+        `device` and `dtype` are as in ranker/engine/devices.py, `weights` as in ranker/engine/choosing.py. The model id
+        names dtype and weights, and not the device: scores of one dtype agree within its BOUND, which is what a cached
+        one may be off by in any case.
         """
-        from penstock.ranker.engine import devices
+        from penstock.kernels.tunings.kept import Tunings
+        from penstock.ranker.engine import choosing, devices
         from penstock.ranker.engine.forward import BOUND
+        from penstock.ranker.engine.scaled import COMPANY, scaled
         from penstock.ranker.engine.weights import Weights
 
-        devices.checked(device)  # before anything is read
+        place = devices.checked(device)  # before anything is read
+        choice = choosing.asked(weights, device, place)
         dtype = devices.dtype_for(device, dtype)
         limits = limits or Limits()
         tokenizer = Tokenizer(directory, threads=threads)
 
-        def make_backend() -> Backend:
-            weights = Weights.load(directory, devices.DTYPES[dtype], (tokenizer.yes, tokenizer.no))
-            if tokenizer.longest > weights.shape.max_positions:
+        most_tokens = max(limits.budget, limits.interactive)
+        tunings = None if place is None else Tunings.of_this_user()
+        identity = identity_of(directory, tokenizer)
+
+        def load_weights() -> Weights:
+            whole = Weights.load(directory, devices.DTYPES[dtype], (tokenizer.yes, tokenizer.no))
+            if tokenizer.longest > whole.shape.max_positions:
                 raise UnfitScorer(
-                    f"{directory}: its positions end at {weights.shape.max_positions} (max_position_embeddings), a "
+                    f"{directory}: its positions end at {whole.shape.max_positions} (max_position_embeddings), a "
                     f"prompt of its template has up to {tokenizer.longest} tokens"
                 )
-            most_tokens = max(limits.budget, limits.interactive)
-            return devices.made(weights, device, threads=threads, most_tokens=most_tokens, longest=tokenizer.longest)
+            return whole
+
+        if choice is None:
+            assert place is not None and tunings is not None  # else nothing is measured
+            measure = partial(
+                devices.decided, load_weights, _known(tokenizer), place, most_tokens, tokenizer.longest, tunings
+            )
+            choice = choosing.measured_once(
+                tunings, f"{directory.name} {identity} {dtype}", most_tokens, place, measure
+            )
+
+        def make_backend() -> Backend:
+            return devices.made(
+                scaled(load_weights(), choice),
+                device,
+                threads=threads,
+                most_tokens=most_tokens,
+                longest=tokenizer.longest,
+                tunings=tunings,
+            )
 
         engine = Engine(
             make_backend, _request(tokenizer.prefix(_KNOWN[0]), tokenizer.items([_KNOWN[1]]), False), limits
         )
-        model_id = f"engine-{dtype}:{directory.name}:{identity_of(directory, tokenizer)}"
-        log.info("engine", device=device, dtype=dtype, model=directory.name)
-        tolerance = max(TOLERANCE, BOUND[devices.DTYPES[dtype]])  # it may be asked in company
+        model_id = f"engine-{dtype}{choice.name}:{directory.name}:{identity}"
+        log.info("engine", device=device, dtype=dtype, weights=choice.name or "plain", model=directory.name)
+        tolerance = max(TOLERANCE, BOUND[devices.DTYPES[dtype]], COMPANY.get(choice.form, 0.0))  # it may be in company
         scorer = cls(engine, tokenizer, Arena(arena_bytes, now_ms), model_id, tolerance)
         try:
             engine.start()
@@ -165,6 +205,12 @@ class EngineScorer:
             tokens += len(item.tokens)
         if first < len(items):
             yield items[first:]
+
+
+def _known(tokenizer: Tokenizer) -> list[Request]:
+    """What forms of the weights are held against each other with: each query and all items."""
+    items = tokenizer.items(list(_ITEMS))
+    return [_request(tokenizer.prefix(query), items, False) for query in _QUERIES]
 
 
 def _request(prefix: Encoded, items: Sequence[Encoded], interactive: bool) -> Request:
