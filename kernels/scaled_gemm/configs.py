@@ -8,7 +8,7 @@ from penstock.kernels.rowwise.tuning import padded, warps_for
 from penstock.kernels.scaled_gemm.tuning import Tuning, fitting, tuning_for
 
 COLUMNS = (4_096, 1_024, 6_144)  # qkv, out and down, gate and up
-WIDTHS = (1_024, 3_072)
+WIDTHS = (2_048, 4_096)  # of queries: what comes before other products leaves numbers itself
 FORMS = {"int8": "*i8", "fp8": "*fp8e4nv"}
 # Instructions of a sum of a thread's, for 128 values of K, beside 64 for copies and what they need: of int8 products
 # alone; of fp8 a tile's sums are taken and added as well.

@@ -36,6 +36,11 @@ class Shape:
     max_positions: int
     epsilon: float  # of every RMSNorm
 
+    @classmethod
+    def of(cls, directory: Path) -> Shape:
+        """Of a model's config alone. Raises UnfitScorer."""
+        return _shape(directory, _config(directory))
+
     @property
     def q_width(self) -> int:
         return self.heads * self.head_dim

@@ -1,4 +1,4 @@
-"""Which form of the weights is taken: by timings and drifts that are given, kept once, and refused where it cannot be."""
+"""Which form of the weights is taken: by timings and drifts, kept once a model; and refused where it cannot be had."""
 
 import json
 

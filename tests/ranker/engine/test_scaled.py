@@ -1,6 +1,6 @@
 """Forwards whose products multiply numbers of one byte: near those of whole weights, the same every time, finite.
 
-**The bound.** A number is off by at most half a step of int8, uniformly: 1 / sqrt(12) of it in the mean square, and a step
+**The bound.** A number is off by half a step of int8 at most, uniformly: 1 / sqrt(12) of it in the mean square. A step
 is the row's greatest over 127. Of a row of normal values the greatest is some CREST of their root mean square, so a
 value is off by CREST / (127 sqrt(12)) of that; a value of e4m3 by 2^-4 / sqrt(3) of itself at most. Both operands are,
 independently, so a product is off by sqrt(2) as much of its own root mean square. Every product on the way to an answer
@@ -19,7 +19,7 @@ from penstock.kernels.scaled_gemm.numbers import FORMS
 from penstock.ranker.backends.scorer import probability
 from penstock.ranker.engine import devices
 from penstock.ranker.engine.device import DeviceBackend
-from penstock.ranker.engine.plan import Request, Text, plan
+from penstock.ranker.engine.plan import Request, Text, plan, unpack
 from penstock.ranker.engine.scaled import COMPANY, PRODUCTS, Choice, scaled
 from penstock.ranker.engine.weights import Weights
 from penstock.ranker.errors import UnfitScorer
@@ -107,8 +107,9 @@ def test_company_moves_a_probability_by_no_more_than_its_bound(weights, place, f
     items = [Text(rng.integers(0, 64, length, dtype=np.int32)) for length in (3, 64, 17, 120, 65, 2)]
 
     def scores(order):
-        (forward,) = plan([Request(prefix, tuple(items[at] for at in order))], MOST, MOST)
-        return probability(backend.logits(forward))
+        requests = [Request(prefix, tuple(items[at] for at in order))]
+        forwards = plan(requests, MOST, MOST)
+        return probability(unpack(requests, forwards, [backend.logits(one) for one in forwards])[0])
 
     together = scores(range(6))
     moved = [np.abs(scores(order) - together[list(order)]).max() for order in ((5, 4, 3, 2, 1, 0), (3,), (1, 5))]
