@@ -35,4 +35,4 @@ def fitting(group: int, size: int) -> Iterator[Tuning]:
     yield replace(first, stages=2)
     yield replace(first, keys=64, resident=1)
     if first.tokens > 1 and first.tokens * first.group == ROWS:
-        yield replace(first, tokens=first.tokens // 2, warps=4, resident=2 * first.resident)
+        yield replace(first, tokens=first.tokens // 2, warps=4, resident=first.resident + 1)
