@@ -54,7 +54,7 @@ def differing(
     out = torch.full((len(x), len(w)), torch.nan, dtype=dtype, device=x.device)
     scaled_gemm(x, x_steps, w, w_steps, out, bias=bias, tuning=tuning)
     given = [one.cpu() for one in (x, x_steps, w, w_steps)]
-    wanted = reference.scaled_gemm(*given, None if bias is None else bias.cpu())
+    wanted = reference.scaled_gemm(*given, bias=None if bias is None else bias.cpu())
     terms = reference.scaled_gemm(given[0].double().abs(), given[1].abs(), given[2].double().abs(), given[3].abs())
     u = 6 * sums(torch.float32)
     summing = 0.0

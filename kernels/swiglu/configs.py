@@ -23,6 +23,6 @@ def _config(width: int, out: str = "bf16") -> Config:
         {"gate_up": "*bf16", "out": f"*{out}", "steps": "*fp32", "count": "i32"},
         {"WIDTH": width, "BLOCK": block, "STEPS": steps, "INTERPRET": False},
         warps=warps_for(block),
-        busy=16 if steps else WARPS_PER_SM,  # a whole row's values and its gates are in registers
+        busy=32 if steps else WARPS_PER_SM,  # of the widest a whole row's values and gates are in registers
         wide_stores=not steps,
     )

@@ -178,6 +178,6 @@ def test_kernels_are_tuned_for_the_model_and_forwards_take_what_is_kept(weights,
     assert tunings.get(product, products_of.Tuning) == list(products_of.fitting("int8"))[-1]
     backend = DeviceBackend(weights, place, 300, tunings=tunings)
     assert backend._attention == tunings.get(key, attentions.Tuning)
-    (forward,) = plan([request_of(5, 70)], 300, 300)
+    (forward,) = plan([request_of(5, 60)], 300, 300)
     plain = DeviceBackend(weights, place, 300).logits(forward)
     np.testing.assert_allclose(backend.logits(forward), plain, rtol=0, atol=1e-5)
