@@ -37,6 +37,8 @@ def medians(contenders: Mapping[T, Callable[[], object]], clock: Callable[[], fl
             for _ in range(WARM):
                 run()
             spent[name] = []
+        except torch.OutOfMemoryError:
+            raise  # which says nothing of a contender
         except (RuntimeError, triton.runtime.errors.OutOfResources) as error:
             refused.append(error)
     if not spent:
