@@ -30,18 +30,6 @@ from penstock.schemas.events import IndexUpdate
 log = structlog.get_logger(role="ranker")
 
 ARENA_BYTES = 64 << 20  # 100,000 postings of 160 tokens
-_QUERIES = (
-    "registered nurse in Ohio, night shift",
-    "senior rust engineer, remote, distributed systems",
-    "warehouse work without experience near Dallas",
-)
-_ITEMS = (
-    "Registered Nurse, Columbus General Hospital. Night shifts.",
-    "Staff Software Engineer, storage. Rust or C++, remote within the United States.",
-    "Forklift operator, Fort Worth. Training is given; day and night shifts, full time.",
-    "Head of Accounting, Zurich. Consolidation, IFRS, a team of six.",
-    "Nursing assistant, assisted living, Cleveland. Weekends.",
-)
 _KNOWN = ("registered nurse in Ohio, night shift", "Registered Nurse, Columbus General Hospital. Night shifts.")
 
 
@@ -89,7 +77,7 @@ class EngineScorer:
         one may be off by in any case.
         """
         from penstock.kernels.tunings.kept import Tunings
-        from penstock.ranker.engine import choosing, devices
+        from penstock.ranker.engine import choosing, devices, known_pairs
         from penstock.ranker.engine.forward import BOUND
         from penstock.ranker.engine.scaled import COMPANY, scaled
         from penstock.ranker.engine.weights import Weights
@@ -116,7 +104,13 @@ class EngineScorer:
         if choice is None:
             assert place is not None and tunings is not None  # else nothing is measured
             measure = partial(
-                devices.decided, load_weights, _known(tokenizer), place, most_tokens, tokenizer.longest, tunings
+                devices.decided,
+                load_weights,
+                known_pairs.requests(tokenizer),
+                place,
+                most_tokens,
+                tokenizer.longest,
+                tunings,
             )
             choice = choosing.measured_once(
                 tunings, f"{directory.name} {identity} {dtype}", most_tokens, place, measure
@@ -205,12 +199,6 @@ class EngineScorer:
             tokens += len(item.tokens)
         if first < len(items):
             yield items[first:]
-
-
-def _known(tokenizer: Tokenizer) -> list[Request]:
-    """What forms of the weights are held against each other with: each query and all items."""
-    items = tokenizer.items(list(_ITEMS))
-    return [_request(tokenizer.prefix(query), items, False) for query in _QUERIES]
 
 
 def _request(prefix: Encoded, items: Sequence[Encoded], interactive: bool) -> Request:
