@@ -53,9 +53,9 @@ def differing(
     are exact; of e4m3, K terms and as many roundings at most, of which a device's are coarser within a tile."""
     out = torch.full((len(x), len(w)), torch.nan, dtype=dtype, device=x.device)
     scaled_gemm(x, x_steps, w, w_steps, out, bias=bias, tuning=tuning)
-    given = [one.cpu() for one in (x, x_steps, w, w_steps)]
-    wanted = reference.scaled_gemm(*given, bias=None if bias is None else bias.cpu())
-    terms = reference.scaled_gemm(given[0].double().abs(), given[1].abs(), given[2].double().abs(), given[3].abs())
+    a, a_steps, b, b_steps = (one.cpu().double() for one in (x, x_steps, w, w_steps))
+    wanted = reference.scaled_gemm(a, a_steps, b, b_steps, None if bias is None else bias.cpu())
+    terms = reference.scaled_gemm(a.abs(), a_steps.abs(), b.abs(), b_steps.abs())
     u = 6 * sums(torch.float32)
     summing = 0.0
     if x.dtype != torch.int8:
