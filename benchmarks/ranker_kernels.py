@@ -7,7 +7,7 @@
     interpreter  the operators' own cases against their oracles        benchmarks/kerneling/interpreting.py
     aot          every tuned form compiled for sm_90                   python -m penstock.kernels.aot
     model        the predicted share of an H200's peak FLOPs           benchmarks/ranker_kerneling/model.py
-    text, peers, servers, serving, attention                           benchmarks/ranker_kerneling/cells.py, with a GPU
+    text, peers, scaled, servers, serving, attention                    benchmarks/ranker_kerneling/cells.py, with a GPU
 
 Figures of aot are counted in machine code, those of model are predicted, those of cuda are measured; a row that nothing
 here could measure is null and says what it needs. Needs torch, triton, numpy and transformers, and no installation of
@@ -36,7 +36,7 @@ BENCHMARK = Benchmark(
     operators=OPERATORS,
     rows=KERNELS,
     device_rows=DEVICE,
-    cells=("text", "peers", "servers", "serving", "attention"),
+    cells=("text", "peers", "scaled", "servers", "serving", "attention"),
 )
 
 

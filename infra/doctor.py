@@ -28,6 +28,8 @@ MARKER = b"PENSTOCK_STACK="  # in the environment of every process of a local st
 LOCAL_SCORERS = ("engine", "transformers")  # with a language model in the ranker's own process
 SCORERS = ("fused", *LOCAL_SCORERS, "remote")
 TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # what one is made of, the usual first
+TUNINGS = "penstock-tunings.json"  # as kernels/tunings/kept.py names it
+WEIGHTS_MARK = ": ranker.weights "  # in its keys, between the device and the model
 UNTRAINED_MARK = "penstock_untrained.txt"  # as ranker/engine/untrained.py leaves it
 
 # Settings that name a loopback listener of the local stack: (section, key).
@@ -356,6 +358,46 @@ def check_scorer(scorer: str, model: Path | None, url: str) -> Check:
     return Check("scorer", True, f"{scorer}, {model}{untrained}", needed)
 
 
+def check_weights(asked: str, kept: Path) -> Check:
+    """What the engine's products multiply: as asked, and of auto what was measured, by device and model."""
+    if asked != "auto":
+        return Check("weights", True, asked, "nothing")
+    found = [f"{_chosen(entry)} for {model} on {device}" for device, model, entry in measured_weights(kept)]
+    return Check("weights", True, f"auto: {'; '.join(found) or 'nothing measured yet'}", "nothing")
+
+
+def measured_weights(kept: Path) -> list[tuple[str, str, dict[str, Any]]]:
+    """(device, model, what was found), of the file that kernels/tunings/kept.py keeps; none where it cannot be read."""
+    try:
+        entries = json.loads(kept.read_text(encoding="utf-8"))
+        named = [(*key.split(WEIGHTS_MARK, 1), entry) for key, entry in entries.items() if WEIGHTS_MARK in key]
+        return [(device, model, entry) for device, model, entry in named if isinstance(entry, dict)]
+    except (OSError, ValueError, AttributeError):
+        return []
+
+
+def _chosen(entry: Mapping[str, Any]) -> str:
+    """What was taken, and of each form that was tried how many times as quick its products were, and how far off."""
+    products, trials = entry.get("products") or [], entry.get("trials")
+    said = []
+    for form, trial in (trials if isinstance(trials, dict) else {}).items():
+        try:
+            gains = ", ".join(f"{name} {whole / scaled:.2f}x" for name, (whole, scaled) in trial["ms"].items())
+            drift = "" if trial["drift"] is None else f", log-odds off by {trial['drift']:.3f}"
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+            continue
+        said.append(f"{form}: {gains}{drift}")
+    taken = f"{entry.get('form')} ({', '.join(map(str, products))})" if products else "plain"
+    return f"{taken} [{'; '.join(said)}]" if said else taken
+
+
+def configured_weights(environ: Mapping[str, str], data_dir: Path) -> tuple[str, Path]:
+    """(ranker.weights, where what was measured is kept)."""
+    asked = environ.get("PENSTOCK_RANKER__WEIGHTS") or _settings(environ, data_dir).get("ranker", {}).get("weights")
+    cache = environ.get("TRITON_CACHE_DIR") or Path(environ.get("HOME", "/")) / ".triton" / "cache"
+    return str(asked or "plain"), Path(cache) / TUNINGS
+
+
 def check_device(named: Iterable[tuple[str, str]], driver: Path = Path("/dev/nvidiactl")) -> Check:
     """A CUDA device's driver, where some setting names one: (setting, device)."""
     wanted = [setting for setting, device in named if device.startswith("cuda")]
@@ -428,7 +470,8 @@ def diagnose(root: Path, data_dir: Path, environ: Mapping[str, str]) -> list[Che
     jars = (root / "infra" / "target" / "jars" / ".complete").is_file() or bool(environ.get("PENSTOCK_JARS"))
     installed = (root / ".venv" / "bin" / "penstock").is_file() or not (root / "pyproject.toml").is_file()
     ports = [] if stack_is_up(data_dir) else configured_ports(environ, data_dir)
-    return [
+    scorer = configured_scorer(environ, data_dir)
+    checks = [
         check_platform(platform.system(), platform.machine(), platform.libc_ver()[0]),
         check_python(environ, (sys.version_info[0], sys.version_info[1])),
         check_disk(data_dir if installed else root, installed),
@@ -437,9 +480,10 @@ def diagnose(root: Path, data_dir: Path, environ: Mapping[str, str]) -> list[Che
         check_maven(environ, jars),
         check_docker(environ),
         check_ports(ports, port_taken),
-        check_scorer(*configured_scorer(environ, data_dir)),
+        check_scorer(*scorer),
         check_device(configured_devices(environ, data_dir)),
     ]
+    return [*checks, check_weights(*configured_weights(environ, data_dir))] if scorer[0] == "engine" else checks
 
 
 def as_table(checks: Iterable[Check]) -> str:

@@ -328,6 +328,11 @@ class RankerSettings(_Role):
     dtype: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="what the engine computes in; auto: bf16 on a CUDA device, fp32 elsewhere"
     )
+    weights: Literal["auto", "plain", "int8", "fp8"] = Field(
+        "plain",
+        description="what the engine's products multiply on a device: its dtype, or numbers of one byte, which are "
+        "quicker and score a little differently; auto: what was measured there to be quicker and to score alike",
+    )
     device: str = Field(
         "cpu",
         pattern=r"^(cpu|cuda(:\d+)?|interpreter)$",

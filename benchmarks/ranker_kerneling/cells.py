@@ -37,9 +37,11 @@ from benchmarks.ranker_kerneling.shapes import BUDGET, EMBEDDED, TEXT, TEXT_900,
 from benchmarks.ranking.launching import computed, score
 from benchmarks.ranking.peers import Transformers
 from penstock.ranker.backends.scorer import probability
+from penstock.ranker.engine.choosing import forms_of
 from penstock.ranker.engine.device import Captures, DeviceBackend
 from penstock.ranker.engine.engine import Engine, Limits
 from penstock.ranker.engine.plan import plan
+from penstock.ranker.engine.scaled import PRODUCTS, Choice, scaled
 from penstock.ranker.engine.untrained import ModelShape
 
 CLOSE = 4e-2  # probabilities of two bfloat16 implementations: twice the engine's own bound
@@ -47,6 +49,7 @@ BATCHES = (16, 32, 64, 128)  # prompts a batch that transformers may choose from
 REPEATS = 5  # of a throughput, whose median is reported
 CANDIDATES = 250  # of a request under load
 SHARE = 0.8  # of the throughput
+WHOLE = Choice()
 URGENT = 8_192  # tokens a forward of interactive requests
 
 
@@ -67,9 +70,9 @@ class Session(DeviceSession):
             self._models[name] = models.causal(self.shapes[name], self.device)
         return self._models[name]
 
-    def backend(self, name: str, capture: loading.Watch | None = None) -> DeviceBackend:
+    def backend(self, name: str, capture: loading.Watch | None = None, choice: Choice = WHOLE) -> DeviceBackend:
         longest = max(one.prefix + one.item for one in self.asked)
-        weights = models.weights_of(self.model(name))
+        weights = scaled(models.weights_of(self.model(name)), choice)
         return DeviceBackend(weights, self.device, self.budget, longest=longest, capture=capture)
 
 
@@ -151,6 +154,26 @@ def agrees(mine: Any, theirs: Any, what: str) -> None:
         raise RuntimeError(f"{what}: a probability is {worst:g} from ours: expected {CLOSE:g} at most")
 
 
+def scaled_weights(session: Session) -> dict[str, float]:
+    """A full forward with every product scaled, against whole weights; how far log-odds move is beside them."""
+    words = session.asked[0].filling(session.budget)
+    requests = [words.requests(session.shapes["0.6B"], seed) for seed in range(BUFFERS)]
+    forms = forms_of(session.device)
+    backends = {form: session.backend("0.6B", choice=Choice(form, PRODUCTS)) for form in forms}
+    backends["whole"] = session.backend("0.6B")
+
+    def contender(backend: DeviceBackend) -> Callable[[int], Any]:
+        return lambda buffer: score(backend, requests[buffer], session.budget)
+
+    contenders = {name: contender(backend) for name, backend in backends.items()}
+    whole = contenders["whole"](0)
+    off = {form: float(np.abs(contenders[form](0) - whole).max()) for form in forms}
+    if not all(np.isfinite(moved) for moved in off.values()):
+        raise RuntimeError(f"log-odds of scaled weights are off by {off}: expected finite ones")
+    spent = session.timed("scaled", contenders, items=words.scored, log_odds_off=off)
+    return {f"ranker/0.6B/ratio_{form}": spent["whole"].median / spent[form].median for form in forms}
+
+
 def with_servers(session: Session) -> dict[str, float]:
     names = servers.installed()
     if not names:
@@ -207,6 +230,7 @@ def attention(session: Session) -> dict[str, float]:
 CELLS: dict[str, Callable[[Session], dict[str, float]]] = {
     "text": text,
     "peers": peers,
+    "scaled": scaled_weights,
     "servers": with_servers,
     "serving": serving,
     "attention": attention,

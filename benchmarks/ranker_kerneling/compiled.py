@@ -9,13 +9,14 @@ from typing import Any
 from benchmarks.kerneling.compiling import all_multiply_well, counted
 from benchmarks.kerneling.gpu import BAD, H200, LIKELY, Getting
 from benchmarks.ranker_kerneling import attention, model, shapes
-from benchmarks.ranker_kerneling.products import BAD_CUBLAS, CUBLAS, Library
+from benchmarks.ranker_kerneling.products import BAD_CUBLAS, CUBLAS, SCALED, Library
 from penstock.kernels.aot.check import Checked
 from penstock.kernels.aot.registry import configs
 from penstock.kernels.aot.sass import Figures
 from penstock.kernels.gather_tokens.tuning import PIECES
 from penstock.ranker.engine.untrained import ModelShape
 
+QUANTISE = "scaled_gemm/quantise/int8/d2048"  # of both models' queries
 ATTENTION = "prefix_attention/h"  # how the configs that attend are called
 ASSUMED: dict[str, tuple[Getting, Library]] = {"likely": (LIKELY, CUBLAS), "bad": (BAD, BAD_CUBLAS)}
 
@@ -51,6 +52,7 @@ def forms(checked: Sequence[Checked], shape: ModelShape) -> model.Forms:
         tokens=form(f"gather_tokens/p{PIECES}"),
         gather=form(f"gather_embeddings/{width}"),
         head=form(f"yes_no_head/{width}"),
+        quantise=form(QUANTISE),
     )
 
 
@@ -97,6 +99,7 @@ def model_notes(checked: Sequence[Checked]) -> dict[str, Any]:
                     "ms_by_kind": _by_kind(found),
                 }
             out["predicted"][f"{name}/{asked.name}"] = said
+    out["scaled, predicted"] = _scaled(checked)
     out["a_layer"] = _a_layer(checked)
     out["if"] = _alternatives(checked)
     return out
@@ -108,6 +111,24 @@ def _by_kind(found: Sequence[model.Prediction]) -> dict[str, float]:
         for kind, seconds in one.by_kind().items():
             kinds[kind] = kinds.get(kind, 0.0) + seconds * 1e3
     return {kind: round(spent, 3) for kind, spent in kinds.items()}
+
+
+def _scaled(checked: Sequence[Checked]) -> dict[str, Any]:
+    """Of 0.6B, all products by numbers of one byte; the share is of bfloat16's peak as everywhere, for comparison."""
+    shape, out = shapes.QWEN_0_6B, {}
+    compiled = forms(checked, shape)
+    for asked in (shapes.PACKED, shapes.FEW, shapes.EMBEDDED):
+        (forward,) = asked.forwards(shape)
+        whole = model.predicted(shape, forward, compiled)
+        for form, library in SCALED.items():
+            found = model.predicted(shape, forward, compiled, library=library)
+            out[f"{asked.name}, {form}"] = {
+                "items_per_s": round(found.items_per_s),
+                "share": round(found.share, 4),
+                "times_as_quick": round(whole.seconds / found.seconds, 3),
+                "ms_by_kind": _by_kind([found]),
+            }
+    return out
 
 
 def _a_layer(checked: Sequence[Checked]) -> dict[str, Any]:

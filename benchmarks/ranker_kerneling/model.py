@@ -74,6 +74,7 @@ class Forms:
     tokens: Form  # gather of tokens
     gather: Form
     head: Form
+    quantise: Form  # of the scaled product's rows, where nothing before it does
     block: int = 1_024  # values of a program of `swiglu` and `gather`
 
 
@@ -146,7 +147,7 @@ def predicted(
     library: Library = CUBLAS,
     steps: frozenset[str] = frozenset(),  # of STEPS, as if they were taken
 ) -> Prediction:
-    """The launches of ranker/engine/device.py for one forward."""
+    """The launches of ranker/engine/device.py for one forward; with one of products.SCALED, of scaled weights."""
     bucket = Bucket.of(len(forward), len(forward.items), len(forward.tiles))
     pieces = sent(forward)
     if TURNED in steps:
@@ -216,7 +217,7 @@ class _Launches:
         model, forms = self.model, self.forms
         hidden, kv_width = model.hidden_size, model.num_key_value_heads * model.head_dim
         q_width = model.num_attention_heads * model.head_dim
-        x, h, delta = WIDE * rows * hidden, NARROW * rows * hidden, NARROW * rows * hidden
+        x, h, delta = WIDE * rows * hidden, self.library.value * rows * hidden, NARROW * rows * hidden
         if first or ADDED in self.steps:
             self._stream("add + RMSNorm", rows, forms.first_norm, {"x": x}, {"h": h})
         else:
@@ -234,15 +235,17 @@ class _Launches:
         hidden, inner = self.model.hidden_size, self.model.intermediate_size
         added = x if ADDED in self.steps else ""
         q_width = self.model.num_attention_heads * self.model.head_dim
-        self._multiply("out product", rows, hidden, q_width, attended, "delta", added)
-        residual, narrow = WIDE * rows * hidden, NARROW * rows * hidden
+        value = self.library.value
+        if value != NARROW:
+            sizes = {attended: NARROW * rows * q_width}, {"numbers": value * rows * q_width}
+            self._stream("quantising", rows, self.forms.quantise, *sizes)
+        self._multiply("out product", rows, hidden, q_width, attended if value == NARROW else "numbers", "delta", added)
+        residual, narrow, h = WIDE * rows * hidden, NARROW * rows * hidden, value * rows * hidden
         if added:
-            self._stream("add + RMSNorm", rows, self.forms.first_norm, {x: residual}, {"h": narrow})
+            self._stream("add + RMSNorm", rows, self.forms.first_norm, {x: residual}, {"h": h})
         else:
-            self._stream(
-                "add + RMSNorm", rows, self.forms.norm, {x: residual, "delta": narrow}, {x: residual, "h": narrow}
-            )
-        gate_up, activated = NARROW * rows * 2 * inner, NARROW * rows * inner
+            self._stream("add + RMSNorm", rows, self.forms.norm, {x: residual, "delta": narrow}, {x: residual, "h": h})
+        gate_up, activated = NARROW * rows * 2 * inner, value * rows * inner
         by = TRITON if GATED_BY_TRITON in self.steps else self.library
         self._multiply("gate and up product", rows, 2 * inner, hidden, "h", "gate_up", by=by)
         if not self.steps & {GATED, GATED_BY_TRITON}:
@@ -262,7 +265,8 @@ class _Launches:
         by: Library | None = None,
     ) -> None:
         """`added`: what it adds to, in place, rather than writing `out`."""
-        reads = {source: NARROW * rows * depth, f"weights {len(self.made)}": NARROW * columns * depth}
+        value = (by or self.library).value
+        reads = {source: value * rows * depth, f"weights {len(self.made)}": value * columns * depth}
         writes = {out: NARROW * rows * columns}
         if added:
             reads[added] = WIDE * rows * columns

@@ -42,6 +42,9 @@ class Library:
     refills    whether every tile fills its pipeline anew; a persistent kernel loads the next tile meanwhile. Assumed
     pairs      whether neighbours read the larger operand together, which takes clusters
     l2         bytes/s that the 8,192 product takes from the L2 cache at 790 TFLOP/s, so at least as many can be got
+    tiles      that are tried, and whether they are cut along K
+    value      bytes of a number of a and b; what tensor cores multiply a cycle grows as it falls
+    idle       cycles of the tensor cores in 128 values of K and a tile of 128 by 128: what is done between products
     """
 
     mainloop: float = 0.87
@@ -49,12 +52,23 @@ class Library:
     refills: bool = False
     pairs: bool = True
     l2: float = 6.5e12
+    tiles: tuple[tuple[int, int], ...] = TILES
+    cuts: tuple[int, ...] = CUTS
+    value: int = VALUE
+    idle: float = 0.0
 
 
 CUBLAS = Library()
 # What one by Triton would make of it: no clusters on all of 3.6 to 3.9, and a loop of one tile. Its end applies SwiGLU:
 # two special functions a value of the output, 16 a cycle, and half as many values to stage and store.
 TRITON = Library(epilogue=3_000.0, refills=True, pairs=False)
+# kernels/scaled_gemm: Triton's as well, of numbers of one byte, by its own tiles; its end scales and stores. Sums of
+# e4m3 are taken from the tensor cores and added outside every 128 values: 65 instructions more than int8's loop has, of
+# 8 warps on 4 partitions, that the tensor cores wait for.
+SCALED = {
+    "int8": Library(refills=True, pairs=False, tiles=((128, 128), (128, 256), (64, 128)), cuts=(1,), value=1),
+    "fp8": Library(refills=True, pairs=False, tiles=((128, 128), (64, 128)), cuts=(1,), value=1, idle=65 * 8 / 4),
+}
 BAD_CUBLAS = Library(mainloop=0.84, epilogue=3_500.0, refills=True, l2=5.5e12)
 
 
@@ -70,11 +84,12 @@ def product(
     adds: bool = False,
 ) -> Launch:
     """M = rows, N = columns, K = inner. `adds` to a float32 `out` that lies in device memory."""
-    moved = VALUE * (rows * inner + columns * inner + rows * columns) if far is None else far
+    operands = library.value * (rows + columns) * inner
+    moved = operands + VALUE * rows * columns if far is None else far
     flops = 2.0 * rows * columns * inner
     best: dict[str, float] = {}
-    for tile in TILES:
-        for cut in CUTS:
+    for tile in library.tiles:
+        for cut in library.cuts:
             parts = _by(tile, cut, rows, columns, inner, gpu, got, library, adds)
             parts["memory"] = got.latency + moved / (got.read * got.scanning)
             if not best or max(parts.values()) < max(best.values()):
@@ -98,10 +113,12 @@ def _by(
     tiles = math.ceil(rows / high) * math.ceil(columns / wide) * cut
     steps = math.ceil(inner / cut / STEP)
     fill = got.latency
-    arriving = (high + wide) * STEP * VALUE
-    read = high / 64 * (64 + wide) * STEP * VALUE
-    a_step = max(high * wide * STEP / gpu.fmas, (read + arriving) / gpu.shared_bytes) / library.mainloop / gpu.clock
-    loop = steps * max(a_step, arriving / got.ingest)
+    arriving = (high + wide) * STEP * library.value
+    read = high / 64 * (64 + wide) * STEP * library.value
+    multiplied = high * wide * STEP / (gpu.fmas * VALUE / library.value)
+    a_step = max(multiplied, (read + arriving) / gpu.shared_bytes) / library.mainloop / gpu.clock
+    idle = library.idle * high * wide / (128 * 128) * STEP / 128 / gpu.clock
+    loop = steps * max(a_step + idle, arriving / got.ingest)
     epilogue = library.epilogue * high * wide / WHOLE / gpu.clock
     if adds:
         together = min(tiles, gpu.sms) * high * wide * WIDE
@@ -110,6 +127,6 @@ def _by(
     waves = math.ceil(tiles / gpu.sms)
     each = loop + epilogue + (fill if library.refills else 0.0)
     shared = min(high, wide) + max(high, wide) / (2 if library.pairs else 1)
-    from_l2 = tiles * steps * STEP * VALUE * shared
+    from_l2 = tiles * steps * STEP * library.value * shared
     partial = 0.0 if cut == 1 else 2 * 4 * cut * rows * columns  # float32, written and read again
     return {"tiles": fill + waves * each + partial / library.l2, "L2 cache": fill + (from_l2 + partial) / library.l2}

@@ -31,6 +31,8 @@ DEVICE = (
     Row("ranker/0.6B/embedding_items", ITEMS, 100_000),
     Row("ranker/0.6B/ratio_transformers", "x the best of transformers", 3),
     Row("ranker/0.6B/ratio_best_server", "x the best server", 1.3),
+    Row("ranker/0.6B/ratio_int8", "x whole weights", 1.05),
+    Row("ranker/0.6B/ratio_fp8", "x whole weights", 1.05),
     Row("ranker/p99_ms", "ms", 500, "lower"),
     Row("attention/ratio_varlen", "x two varlen calls and a merge", 1.2),
     Row("attention/ratio_flex", "x flex attention", 1.2),

@@ -30,7 +30,10 @@ def warmup(
         Literal["sm_90"] | None, typer.Option("--for", help="Compile for this GPU instead; none has to be here.")
     ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Measure the tunings that fit, on some GB of random rows, and keep the best.")
+        bool,
+        typer.Option(
+            "--tune", help="Measure the tunings that fit, on random rows, some GB for a shard's, and keep the best."
+        ),
     ] = False,
     only: Annotated[str, typer.Option(help="With --for: forms whose name has this in it.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
@@ -78,8 +81,24 @@ def _here(dense: int, sketch: int, ks: list[int], tune: bool) -> tuple[str, Iter
     own = load()
     why, shapes = _retrievals(own.retrieval, dense, sketch, ks, tune)
     if own.ranker.scorer == "engine" and own.ranker.device.startswith("cuda"):
-        return "", itertools.chain(shapes, _rankers(own.ranker))
+        return "", itertools.chain(shapes, _tunings(own.ranker) if tune else (), _rankers(own.ranker))
     return why, shapes
+
+
+def _tunings(own: RankerSettings) -> Iterator[tuple[str, float]]:
+    """Of the engine's kernels, measured on its device for the model's shapes."""
+    from penstock.ranker.engine import devices
+    from penstock.ranker.engine.weights import Shape
+
+    place = devices.checked(own.device)
+    assert place is not None and own.model is not None  # the settings have the engine, on a CUDA device
+    from penstock.kernels.tunings.kept import Tunings
+    from penstock.ranker.engine.measuring import Device, tuned
+
+    shape, dtype = Shape.of(own.model), devices.DTYPES[devices.dtype_for(own.device, own.dtype)]
+    most_tokens = max(own.forward_tokens, own.interactive_tokens)
+    for one in tuned(shape, dtype, Device(place), most_tokens, Tunings.of_this_user()):
+        yield f"ranker/{one.name}", one.seconds
 
 
 def _rankers(own: RankerSettings) -> Iterator[tuple[str, float]]:

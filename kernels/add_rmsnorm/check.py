@@ -8,6 +8,8 @@ from torch import Tensor
 from penstock.kernels.add_rmsnorm import reference
 from penstock.kernels.add_rmsnorm.triton import add_rmsnorm
 from penstock.kernels.rowwise.rounding import SMALLEST, beyond, steps, sums, unit
+from penstock.kernels.rowwise.steps import BYTES
+from penstock.kernels.scaled_gemm.check import differing_steps
 
 EPSILON = 2.0**-20  # which float32 has exactly
 
@@ -33,6 +35,15 @@ def differing(
     return wrong + beyond(out, norm, relative * norm.abs() + flushed)
 
 
+def differing_numbers(residual: Tensor, weight: Tensor, number: torch.dtype, epsilon: float = EPSILON) -> int:
+    """Of the numbers and steps of a norm, in memory that was poisoned."""
+    out = torch.full(residual.shape, -128, dtype=torch.int8, device=residual.device).view(number)
+    left = torch.full((len(residual),), torch.nan, device=residual.device)
+    add_rmsnorm(residual.clone(), None, weight, out, epsilon, left)
+    _, norm = reference.add_rmsnorm(residual.cpu(), None, weight.cpu(), epsilon)
+    return differing_steps(out, left, norm, (steps(residual.shape[1]) / 2 + 8) * sums(torch.float32))
+
+
 def mismatches() -> int:
     """How many values are wrong."""
     chance = torch.Generator().manual_seed(7)
@@ -43,4 +54,5 @@ def mismatches() -> int:
             delta = torch.randn(rows, width, generator=chance).to(narrow)
             weight = torch.randn(width, generator=chance).to(narrow)
             wrong += differing(residual, delta, weight, narrow) + differing(residual, None, weight, narrow)
+            wrong += sum(differing_numbers(residual, weight, number) for number in BYTES)
     return wrong

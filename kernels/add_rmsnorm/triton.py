@@ -4,7 +4,8 @@
 
 **Layout.** residual [T, WIDTH], float32 or bfloat16, in place; delta [T, WIDTH] in any float, or none; out [T, WIDTH],
 in the dtype of the matrices. Sums and the norm are float32 (float64 where the residual is). The norm is of the residual
-as it was stored, rounded to its dtype. Tensors are contiguous.
+as it was stored, rounded to its dtype. Tensors are contiguous. With `steps`, float32 [T], out is numbers of one byte
+for kernels/scaled_gemm, int8 or float8_e4m3fn, made of the norm in float32 (rowwise/steps.py).
 
 **Invariant.** A row depends on its own row alone; a row of zeros gives zeros, since epsilon is above 0.
 
@@ -20,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.rowwise.rows import ROWS, check_contiguous, wide
+from penstock.kernels.rowwise.rows import INTERPRETED, ROWS, check_contiguous, wide
+from penstock.kernels.rowwise.steps import check_steps, stepped
 from penstock.kernels.rowwise.tuning import padded, warps_for
 
 
@@ -30,12 +32,15 @@ def add_rmsnorm_rows(
     delta,
     weight,  # [WIDTH]
     out,
+    steps,  # float32 [T], where out is of one byte; else not written
     epsilon,
     count,  # T
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,  # WIDTH up to a power of two
     ROWS: tl.constexpr,
     ADDS: tl.constexpr,
+    STEPS: tl.constexpr,
+    INTERPRET: tl.constexpr,
 ):
     rows, at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
     m_at = (rows < count)[:, None] & (at < WIDTH)
@@ -48,10 +53,21 @@ def add_rmsnorm_rows(
         x = wide(kept)
     scale = tl.rsqrt(tl.sum(x * x, axis=1) / WIDTH + epsilon)
     w = wide(tl.load(weight + at, mask=at < WIDTH, other=0.0))
-    tl.store(out + row, (x * scale[:, None] * w).to(out.dtype.element_ty), mask=m_at)
+    norm = x * scale[:, None] * w
+    if STEPS:
+        norm, step = stepped(norm, out.dtype.element_ty, INTERPRET)
+        tl.store(steps + rows, step, mask=rows < count)
+    tl.store(out + row, norm.to(out.dtype.element_ty), mask=m_at)
 
 
-def add_rmsnorm(residual: Tensor, delta: Tensor | None, weight: Tensor, out: Tensor, epsilon: float) -> Tensor:
+def add_rmsnorm(
+    residual: Tensor,
+    delta: Tensor | None,
+    weight: Tensor,
+    out: Tensor,
+    epsilon: float,
+    steps: Tensor | None = None,
+) -> Tensor:
     """`out`. Launches one kernel on the current stream and waits for nothing. Raises ValueError: other shapes or
     strides."""
     rows, width = residual.shape
@@ -60,20 +76,26 @@ def add_rmsnorm(residual: Tensor, delta: Tensor | None, weight: Tensor, out: Ten
             f"residual {list(residual.shape)}, delta {None if delta is None else list(delta.shape)}, weight "
             f"{list(weight.shape)}, out {list(out.shape)}: expected [T, width] all, and a weight of that width"
         )
+    if steps is not None:
+        check_steps(rows, out, steps)
+    left = out if steps is None else steps  # without them they are not written
     added = residual if delta is None else delta  # without one it is not read
-    check_contiguous(residual=residual, delta=added, weight=weight, out=out)
+    check_contiguous(residual=residual, delta=added, weight=weight, out=out, steps=left)
     if rows:
         add_rmsnorm_rows[(triton.cdiv(rows, ROWS),)](
             residual,
             added,
             weight,
             out,
+            left,
             epsilon,
             rows,
             WIDTH=width,
             PADDED=padded(width),
             ROWS=ROWS,
             ADDS=delta is not None,
+            STEPS=steps is not None,
+            INTERPRET=INTERPRETED,
             num_warps=warps_for(width),
         )
     return out

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from penstock.kernels.filtered_topk import answer, finish, scan
 from penstock.kernels.filtered_topk.answer import Found
-from penstock.kernels.filtered_topk.autotune import Tunings, key_of, operator_of
+from penstock.kernels.filtered_topk.autotune import key_of, operator_of
 from penstock.kernels.filtered_topk.prepare import Prepared, bucket, picked
 from penstock.kernels.filtered_topk.result import Result
 from penstock.kernels.filtered_topk.sampling import FINE, SAMPLED, Sampling, seed_rank
@@ -27,6 +27,7 @@ from penstock.kernels.filtered_topk.tuning import Tuning, select_warps, tuning_f
 from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.slabs.batch import FILTERS, Filters, Slabs
 from penstock.kernels.slabs.layout import BLOCK, Layout
+from penstock.kernels.tunings.kept import Tunings
 
 INTERPRETED = not isinstance(scan.scan, triton.JITFunction)
 
@@ -107,7 +108,7 @@ class Run:
         kept = None
         if self.tunings is not None:
             key = key_of(operator_of(self.quantised), width, queries.batch, terms, self.device)
-            kept = self.tunings.get(key)
+            kept = self.tunings.get(key, Tuning)
         return kept or tuning_for(width, queries.batch, terms, quantised=self.quantised)
 
     def picked(self, queries: Prepared, which: Sequence[int]) -> tuple[Prepared, list[int]]:

@@ -16,19 +16,18 @@ The specification is reference.py; the launches run as they are on a CPU under T
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
-import torch
-
 from penstock.kernels.filtered_topk.answer import Found
-from penstock.kernels.filtered_topk.autotune import Tunings, key_of, operator_of, quickest
+from penstock.kernels.filtered_topk.autotune import key_of, operator_of
 from penstock.kernels.filtered_topk.prepare import prepared
 from penstock.kernels.filtered_topk.run import INTERPRETED, Run
 from penstock.kernels.filtered_topk.sampling import SAMPLED
 from penstock.kernels.filtered_topk.tuning import Tuning, fitting
 from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
+from penstock.kernels.tunings.kept import Tunings
+from penstock.kernels.tunings.measured import clock_of, quickest
 
 __all__ = ["INTERPRETED", "SAMPLED", "Found", "Run", "Tuning", "Workspace", "autotune", "filtered_topk"]
 
@@ -93,11 +92,7 @@ def autotune(
         asked = Run(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, quantised=quantised)
         asked.answer(ready)
 
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    found = quickest(list(fitting(width, ready.batch, terms, quantised=quantised)), run, clock or now)
+    candidates = list(fitting(width, ready.batch, terms, quantised=quantised))
+    found = quickest(candidates, run, clock or clock_of(device))
     tunings.keep(key_of(operator_of(quantised), width, ready.batch, terms, device), found)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.kernels.aot.config import Config, Expectation, kernel_of
-from penstock.kernels.prefix_attention.tuning import TILE_TOKENS, tuning_for
+from penstock.kernels.prefix_attention.tuning import TILE_TOKENS, Tuning, fitting, tuning_for
 from penstock.kernels.rowwise.forms import row_form
 from penstock.kernels.rowwise.tuning import padded, warps_for
 
@@ -15,14 +15,16 @@ MOST_INSTRUCTIONS = {64: 320, 128: 420}
 
 
 def configs() -> tuple[Config, ...]:
-    return (*(_attention(*shape) for shape in SHAPES), _merge(16, 128), _merge(14, 64))
+    tried = (_attention(*SHAPES[0], tuning) for tuning in list(fitting(2, 128))[1:])
+    return (*(_attention(*shape) for shape in SHAPES), *tried, _merge(16, 128), _merge(14, 64))
 
 
-def _attention(heads: int, kv_heads: int, size: int) -> Config:
-    tuning = tuning_for(heads // kv_heads, size)
+def _attention(heads: int, kv_heads: int, size: int, other: Tuning | None = None) -> Config:
+    tuning = other or tuning_for(heads // kv_heads, size)
+    form = "" if other is None else f"/t{tuning.tokens}/k{tuning.keys}/w{tuning.warps}/s{tuning.stages}"
     signature = {"qkv": "*bf16", "starts": "*i32", "tiles": "*i32", "out": "*bf16"}
     return Config(
-        name=f"{OPERATOR}/h{heads}/kv{kv_heads}/d{size}",
+        name=f"{OPERATOR}/h{heads}/kv{kv_heads}/d{size}{form}",
         operator=OPERATOR,
         kernel=kernel_of("penstock.kernels.prefix_attention.triton", "attention"),
         signature=signature,
@@ -44,7 +46,7 @@ def _attention(heads: int, kv_heads: int, size: int) -> Config:
             tensor_core=True,
             async_copies_128=True,
             ctas_per_sm=tuning.resident,
-            max_loop_instructions=MOST_INSTRUCTIONS[size],
+            max_loop_instructions=MOST_INSTRUCTIONS[size] * tuning.keys // 32,
         ),
     )
 

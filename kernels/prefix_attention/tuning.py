@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 TILE_TOKENS = 64  # of a tile descriptor, at most; ranker/engine/plan.py makes them
 ROWS = 128  # of the tensor cores' M axis
@@ -25,3 +26,13 @@ def tuning_for(group: int, size: int) -> Tuning:
     # 64 keys at a time take a quarter fewer instructions, and registers that let no second program in: what one waits
     # for, its descriptor first, the other has to hide, since a loop is some seven blocks of keys long.
     return Tuning(padded, tokens, resident=2 if size <= 128 and padded == group else 1)
+
+
+def fitting(group: int, size: int) -> Iterator[Tuning]:
+    """What is measured for a shape, that which is taken unmeasured first."""
+    first = tuning_for(group, size)
+    yield first
+    yield replace(first, stages=2)
+    yield replace(first, keys=64, resident=1)
+    if first.tokens > 1 and first.tokens * first.group == ROWS:
+        yield replace(first, tokens=first.tokens // 2, warps=4, resident=first.resident + 1)

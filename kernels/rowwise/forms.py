@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from penstock.kernels.aot.config import Config, Expectation, kernel_of
 
 WARPS_PER_SM = 64
+STEPPED = {"i8": "int8", "fp8e4nv": "fp8"}  # what rows are quantised to: Triton's name, and ours
 
 
 def row_form(

@@ -5,24 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-GREATEST = 127  # of int8, either side
+from penstock.kernels.scaled_gemm.numbers import off
 
 
-def quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(float64 [M, K] of whole numbers from -127 to 127, steps float64 [M]): rows are nearly numbers * step."""
-    wide = rows.double()
-    steps = wide.abs().amax(-1) / GREATEST
-    return torch.where(steps[:, None] > 0, wide / steps[:, None], 0.0).round(), steps
+def scaled_gemm(x: Tensor, x_steps: Tensor, w: Tensor, w_steps: Tensor, bias: Tensor | None = None) -> Tensor:
+    """float64 [M, N] of x [M, K] and w [N, K], each with a step a row; plus `bias` [N]."""
+    found = (x.double() @ w.double().T) * x_steps.double()[:, None] * w_steps.double()
+    return found if bias is None else found + bias.double()
 
 
-def scaled_gemm(x: Tensor, x_steps: Tensor, w: Tensor, w_steps: Tensor) -> Tensor:
-    """float64 [M, N] of int8 x [M, K] and w [N, K], each with a step a row."""
-    return (x.double() @ w.double().T) * x_steps.double()[:, None] * w_steps.double()
-
-
-def lost(rows: Tensor, matrix: Tensor) -> Tensor:
-    """How far rows @ matrix.T may lie from the product of both quantised, at most, float64 [M, N]: each value is off by
-    half a step of its row."""
+def lost(rows: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far rows @ matrix.T may lie from the product of both quantised, at most, float64 [M, N]."""
     a, b = (one.double().abs() for one in (rows, matrix))
-    a_step, b_step = (one.amax(-1) / GREATEST / 2 for one in (a, b))
-    return a_step[:, None] * b.sum(-1) + a.sum(-1)[:, None] * b_step + a.shape[1] * a_step[:, None] * b_step
+    of_a, of_b = off(a, dtype), off(b, dtype)
+    return of_a @ b.T + a @ of_b.T + of_a @ of_b.T

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.rowwise.rounding import SMALLEST, beyond, sums, unit
+from penstock.kernels.rowwise.steps import BYTES
+from penstock.kernels.scaled_gemm.check import differing_steps
 from penstock.kernels.swiglu import reference
 from penstock.kernels.swiglu.triton import swiglu
 
@@ -24,11 +26,22 @@ def differing(gate_up: Tensor) -> int:
     return beyond(out, wanted, relative * wanted.abs() + 64 * SMALLEST * (1 + up))
 
 
+def differing_numbers(gate_up: Tensor, number: torch.dtype) -> int:
+    """Of their numbers and steps, likewise."""
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.full((rows, width), -128, dtype=torch.int8, device=gate_up.device).view(number)
+    left = torch.full((rows,), torch.nan, device=gate_up.device)
+    swiglu(gate_up, out, left)
+    u = (8 + gate_up.cpu().double().abs().max().clamp(max=100).item()) * sums(torch.float32)
+    return differing_steps(out, left, reference.swiglu(gate_up.cpu()), u)
+
+
 def mismatches() -> int:
     """How many values are wrong."""
     chance = torch.Generator().manual_seed(7)
     wrong = 0
     for dtype in (torch.float32, torch.bfloat16):
         for rows, width in ((1, 16), (70, 48), (3, 1_040)):
-            wrong += differing((4 * torch.randn(rows, 2 * width, generator=chance)).to(dtype))
+            gate_up = (4 * torch.randn(rows, 2 * width, generator=chance)).to(dtype)
+            wrong += differing(gate_up) + sum(differing_numbers(gate_up, number) for number in BYTES)
     return wrong

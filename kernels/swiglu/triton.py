@@ -1,10 +1,11 @@
 """silu(gate) * up, of both as one product of matrices leaves them side by side.
 
 **Layout.** gate_up [T, 2 * WIDTH], gate first; out [T, WIDTH], same dtype; both contiguous. silu(x) = x / (1 +
-exp(-x)), in float32 (float64 where they are): 0 where exp(-x) is infinite. The product is rounded once.
+exp(-x)), in float32 (float64 where they are): 0 where exp(-x) is infinite. The product is rounded once. With `steps`,
+float32 [T], out is numbers of one byte for kernels/scaled_gemm, int8 or float8_e4m3fn (rowwise/steps.py).
 
-**Grid.** (ceil(T / ROWS), ceil(WIDTH / BLOCK)). Every byte is moved once: 6 a value of the output in bfloat16. Shazeer,
-GLU variants improve transformer, 2020.
+**Grid.** (ceil(T / ROWS), ceil(WIDTH / BLOCK)); with steps a program has whole rows. Every byte is moved once: 6 a
+value of the output in bfloat16, 5 in one byte. Shazeer, GLU variants improve transformer, 2020.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -15,29 +16,59 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.rowwise.rows import ROWS, check_contiguous, wide
+from penstock.kernels.rowwise.rows import INTERPRETED, ROWS, check_contiguous, wide
+from penstock.kernels.rowwise.steps import check_steps, stepped
 from penstock.kernels.rowwise.tuning import BLOCK, padded, warps_for
 
 
 @triton.jit
-def gate_times_up(gate_up, out, count, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def gate_times_up(
+    gate_up,
+    out,
+    steps,  # float32 [T], where out is of one byte and a block a row; else not written
+    count,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEPS: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = rows[:, None]
     m_at = (row < count) & (at < WIDTH)
     gate = wide(tl.load(gate_up + row * (2 * WIDTH) + at, mask=m_at, other=0.0))
     up = wide(tl.load(gate_up + row * (2 * WIDTH) + WIDTH + at, mask=m_at, other=0.0))
-    tl.store(out + row * WIDTH + at, (gate / (1.0 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=m_at)
+    activated = gate / (1.0 + tl.exp(-gate)) * up
+    if STEPS:
+        activated, step = stepped(activated, out.dtype.element_ty, INTERPRET)
+        tl.store(steps + rows, step, mask=rows < count)
+    tl.store(out + row * WIDTH + at, activated.to(out.dtype.element_ty), mask=m_at)
 
 
-def swiglu(gate_up: Tensor, out: Tensor) -> Tensor:
+def swiglu(gate_up: Tensor, out: Tensor, steps: Tensor | None = None) -> Tensor:
     """`out`. Launches one kernel on the current stream and waits for nothing. Raises ValueError: other shapes or
     strides."""
     rows, width = out.shape
     if gate_up.shape != (rows, 2 * width):
         raise ValueError(f"gate_up {list(gate_up.shape)} and out {list(out.shape)}: expected twice as wide")
-    check_contiguous(gate_up=gate_up, out=out)
+    if steps is not None:
+        check_steps(rows, out, steps)
+    left = out if steps is None else steps  # without them they are not written
+    check_contiguous(gate_up=gate_up, out=out, steps=left)
     if rows:
-        block = min(BLOCK, padded(width))
+        block = padded(width) if steps is not None else min(BLOCK, padded(width))
         grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, block))
-        gate_times_up[grid](gate_up, out, rows, WIDTH=width, BLOCK=block, ROWS=ROWS, num_warps=warps_for(block))
+        gate_times_up[grid](
+            gate_up,
+            out,
+            left,
+            rows,
+            WIDTH=width,
+            BLOCK=block,
+            ROWS=ROWS,
+            STEPS=steps is not None,
+            INTERPRET=INTERPRETED,
+            num_warps=warps_for(block),
+        )
     return out

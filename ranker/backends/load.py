@@ -57,6 +57,7 @@ def _language_model(settings: RankerSettings) -> LanguageModel | None:
         settings.model,
         device=settings.device,
         dtype=settings.dtype,
+        weights=settings.weights,
         threads=settings.threads,
         limits=Limits(settings.forward_tokens, settings.interactive_tokens, settings.waiting_tokens),
         arena_bytes=settings.arena_bytes,

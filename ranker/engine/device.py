@@ -6,8 +6,9 @@
     3. read      the logits, one copy behind the launch. `Launched.wait` waits for it: nothing else waits for the device
 
 A layer is nine launches: add + RMSNorm, product, norms and positions of queries and keys, attention, product, add +
-RMSNorm, product, SwiGLU, product; products are torch's, everything between is kernels/. In the last layer only the
-scored places go on behind attention.
+RMSNorm, product, SwiGLU, product; products are torch's, or of scaled weights kernels/scaled_gemm's
+(ranker/engine/products.py), everything between is kernels/. In the last layer only the scored places go on behind
+attention.
 
 Buckets: tokens up to an eighth more than there are, places and tiles as many as are usual of so many tokens, or else a
 power of two; those of usual forwards are captured ahead (`warm`). What is padded is computed and read by nobody: every
@@ -33,19 +34,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from penstock.kernels.add_rmsnorm.triton import add_rmsnorm
 from penstock.kernels.gather_embeddings.triton import gather_embeddings
 from penstock.kernels.gather_tokens.triton import gather_tokens
+from penstock.kernels.prefix_attention.autotune import key_of
 from penstock.kernels.prefix_attention.triton import MOST_VALUES, prefix_attention
+from penstock.kernels.prefix_attention.tuning import Tuning
 from penstock.kernels.prefix_attention.two_calls import Spans, two_calls
 from penstock.kernels.qk_norm_rope.triton import qk_norm_rope
 from penstock.kernels.runtime import INTERPRETING
-from penstock.kernels.swiglu.triton import swiglu
+from penstock.kernels.tunings.kept import Tunings
 from penstock.kernels.yes_no_head.triton import yes_no_head
 from penstock.ranker.engine.buffers import Bucket, Buffers, Inputs, Launched, Slot, bytes_of
 from penstock.ranker.engine.device_arena import NO_ROOM, Room
 from penstock.ranker.engine.forward import check_fits
 from penstock.ranker.engine.plan import Forward
+from penstock.ranker.engine.products import Matrix, Products, bytes_of_products
 from penstock.ranker.engine.weights import Layer, Weights
 from penstock.ranker.errors import UnfitScorer
 
@@ -73,10 +76,12 @@ class DeviceBackend:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         capture: Capture | None = None,
         attention: Attention = "tiles",
+        tunings: Tunings | None = None,
     ) -> None:
         """`weights` may lie anywhere; they are copied. `longest`: of a prompt, the model's own by default. `room`: for
         the arena, as far as the device has it. `capture` makes graphs, and None launches kernel by kernel. `attention`:
         our kernel, or two of torch's to hold it against, without graphs (kernels/prefix_attention/two_calls.py).
+        `tunings`: of kernels, as they were measured here.
 
         Raises UnfitScorer: a shape that kernels do not take, or less memory than a forward needs.
         """
@@ -93,13 +98,16 @@ class DeviceBackend:
                 "model's; lower ranker.forward_tokens"
             )
         self.longest = min(longest or shape.max_positions, shape.max_positions)
-        self.nbytes = bytes_of(weights, self.most_tokens, self.longest)
+        self.nbytes = bytes_of(weights, self.most_tokens, self.longest) + bytes_of_products(weights, self.most_tokens)
         room = room.within(_admit(self.nbytes, device, self.most_tokens))
-        self.weights = _moved(weights, device)
+        self.weights = moved(weights, device)
         self._cosines, self._sines = _tables(weights, self.longest, device)
         self._buffers = Buffers(self.weights, device, self.most_tokens, room)
         self.arena = self._buffers.arena(now_ms)
         self.nbytes += self.arena.nbytes
+        self._products = Products(self.weights, device, self.most_tokens, tunings)
+        key = key_of(shape.heads, shape.kv_heads, shape.head_dim, device)
+        self._attention = None if tunings is None else tunings.get(key, Tuning)
         self._slots = tuple(Slot(self.weights, device, self.most_tokens) for _ in range(IN_FLIGHT))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._capture = capture or (None if self._stream is None else Captures().captured)
@@ -187,24 +195,30 @@ class DeviceBackend:
         """Attention of all tokens into `attended`, with `delta` added to `x` before."""
         buffers, shape = self._buffers, self.weights.shape
         h, qkv = buffers.h[: len(x)], buffers.qkv[: len(x)]
-        add_rmsnorm(x, delta, layer.norm_in, h, shape.epsilon)
-        _product(h, layer.qkv, layer.qkv_bias, qkv)
+        self._products.of_norm(x, delta, layer.norm_in, h, Matrix.of(layer, "qkv"), qkv)
         qk_norm_rope(qkv, layer.qk_norm, inputs.positions, self._cosines, self._sines, shape.epsilon)
         heads, kv_heads, size = shape.heads, shape.kv_heads, shape.head_dim
         if inputs.spans is None:
-            prefix_attention(qkv, inputs.starts, inputs.tiles, attended, heads=heads, kv_heads=kv_heads, size=size)
+            prefix_attention(
+                qkv,
+                inputs.starts,
+                inputs.tiles,
+                attended,
+                heads=heads,
+                kv_heads=kv_heads,
+                size=size,
+                tuning=self._attention,
+            )
         else:
             two_calls(qkv, inputs.spans, attended, heads=heads, kv_heads=kv_heads, size=size)
 
     def _finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
         """Adds what attention gives to `x`; what the MLP gives is returned, to be added by whoever reads `x` next."""
         buffers, rows = self._buffers, len(x)
-        h, delta = buffers.h[:rows], buffers.delta[:rows]
-        _product(attended, layer.out, layer.out_bias, delta)
-        add_rmsnorm(x, delta, layer.norm_mlp, h, self.weights.shape.epsilon)
-        _product(h, layer.gate_up, None, buffers.gate_up[:rows])
-        swiglu(buffers.gate_up[:rows], buffers.activated[:rows])
-        _product(buffers.activated[:rows], layer.down, None, delta)
+        h, delta, gate_up = buffers.h[:rows], buffers.delta[:rows], buffers.gate_up[:rows]
+        self._products.of_rows(attended, Matrix.of(layer, "out"), delta)
+        self._products.of_norm(x, delta, layer.norm_mlp, h, Matrix.of(layer, "gate_up"), gate_up)
+        self._products.of_swiglu(gate_up, buffers.activated[:rows], Matrix.of(layer, "down"), delta)
         return delta
 
 
@@ -240,7 +254,7 @@ def _admit(needed: int, device: torch.device, tokens: int) -> int | None:
     return free - needed - SPARE_BYTES
 
 
-def _moved(weights: Weights, device: torch.device) -> Weights:
+def moved(weights: Weights, device: torch.device) -> Weights:
     def there(one: Any) -> Any:
         return one.to(device) if isinstance(one, Tensor) else one
 
@@ -263,11 +277,3 @@ def _tables(weights: Weights, longest: int, device: torch.device) -> tuple[Tenso
         (table * weights.rope_scale).to(weights.answer.dtype).to(device) for table in (angles.cos(), angles.sin())
     )
     return cosines, sines
-
-
-def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """out = rows @ matrix.T + bias."""
-    if bias is None:
-        torch.mm(rows, matrix.T, out=out)
-    else:
-        torch.addmm(bias, rows, matrix.T, out=out)

@@ -7,14 +7,18 @@ to look into them. Nothing here imports Triton: a ranker that stays on the proce
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 import structlog
 import torch
 
 from penstock.kernels.runtime import DeviceUnavailable, ready
+from penstock.kernels.tunings.kept import Tunings
 from penstock.ranker.engine.backend import Backend
+from penstock.ranker.engine.choosing import Decision
 from penstock.ranker.engine.device_arena import NO_ROOM, Room
 from penstock.ranker.engine.forward import TorchBackend
+from penstock.ranker.engine.plan import Request
 from penstock.ranker.engine.weights import Weights
 from penstock.ranker.errors import UnfitScorer
 
@@ -57,10 +61,17 @@ def checked(device: str) -> torch.device | None:
 
 
 def made(
-    weights: Weights, device: str, *, threads: int, most_tokens: int, longest: int, room: Room = NO_ROOM
+    weights: Weights,
+    device: str,
+    *,
+    threads: int,
+    most_tokens: int,
+    longest: int,
+    room: Room = NO_ROOM,
+    tunings: Tunings | None = None,
 ) -> Backend:
     """A backend on `device` for forwards of `most_tokens` and prompts of `longest`, warm, with an arena of that room
-    where it has a device. Raises UnfitScorer."""
+    where it has a device, its kernels as `tunings` have them. Raises UnfitScorer."""
     place = checked(device)
     if place is None:
         return TorchBackend(weights, threads)
@@ -68,7 +79,7 @@ def made(
 
     began = time.monotonic()
     try:
-        backend = DeviceBackend(weights, place, most_tokens, longest=longest, room=room)
+        backend = DeviceBackend(weights, place, most_tokens, longest=longest, room=room, tunings=tunings)
         captured = backend.warm()
     except torch.OutOfMemoryError as error:  # what was free when it was admitted another process took
         raise UnfitScorer(
@@ -77,3 +88,23 @@ def made(
     if captured:
         log.info("graphs captured", device=device, graphs=captured, seconds=round(time.monotonic() - began, 1))
     return backend
+
+
+def decided(
+    load: Callable[[], Weights],
+    known: Sequence[Request],
+    place: torch.device,
+    most_tokens: int,
+    longest: int,
+    tunings: Tunings,
+) -> Decision:
+    """Which form of the weights is the quickest there and scores alike. Raises UnfitScorer."""
+    from penstock.ranker.engine.measuring import Device
+    from penstock.ranker.engine.measuring import decided as measured
+
+    try:
+        return measured(load(), known, Device(place), most_tokens, longest, tunings)
+    except torch.OutOfMemoryError as error:
+        raise UnfitScorer(
+            f"{place}: {error}: measuring takes more than a forward; set ranker.weights to plain, or free the device"
+        ) from error

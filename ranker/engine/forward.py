@@ -53,7 +53,8 @@ class TorchBackend:
     arena = None  # a processor reads what the request holds
 
     def __init__(self, weights: Weights, threads: int | None = None) -> None:
-        """`threads` is torch's number for the whole process; as many as there are cores by default."""
+        """`threads` is torch's number for the whole process; as many as there are cores by default. `weights` are
+        whole: scaled products are the kernels'."""
         torch.set_num_threads(threads or os.cpu_count() or 1)
         self.weights = weights
         self._wide = weights.answer.dtype

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ class EngineScorer:
         *,
         device: str = "cpu",
         dtype: str = "auto",
+        weights: str = "plain",
         threads: int = 1,
         limits: Limits | None = None,
         arena_bytes: int = ARENA_BYTES,
@@ -75,37 +77,68 @@ class EngineScorer:
 
         `device_arena_bytes` and `device_vector_bytes`: what of the device items may take, tokens and vectors.
 
-        `device` and `dtype` are as in ranker/engine/devices.py. The model id names the dtype and not the device: those
-        of one dtype agree within its BOUND, which is what a cached score may be off by in any case.
+        `device` and `dtype` are as in ranker/engine/devices.py, `weights` as in ranker/engine/choosing.py. The model id
+        names dtype and weights, and not the device: scores of one dtype agree within its BOUND, which is what a cached
+        one may be off by in any case.
         """
-        from penstock.ranker.engine import devices
+        from penstock.kernels.tunings.kept import Tunings
+        from penstock.ranker.engine import choosing, devices, known_pairs
         from penstock.ranker.engine.device_arena import Room
         from penstock.ranker.engine.forward import BOUND
+        from penstock.ranker.engine.scaled import COMPANY, scaled
         from penstock.ranker.engine.weights import Weights
 
-        devices.checked(device)  # before anything is read
+        place = devices.checked(device)  # before anything is read
+        choice = choosing.asked(weights, device, place)
         dtype = devices.dtype_for(device, dtype)
         limits = limits or Limits()
         room = Room(device_arena_bytes, device_vector_bytes)
         tokenizer = Tokenizer(directory, threads=threads)
 
-        def make_backend() -> Backend:
-            weights = Weights.load(directory, devices.DTYPES[dtype], (tokenizer.yes, tokenizer.no))
-            if tokenizer.longest > weights.shape.max_positions:
+        most_tokens = max(limits.budget, limits.interactive)
+        tunings = None if place is None else Tunings.of_this_user()
+        identity = identity_of(directory, tokenizer)
+
+        def load_weights() -> Weights:
+            whole = Weights.load(directory, devices.DTYPES[dtype], (tokenizer.yes, tokenizer.no))
+            if tokenizer.longest > whole.shape.max_positions:
                 raise UnfitScorer(
-                    f"{directory}: its positions end at {weights.shape.max_positions} (max_position_embeddings), a "
+                    f"{directory}: its positions end at {whole.shape.max_positions} (max_position_embeddings), a "
                     f"prompt of its template has up to {tokenizer.longest} tokens"
                 )
-            most_tokens = max(limits.budget, limits.interactive)
+            return whole
+
+        if choice is None:
+            assert place is not None and tunings is not None  # else nothing is measured
+            measure = partial(
+                devices.decided,
+                load_weights,
+                known_pairs.requests(tokenizer),
+                place,
+                most_tokens,
+                tokenizer.longest,
+                tunings,
+            )
+            choice = choosing.measured_once(
+                tunings, f"{directory.name} {identity} {dtype}", most_tokens, place, measure
+            )
+
+        def make_backend() -> Backend:
             return devices.made(
-                weights, device, threads=threads, most_tokens=most_tokens, longest=tokenizer.longest, room=room
+                scaled(load_weights(), choice),
+                device,
+                threads=threads,
+                most_tokens=most_tokens,
+                longest=tokenizer.longest,
+                room=room,
+                tunings=tunings,
             )
 
         prefix, [item] = tokenizer.prefix(_KNOWN[0]), tokenizer.items([_KNOWN[1]])
         engine = Engine(make_backend, Request(prefix.tokens, (Text(item.tokens),)), limits)
-        model_id = f"engine-{dtype}:{directory.name}:{identity_of(directory, tokenizer)}"
-        log.info("engine", device=device, dtype=dtype, model=directory.name)
-        tolerance = max(TOLERANCE, BOUND[devices.DTYPES[dtype]])  # it may be asked in company
+        model_id = f"engine-{dtype}{choice.name}:{directory.name}:{identity}"
+        log.info("engine", device=device, dtype=dtype, weights=choice.name or "plain", model=directory.name)
+        tolerance = max(TOLERANCE, BOUND[devices.DTYPES[dtype]], COMPANY.get(choice.form, 0.0))  # it may be in company
         scorer = cls(engine, tokenizer, Arena(arena_bytes, now_ms), model_id, tolerance)
         try:
             engine.start()

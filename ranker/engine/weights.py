@@ -36,6 +36,11 @@ class Shape:
     max_positions: int
     epsilon: float  # of every RMSNorm
 
+    @classmethod
+    def of(cls, directory: Path) -> Shape:
+        """Of a model's config alone. Raises UnfitScorer."""
+        return _shape(directory, _config(directory))
+
     @property
     def q_width(self) -> int:
         return self.heads * self.head_dim
@@ -47,7 +52,8 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block. Matrices are [out, in] in the dtype of computation."""
+    """One block. Matrices are [out, in] in the dtype of computation; those with steps are numbers of one byte, a step a
+    row (ranker/engine/scaled.py)."""
 
     norm_in: Tensor  # [hidden]
     qkv: Tensor  # [q_width + 2 kv_width, hidden]
@@ -58,6 +64,10 @@ class Layer:
     norm_mlp: Tensor  # [hidden]
     gate_up: Tensor  # [2 intermediate, hidden]
     down: Tensor  # [hidden, intermediate]
+    qkv_steps: Tensor | None = None  # float32 [out], likewise below
+    out_steps: Tensor | None = None
+    gate_up_steps: Tensor | None = None
+    down_steps: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,11 @@ Nothing here imports Triton: a process that stays on the host never pays for it.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +21,7 @@ from penstock.kernels.runtime import INTERPRETING, DeviceUnavailable, ready
 from penstock.retrieval.store.errors import OutOfRoom
 
 if TYPE_CHECKING:
-    from penstock.kernels.filtered_topk.autotune import Tunings
+    from penstock.kernels.tunings.kept import Tunings
 
 DEVICE = "retrieval.device"
 SETTING = "retrieval.device_bytes"
@@ -91,10 +89,9 @@ class Backend:
     @cached_property
     def tunings(self) -> Tunings:
         """What was measured on this device (`penstock warmup --tune`), beside what Triton compiled for it."""
-        from penstock.kernels.filtered_topk.autotune import Tunings
+        from penstock.kernels.tunings.kept import Tunings
 
-        folder = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
-        return Tunings(Path(folder) / "penstock-tunings.json")
+        return Tunings.of_this_user()
 
     @property
     def is_cuda(self) -> bool:

@@ -23,11 +23,11 @@ from functools import partial
 import torch
 
 from penstock.kernels.filtered_topk.answer import Found, read
-from penstock.kernels.filtered_topk.autotune import Tunings
 from penstock.kernels.filtered_topk.prepare import Prepared, prepared, tensors_of
 from penstock.kernels.filtered_topk.run import WIDEST, Run, room_for
 from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
+from penstock.kernels.tunings.kept import Tunings
 from penstock.retrieval.store.page import HASHED
 
 MOST = 32  # graphs that are kept; of more the one that rested longest goes

@@ -1,7 +1,7 @@
 """Measures which tuning of a scan is quickest on the device that is there, over pages of random rows, and keeps it.
 
 The rows are drawn on the device: a store's own writer would take minutes to bring as many. What is kept, searches of
-every process of this user take from then on (kernels/filtered_topk/autotune.py).
+every process of this user take from then on (kernels/tunings).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from benchmarks.kerneling.timing import WARM
 from benchmarks.ranker_kerneling import model
 from benchmarks.ranker_kerneling.attention import Form, Program, attention, executed, pairs, programs
 from benchmarks.ranker_kerneling.loading import Watch
-from benchmarks.ranker_kerneling.products import BAD_CUBLAS, product
+from benchmarks.ranker_kerneling.products import BAD_CUBLAS, SCALED, product
 from benchmarks.ranker_kerneling.rows import DEVICE, KERNELS, OPERATORS
 from benchmarks.ranker_kerneling.shapes import EMBEDDED, FEW, PACKED, PRUNED_375M, QWEN_0_6B, TEXT, Asked
 from penstock.kernels.aot.registry import operators
@@ -26,10 +26,10 @@ from penstock.kernels.aot.registry import operators
 ROOT = Path(__file__).resolve().parents[2]
 ATTENDING = Form(8, 2, hot=400, outside=700, barriers=3, keys=32, tokens=64, rows=128, size=128, kv_heads=8)
 SMALL = model.Form(warps=4, ctas=16, instructions=150)
-FORMS = model.Forms(ATTENDING, *[SMALL] * 7)
+FORMS = model.Forms(ATTENDING, *[SMALL] * 8)
 
 
-def test_names_and_targets_are_those_of_the_issue():
+def test_names_and_targets_are_those_of_the_issue_and_the_margin_of_scaled_weights():
     rows = [(f"ranker_kernels/{row.name}", row.target) for row in KERNELS]
     rows += [(f"cuda/{row.name}", row.target) for row in DEVICE]
     assert dict(rows) == {
@@ -45,12 +45,14 @@ def test_names_and_targets_are_those_of_the_issue():
         "cuda/ranker/0.6B/embedding_items": 100_000,
         "cuda/ranker/0.6B/ratio_transformers": 3,
         "cuda/ranker/0.6B/ratio_best_server": 1.3,
+        "cuda/ranker/0.6B/ratio_int8": 1.05,
+        "cuda/ranker/0.6B/ratio_fp8": 1.05,
         "cuda/ranker/p99_ms": 500,
         "cuda/attention/ratio_varlen": 1.2,
         "cuda/attention/ratio_flex": 1.2,
         "cuda/ranker/host_gap_share": 0.03,
     }
-    assert len(rows) == 16
+    assert len(rows) == 18
 
 
 def test_every_operator_is_in_one_benchmark():
@@ -166,6 +168,16 @@ def test_the_row_is_of_as_many_requests_as_a_forward_holds():
     assert (len(packed), len(packed.items)) == (2 * len(alone), 100)
     assert TEXT.filling(2 * len(alone) - 1).queries == 1
     assert EMBEDDED.filling().queries == 64
+
+
+@pytest.mark.parametrize(("form", "quicker"), [("int8", 1.1), ("fp8", 1.0)])
+def test_scaled_products_are_predicted_to_be_quicker_and_less_than_twice_as_quick(form, quicker):
+    (forward,) = PACKED.forwards(QWEN_0_6B)
+    whole = model.predicted(QWEN_0_6B, forward, FORMS)
+    found = model.predicted(QWEN_0_6B, forward, FORMS, library=SCALED[form])
+    assert quicker < whole.seconds / found.seconds < 2
+    assert sum(one.bytes for one in found.launches) < sum(one.bytes for one in whole.launches)
+    assert found.by_kind()["quantising"] > 0
 
 
 def test_a_product_by_triton_with_swiglu_is_bound_by_the_cache_and_gives_nothing():

@@ -263,3 +263,39 @@ def test_a_device_needs_its_driver_where_one_is_named(tmp_path):
 def test_a_scorer_elsewhere_and_none_at_all():
     assert doctor.check_scorer("remote", None, "https://rerank.example/v1").ok
     assert doctor.check_scorer("fused", None, "").ok
+
+
+# --- what products multiply ---------------------------------------------------------------------------------------
+
+
+def test_weights_that_were_measured_are_shown_with_their_figures(tmp_path):
+    kept = tmp_path / "penstock-tunings.json"
+    trial = {"drift": 0.0312, "ms": {"qkv": [2.0, 1.0], "out": [1.0, 1.25]}}
+    entry = {"form": "int8", "products": ["qkv"], "trials": {"int8": trial}}
+    kept.write_text(json.dumps({"H200, torch 2: ranker.weights small bf16": entry, "H200: scan d16": {"tile": 3}}))
+    found = doctor.check_weights("auto", kept)
+    assert found.ok
+    assert found.found == (
+        "auto: int8 (qkv) [int8: qkv 2.00x, out 0.80x, log-odds off by 0.031] for small bf16 on H200, torch 2"
+    )
+    assert doctor.check_weights("plain", kept).found == "plain"
+
+
+@pytest.mark.parametrize("held", [None, "{", "[]", '{": ranker.weights ": 3}'])
+def test_weights_of_which_nothing_is_kept(tmp_path, held):
+    kept = tmp_path / "kept.json"
+    if held is not None:
+        kept.write_text(held)
+    assert doctor.check_weights("auto", kept).found == "auto: nothing measured yet"
+
+
+def test_weights_are_told_of_the_engine_alone(tmp_path):
+    environ = {
+        "PENSTOCK_RANKER__SCORER": "engine",
+        "PENSTOCK_RANKER__WEIGHTS": "auto",
+        "TRITON_CACHE_DIR": str(tmp_path),
+    }
+    assert doctor.configured_weights(environ, tmp_path) == ("auto", tmp_path / "penstock-tunings.json")
+    assert doctor.configured_weights({}, tmp_path)[0] == "plain"
+    assert doctor.diagnose(tmp_path, tmp_path, environ)[-1].name == "weights"
+    assert "weights" not in [check.name for check in doctor.diagnose(tmp_path, tmp_path, {})]

@@ -16,6 +16,7 @@ from penstock.kernels.gather_tokens.triton import gather_tokens
 from penstock.kernels.qk_norm_rope import check as turns
 from penstock.kernels.qk_norm_rope.triton import qk_norm_rope
 from penstock.kernels.rowwise.rounding import beyond, unit
+from penstock.kernels.rowwise.steps import BYTES
 from penstock.kernels.swiglu import check as gates
 from penstock.kernels.swiglu.triton import swiglu
 from penstock.kernels.yes_no_head import check as heads_of
@@ -58,6 +59,31 @@ def test_add_rmsnorm(rows, width, dtype, narrow, adds, spread, seed):
     residual = chance(rows, width, dtype=dtype if narrow else wide_of(dtype), spread=spread)
     delta = chance(rows, width, dtype=dtype, spread=spread) if adds else None
     assert norms.differing(residual, delta, chance(width, dtype=dtype), dtype) == 0
+
+
+@cases
+@given(
+    rows=rows_of,
+    width=widths,
+    dtype=dtypes,
+    number=st.sampled_from(BYTES),
+    spread=st.sampled_from([0.0, 1e-3, 1.0, 1e4]),
+    seed=seeds,
+)
+def test_norms_and_activations_leave_numbers_and_steps(rows, width, dtype, number, spread, seed):
+    chance = Chance(seed)
+    residual, weight = chance(rows, width, dtype=wide_of(dtype), spread=spread), chance(width, dtype=dtype)
+    assert norms.differing_numbers(residual, weight, number) == 0
+    assert gates.differing_numbers(chance(rows, 2 * width, dtype=dtype), number) == 0
+
+
+def test_numbers_and_steps_that_do_not_fit_are_refused():
+    rows, out = torch.zeros(3, 16), torch.zeros(3, 16, dtype=torch.int8)
+    for steps in (torch.zeros(2), torch.zeros(3, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"expected int8 or float8_e4m3fn, and float32 \[3\]"):
+            add_rmsnorm(rows, None, torch.ones(16), out, 1e-6, steps)
+        with pytest.raises(ValueError, match=r"expected int8 or float8_e4m3fn, and float32 \[3\]"):
+            swiglu(torch.zeros(3, 32), out, steps)
 
 
 @every_dtype

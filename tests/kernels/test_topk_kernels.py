@@ -9,16 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.kernels.filtered_topk import autotune as autotune_module
 from penstock.kernels.filtered_topk import run, sampling
-from penstock.kernels.filtered_topk.autotune import Tunings, key_of
+from penstock.kernels.filtered_topk.autotune import key_of
 from penstock.kernels.filtered_topk.triton import Workspace, autotune, filtered_topk
-from penstock.kernels.filtered_topk.tuning import tuning_for
+from penstock.kernels.filtered_topk.tuning import Tuning, tuning_for
 from penstock.kernels.gather_topk.triton import gather_topk
 from penstock.kernels.gather_topk.tuning import gather_tuning
 from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs import program
 from penstock.kernels.slabs.batch import FILTERS, Queries
+from penstock.kernels.tunings import measured
+from penstock.kernels.tunings.kept import Tunings
 from tests.support.device_pages import Clause, Seen, Tree, World
 
 OPERATORS = [filtered_topk, int8_topk, gather_topk]
@@ -326,13 +327,13 @@ def test_an_int8_scan_needs_pages_with_an_int8_plane():
 
 def test_a_tuning_is_measured_once_and_taken_from_then_on(tmp_path, monkeypatch):
     """Every tuning gives the same answer; which one is kept is the clock's to say."""
-    monkeypatch.setattr(autotune_module, "RUNS", 1)
-    monkeypatch.setattr(autotune_module, "WARM", 0)
+    monkeypatch.setattr(measured, "RUNS", 1)
+    monkeypatch.setattr(measured, "WARM", 0)
     world, tunings = World(pages=1), Tunings(tmp_path / "tunings.json")
     queries = world.queries([0])
     chosen = autotune(world.slabs(), world.filters([EVERYTHING]), queries, 3, hashes="id", tunings=tunings)
     shape = (world.layout.width, 16, 16, torch.device("cpu"))
-    assert tunings.get(key_of("filtered_topk", *shape)) == chosen
+    assert tunings.get(key_of("filtered_topk", *shape), Tuning) == chosen
     rows, _ = found(filtered_topk, world, [EVERYTHING], queries, 3, tuning=chosen)
     assert rows == world.oracle(queries, [EVERYTHING], 3)
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from random_qwen3 import random_qwen3
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from penstock.ranker.engine import buffers, devices
+from penstock.ranker.engine import buffers, devices, products
 from penstock.ranker.engine import device as device_module
 from penstock.ranker.engine.buffers import Bucket, Buffers, bytes_of
 from penstock.ranker.engine.device import GRAPHS, DeviceBackend
 from penstock.ranker.engine.forward import BOUND, TorchBackend
 from penstock.ranker.engine.plan import MalformedRequest, Request, Text, Vectors, plan
+from penstock.ranker.engine.scaled import PRODUCTS, Choice, scaled
 from penstock.ranker.engine.weights import Layer, Weights
 from penstock.ranker.errors import UnfitScorer
 
@@ -79,7 +80,7 @@ def forward_of(seed, prefix, lengths, vectors=0):
 def poison(backend):
     """What no forward has written must not matter: numbers that would spread, and places that would be read."""
     with torch.inference_mode():
-        for owner in (backend._buffers, *backend._slots):
+        for owner in (backend._buffers, backend._products, *backend._slots):
             for tensor in tensors_of(owner):
                 tensor.copy_(torch.arange(tensor.numel()).view_as(tensor) % 5)
                 if tensor.is_floating_point():
@@ -205,13 +206,18 @@ def test_heads_that_kernels_do_not_take(tmp_path, place):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_bytes_that_are_asked_for_are_those_that_are_taken(tmp_path, place, dtype):
-    weights = Weights.load(random_qwen3(tmp_path, head_dim=16, attention_bias=True), dtype)
+@pytest.mark.parametrize("choice", [Choice(), Choice("int8", ("qkv", "down"))], ids=str)
+def test_the_bytes_that_are_asked_for_are_those_that_are_taken(tmp_path, place, dtype, choice):
+    weights = scaled(Weights.load(random_qwen3(tmp_path, head_dim=16, attention_bias=True), dtype), choice)
     backend = DeviceBackend(weights, place, MOST, longest=300, capture=lambda launch: launch)
-    held = [*tensors_of(backend._buffers), backend._cosines, backend._sines]
+    own = tensors_of(backend._products)
+    held = [*tensors_of(backend._buffers), *own, backend._cosines, backend._sines]
     held += [weights.embedding, weights.norm, weights.answer]
     held += [one for layer in weights.layers for name in Layer.__slots__ if (one := getattr(layer, name)) is not None]
-    assert backend.nbytes == bytes_of(weights, backend.most_tokens, 300) == sum(tensor.nbytes for tensor in held)
+    products_take = sum(tensor.nbytes for tensor in own)
+    assert backend.nbytes == sum(tensor.nbytes for tensor in held)
+    assert backend.nbytes == bytes_of(weights, backend.most_tokens, 300) + products_take
+    assert products_take == (backend.most_tokens * (64 + 4) if choice else 0)
 
 
 def test_a_device_with_too_little_memory_is_refused_with_the_numbers(weights, monkeypatch):
@@ -240,7 +246,26 @@ def test_a_device_that_runs_out_while_graphs_are_captured_is_refused(weights, mo
 # --- what a graph may hold -----------------------------------------------------------------------------------------
 
 
-def test_a_forward_reads_nothing_back_and_moves_nothing_while_it_is_captured(weights, monkeypatch):
+WHOLE = [
+    "gather_tokens",
+    "gather_embeddings",
+    "add_rmsnorm",
+    "qk_norm_rope",
+    "prefix_attention",
+    "add_rmsnorm",
+    "swiglu",
+    "yes_no_head",
+]
+SCALED = [
+    "gather_tokens",
+    "gather_embeddings",
+    *("add_rmsnorm", "scaled_gemm", "qk_norm_rope", "prefix_attention", "quantised", "scaled_gemm"),
+    *("add_rmsnorm", "scaled_gemm", "swiglu", "scaled_gemm", "yes_no_head"),
+]
+
+
+@pytest.mark.parametrize(("choice", "launches"), [(Choice(), WHOLE), (Choice("fp8", PRODUCTS), SCALED)], ids=str)
+def test_a_forward_reads_nothing_back_and_moves_nothing_while_it_is_captured(weights, monkeypatch, choice, launches):
     """Over tensors of a device that is only pretended, with kernels that are noted and not run."""
     launched = []
 
@@ -252,27 +277,21 @@ def test_a_forward_reads_nothing_back_and_moves_nothing_while_it_is_captured(wei
 
         return launch
 
-    kernels = ("gather_tokens", "gather_embeddings", "add_rmsnorm", "qk_norm_rope", "prefix_attention", "swiglu")
-    for name in (*kernels, "yes_no_head"):
+    for name in ("gather_tokens", "gather_embeddings", "qk_norm_rope", "prefix_attention", "yes_no_head"):
         monkeypatch.setattr(device_module, name, noted(name))
+    for name in ("add_rmsnorm", "swiglu", "quantised", "scaled_gemm"):
+        monkeypatch.setattr(products, name, noted(name))
+    weights = scaled(weights, choice)
     backend = DeviceBackend(weights, torch.device("cpu"), MOST)
     there = torch.device("cuda")
     with FakeTensorMode(allow_non_fake_inputs=False), torch.inference_mode():
         backend.weights = _there(weights)
         backend._cosines, backend._sines = (torch.empty(table.shape, device=there) for table in _tables(backend))
         backend._buffers = Buffers(backend.weights, there, backend.most_tokens)
+        backend._products = products.Products(backend.weights, there, backend.most_tokens)
         with Captured():
             backend._run(backend._buffers.inputs(Bucket.of(300, 20, 9)))
-    assert launched == [
-        "gather_tokens",
-        "gather_embeddings",
-        "add_rmsnorm",
-        "qk_norm_rope",
-        "prefix_attention",
-        "add_rmsnorm",
-        "swiglu",
-        "yes_no_head",
-    ]
+    assert launched == launches
 
 
 def _tables(backend):

@@ -17,11 +17,12 @@ from qwen3_directory import WORDS, make_directory
 from penstock.ranker.backends.prompt import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS
 from penstock.ranker.backends.scorer import Caller, ScoringItem, ScoringQuery
 from penstock.ranker.backends.yes_no import YesNoScorer
-from penstock.ranker.engine import devices
+from penstock.ranker.engine import choosing, devices
 from penstock.ranker.engine.arena import LOOKED_UP
 from penstock.ranker.engine.device_arena import ITEMS
 from penstock.ranker.engine.engine import Limits
 from penstock.ranker.engine.forward import BOUND
+from penstock.ranker.engine.scaled import Choice
 from penstock.ranker.engine.scorer import EngineScorer
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, UnfitScorer
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
@@ -212,6 +213,44 @@ def test_auto_is_the_dtype_that_suits_the_device():
         "bf16",
     ]
     assert devices.dtype_for("cuda", "fp32") == "fp32"
+
+
+def test_scaled_weights_are_named_by_the_model_and_score_nearly_alike(directory, scorer):
+    some, query = random_items(3, seed=6), ScoringQuery(" ".join(WORDS[:4]), None)
+    device = "cuda" if torch.cuda.is_available() else "interpreter"
+    there = EngineScorer.load(directory, device=device, dtype="fp32", weights="int8", limits=Limits(900, 900, 32_768))
+    try:
+        off = np.abs(there.score(query, some).p - scorer.score(query, some).p).max()
+    finally:
+        there.close(20)
+    assert there.model_id == scorer.model_id.replace("engine-fp32:", "engine-fp32-int8:")
+    assert 0 < off < 0.2
+
+
+def test_scaled_weights_are_refused_on_the_processor_before_anything_is_read(tmp_path):
+    with pytest.raises(UnfitScorer, match=r"ranker\.weights is fp8 and ranker\.device cpu"):
+        EngineScorer.load(tmp_path / "missing", weights="fp8")
+
+
+def test_what_auto_found_is_what_is_loaded(directory, monkeypatch, tmp_path):
+    """On a device that would be measured: the known requests reach the measuring once, and its choice the forwards."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(choosing, "asked", lambda *_: None)
+    measured = []
+
+    def decided(load, known, place, most_tokens, longest, tunings):
+        measured.append((len(known), {len(one.items) for one in known}, load().shape.hidden))
+        return choosing.Decision(Choice("int8", ("qkv",)), {})
+
+    monkeypatch.setattr(devices, "decided", decided)
+    device = "cuda" if torch.cuda.is_available() else "interpreter"
+    for _ in range(2):
+        made = EngineScorer.load(
+            directory, device=device, dtype="fp32", weights="auto", limits=Limits(900, 900, 32_768)
+        )
+        made.close(20)
+        assert made.model_id.startswith("engine-fp32-int8.qkv:")
+    assert [(count, items) for count, items, _ in measured] == [(3, {5})]
 
 
 def test_a_device_that_cannot_be_used_is_told_before_anything_is_read(tmp_path, monkeypatch):

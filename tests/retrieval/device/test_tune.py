@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from penstock.kernels.filtered_topk import autotune
 from penstock.kernels.filtered_topk.autotune import key_of
+from penstock.kernels.filtered_topk.tuning import Tuning
+from penstock.kernels.tunings import measured
 from penstock.retrieval.device.arenas import layout_of
 from penstock.retrieval.device.backend import BF16, INT8
 from penstock.retrieval.device.tune import tuned
@@ -14,8 +15,8 @@ from penstock.retrieval.device.tune import tuned
 @pytest.mark.parametrize(("planes", "operator"), [(BF16, "filtered_topk"), (INT8, "int8_topk")])
 def test_each_shape_is_measured_and_kept_for_this_device(device_backend, monkeypatch, tmp_path, planes, operator):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(autotune, "RUNS", 1)
-    monkeypatch.setattr(autotune, "WARM", 0)
+    monkeypatch.setattr(measured, "RUNS", 1)
+    monkeypatch.setattr(measured, "WARM", 0)
     backend = replace(device_backend, planes=planes)
     shapes = list(tuned(backend, 6, 16, 3, batches=[1], pages=1, page_rows=128))
     assert [shape.name.partition(":")[0] for shape in shapes] == [
@@ -24,7 +25,7 @@ def test_each_shape_is_measured_and_kept_for_this_device(device_backend, monkeyp
     ]
     width = layout_of(128, 6, 16).width
     for terms in (0, 16):
-        kept = backend.tunings.get(key_of(operator, width, 16, terms, backend.device))
+        kept = backend.tunings.get(key_of(operator, width, 16, terms, backend.device), Tuning)
         assert kept is not None
         assert shapes[-1 if terms else 0].name.endswith(f"{kept.warps} warps")
     assert (tmp_path / "penstock-tunings.json").exists()

@@ -1,0 +1,13 @@
+"""What the tunings of attention are kept by (kernels/tunings)."""
+
+from __future__ import annotations
+
+import torch
+
+from penstock.kernels.tunings import kept
+
+SOURCES = ("prefix_attention", "rowwise")  # folders that its code is in
+
+
+def key_of(heads: int, kv_heads: int, size: int, device: torch.device) -> str:
+    return kept.key_of("prefix_attention", f"h{heads} kv{kv_heads} d{size}", device, sources=SOURCES)
