@@ -1,0 +1,148 @@
+"""What an outcome is worth, in the words of issue 9: goodput, misses, NDCG, Jain's index, settling. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.simulating.workload import KINDS, relevance
+from benchmarks.simulating.world import INTERACTIVE, Outcome
+
+Floats = NDArray[np.float64]
+
+_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by samples
+BAND = 0.10  # of the final depth: within it, the depth has settled
+BIN_S = 0.25  # of the depth's curve
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """Over seeds. `within`: half of the 95 % interval, by Student's t; 0 for one seed."""
+
+    mean: float
+    within: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.within:.3f}"
+
+
+def over_seeds(values: Sequence[float]) -> Mean:
+    found = np.asarray(values, np.float64)
+    if len(found) < 2:
+        return Mean(float(found.mean()), 0.0)
+    spread = float(found.std(ddof=1)) / math.sqrt(len(found))
+    return Mean(float(found.mean()), _STUDENT.get(len(found), 1.96) * spread)
+
+
+def goodput(outcome: Outcome) -> float:
+    """Nominal tokens a second of what was answered in time, and within the horizon."""
+    load = outcome.workload
+    return float(load.cost[_good(outcome)].sum()) / load.horizon_s
+
+
+def _good(outcome: Outcome) -> NDArray[np.bool_]:
+    return outcome.in_time & (outcome.answered_s <= outcome.workload.horizon_s)
+
+
+def misses(outcome: Outcome, met: NDArray[np.bool_]) -> dict[str, int]:
+    """By kind: requests in the feasible set (`met`) that were not answered in time."""
+    missed = met & ~outcome.in_time
+    return {name: int(missed[outcome.workload.kind == kind].sum()) for kind, name in enumerate(KINDS)}
+
+
+def missed_share(outcome: Outcome) -> dict[str, float]:
+    """By kind: of all requests, those not answered in time."""
+    return {
+        name: float((~outcome.in_time)[outcome.workload.kind == kind].mean())
+        for kind, name in enumerate(KINDS)
+        if (outcome.workload.kind == kind).any()
+    }
+
+
+def p99_s(outcome: Outcome) -> float:
+    """Of interactive answers, late ones too, from the try that was answered."""
+    return float(np.percentile(outcome.late_s, 99)) if outcome.late_s else 0.0
+
+
+def interactive_depth(outcome: Outcome) -> float:
+    """Mean, of those answered in time."""
+    served = outcome.in_time & (outcome.workload.kind == INTERACTIVE)
+    return float(outcome.depth[served].mean()) if served.any() else 0.0
+
+
+def ndcg(outcome: Outcome) -> Floats:
+    """Of each request; nothing where no answer came in time."""
+    curves = relevance()[0]
+    return np.where(outcome.in_time, curves[outcome.workload.query, outcome.depth], 0.0)
+
+
+def ndcg_ratio(one: Outcome, other: Outcome) -> tuple[float, float]:
+    """Mean NDCG of one over the other's on the same workload: of the interactive requests and recommendations that both
+    answered in time, which is depth alone; and of all of them, one without an answer counted as nothing."""
+    asked = one.workload.kind < 2
+    both = asked & one.in_time & other.in_time
+    mine, theirs = ndcg(one), ndcg(other)
+    return float(mine[both].mean() / theirs[both].mean()), float(mine[asked].mean() / theirs[asked].mean())
+
+
+def jain(shares: Floats) -> float:
+    return float(shares.sum() ** 2 / (len(shares) * (shares**2).sum()))
+
+
+def fair_shares(demand: Floats, total: float) -> Floats:
+    """Max-min: nobody gets more than asked for, and nobody could get more but from one who has less."""
+    out = np.zeros(len(demand))
+    left, open_ = total, np.ones(len(demand), bool)
+    while open_.any():
+        level = left / open_.sum()
+        small = open_ & (demand <= level)
+        if not small.any():
+            out[open_] = level
+            break
+        out[small] = demand[small]
+        left -= float(demand[small].sum())
+        open_ &= ~small
+    return out
+
+
+def jain_of_tenants(outcome: Outcome, from_s: float, to_s: float) -> float:
+    """Of each tenant's goodput over its max-min fair share of the goodput there was, requests that came in a span."""
+    load = outcome.workload
+    span = (load.arrived_s >= from_s) & (load.arrived_s < to_s)
+    tenants = int(load.tenant.max()) + 1
+    demand = np.bincount(load.tenant[span], load.cost[span], tenants)
+    got = np.bincount(load.tenant[span & outcome.in_time], load.cost[span & outcome.in_time], tenants)
+    return jain(got / fair_shares(demand, float(got.sum())))
+
+
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """How a depth went from what it was to what it is at the end."""
+
+    settle_s: float  # after the change, until it stays within BAND of the final depth
+    overshoot: float  # beyond the final depth in the direction it went, over the final depth
+    before: float
+    final: float
+
+
+def settling(served: Sequence[tuple[float, int]], changed_s: float, until_s: float) -> Settling:
+    """`served`: (begun, depth) of each interactive request, in order. Depths are means over bins of BIN_S, an empty bin
+    holding the last; the final depth is the mean of the last third before `until_s`."""
+    times, depths = (np.array(each, np.float64) for each in zip(*served, strict=True))
+    bins = np.floor(times / BIN_S).astype(int)
+    counts = np.bincount(bins)
+    means = np.bincount(bins, depths) / np.maximum(counts, 1)
+    held = np.maximum.accumulate(np.where(counts > 0, np.arange(len(counts)), 0))
+    means = means[held]
+    begin, end = math.ceil(changed_s / BIN_S), min(int(until_s / BIN_S), len(means))
+    after = means[begin:end]
+    final = float(after[-max(1, len(after) // 3) :].mean())
+    before = float(means[max(0, begin - 20) : begin].mean())
+    off = np.flatnonzero(np.abs(after - final) > BAND * final)
+    settle_s = float((off[-1] + 1) * BIN_S) if len(off) else 0.0
+    sign = math.copysign(1.0, final - before)
+    return Settling(settle_s, max(0.0, float((sign * (after - final)).max())) / final, before, final)
