@@ -136,6 +136,7 @@ class State:
     """For metrics and `penstock top`."""
 
     queues: dict[RankClass, Waiting]
+    late: Waiting  # what could not be promised its own deadline
     slack_s: float  # how long the engine could rest without making anything late
     delay_s: float  # predicted, of an interactive work that comes at this moment
     depth: float  # uniform, that the controller gives

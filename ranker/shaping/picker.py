@@ -1,0 +1,92 @@
+"""Which waiting work goes next into the batch.
+
+Rule, while there is time to spare: a recommendation or alert whose slack has fallen under twice its predicted service;
+alerts, while they have had less than their share of what was served; people; recommendations; alerts; what is late.
+Within a level by turns of the tenants (schedule.py). Time to spare is what demand.py says: how long the engine could
+do something else with every promise kept. A work that goes before an earlier deadline uses its own service of it; one
+for which it does not suffice waits, and the earliest deadline goes first. So every order that is chosen here keeps
+every promise that earliest deadline first would keep.
+
+Owner: one shaper; not safe for threads.
+"""
+
+from __future__ import annotations
+
+from penstock.ranker.shaping.demand import Demand
+from penstock.ranker.shaping.schedule import Entry, Lane
+
+_PROMOTED = 2.0  # services
+
+
+class Picker:
+    """Owns the lanes, one a level: people, recommendations, alerts, late ones."""
+
+    def __init__(self, demand: Demand, alert_share: float) -> None:
+        self.lanes = tuple(Lane() for _ in range(4))
+        self.dearest = 0.0  # cost of any work so far
+        self._demand = demand
+        self._alert_share = alert_share
+        self._alert_credit = 0.0  # tokens that alerts are behind their share
+        self._start_s = 0.0
+        self._used_s = 0.0  # of the time to spare, by this batch
+        self._by_deadline = False
+        self._out_of_order = False  # what `next` gave
+
+    def begin(self, start_s: float, *, by_deadline: bool) -> None:
+        """A new batch, on an engine that is free from `start_s`. `by_deadline`: nothing goes before its deadline's
+        turn.
+        """
+        self._start_s = start_s
+        self._used_s = 0.0
+        self._by_deadline = by_deadline
+
+    def next(self) -> Entry | None:
+        """The next one; it waits until it is taken."""
+        earliest = None
+        for lane in self.lanes:
+            first = lane.first() if lane.works else None
+            if first is not None and (earliest is None or first.due_s < earliest.due_s):
+                earliest = first
+        self._out_of_order = False
+        if earliest is None or self._by_deadline:
+            return earliest
+        chosen = self._preferred() or earliest
+        if chosen.slot <= earliest.slot:
+            return chosen
+        takes_s = chosen.cost * self._demand.token_s
+        if self.spare(takes_s) < takes_s:
+            return earliest
+        self._out_of_order = True
+        return chosen
+
+    def take(self, entry: Entry) -> None:
+        """What `next` gave goes into the batch."""
+        if self._out_of_order:
+            self._used_s += entry.cost * self._demand.token_s
+        self.dearest = max(self.dearest, entry.cost)
+        self.lanes[entry.level].take(entry)
+        alerts = self.lanes[2].works + self.lanes[3].works
+        if entry.level >= 2:
+            self._alert_credit = max(self._alert_credit - entry.cost, -self.dearest)
+        elif alerts:
+            self._alert_credit = min(
+                self._alert_credit + self._alert_share * entry.cost / (1 - self._alert_share), 2 * self.dearest
+            )
+        else:
+            self._alert_credit = 0.0
+
+    def spare(self, wanted_s: float) -> float:
+        """Seconds that the batch could take beyond its works' costs, with all else in time; exact up to `wanted_s`."""
+        return self._demand.spare(self._start_s, wanted_s + self._used_s) - self._used_s
+
+    def _preferred(self) -> Entry | None:
+        people, recommendations, alerts, late = self.lanes
+        for lane in (recommendations, alerts):
+            first = lane.first() if lane.works else None
+            if first is not None and first.due_s - self._start_s < _PROMOTED * first.cost * self._demand.token_s:
+                return first
+        if self._alert_credit > 0:
+            behind = alerts.turn() or late.first()
+            if behind is not None and behind.cost <= self._alert_credit:
+                return behind
+        return people.turn() or recommendations.turn() or alerts.turn() or late.first()
