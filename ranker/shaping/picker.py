@@ -44,8 +44,11 @@ class Picker:
         """The next one; it waits until it is taken."""
         earliest = None
         for lane in self.lanes:
-            first = lane.first() if lane.works else None
-            if first is not None and (earliest is None or first.due_s < earliest.due_s):
+            if (
+                lane.works
+                and (first := lane.first()) is not None
+                and (earliest is None or first.due_s < earliest.due_s)
+            ):
                 earliest = first
         self._out_of_order = False
         if earliest is None or self._by_deadline:
@@ -82,11 +85,17 @@ class Picker:
     def _preferred(self) -> Entry | None:
         people, recommendations, alerts, late = self.lanes
         for lane in (recommendations, alerts):
-            first = lane.first() if lane.works else None
-            if first is not None and first.due_s - self._start_s < _PROMOTED * first.cost * self._demand.token_s:
+            if (
+                lane.works
+                and (first := lane.first()) is not None
+                and first.due_s - self._start_s < _PROMOTED * first.cost * self._demand.token_s
+            ):
                 return first
         if self._alert_credit > 0:
             behind = alerts.turn() or late.first()
             if behind is not None and behind.cost <= self._alert_credit:
                 return behind
-        return people.turn() or recommendations.turn() or alerts.turn() or late.first()
+        for lane in (people, recommendations, alerts):
+            if lane.works:
+                return lane.turn()
+        return late.first()

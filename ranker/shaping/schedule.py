@@ -34,7 +34,7 @@ class Entry:
     slot: float  # of the demand it was counted in
     cost: float  # tokens at the floor depth and a batch's overhead in tokens, whole
     waiting: bool = True
-    followers: list[Work] = field(default_factory=list)  # identical works, scored with it
+    followers: tuple[Work, ...] = ()  # identical works, scored with it
 
 
 _Heap = list[tuple[float, int, Entry]]

@@ -60,11 +60,15 @@ _OF_SPARE = 0.25  # of the time that the engine could rest, one batch may go dee
 _LOAN_S = 0.25  # of the engine: relevance saved by one batch for another
 _LONG_S = 5.0  # the mean over which what can wait arrives
 _TINY = 1e-9
+_ADMITTED = Admitted()
 
 
 class TrafficShaper:
     def __init__(self, limits: Limits, prior: Prior, now_s: float = 0.0) -> None:
         self.limits = limits
+        self._lanes = limits.lanes
+        self._crowded = limits.crowded
+        self._bounds_s = (limits.interactive_s, limits.recommendation_s, limits.alert_s, limits.late_s)  # by level
         self.cost = CostModel(prior, limits.usual_tokens)
         self._demand = Demand(len(LEVELS) + 1, self._pace())
         self._picker = Picker(self._demand, limits.alert_share)
@@ -87,9 +91,10 @@ class TrafficShaper:
     # --- in ----------------------------------------------------------------------------------------------------------
 
     def offer(self, work: Work, now_s: float) -> Admission:
-        self._step(now_s)
+        if now_s >= self._next_step_s:
+            self._step(now_s)
         level = LEVELS[work.class_]
-        if self._joins(work):
+        if work.key is not None and self._joins(work):
             self._tally["admitted"][work.class_] += 1
             return Admitted(Why.SHARED)
         admission = self._decide(work, level, now_s)
@@ -104,13 +109,14 @@ class TrafficShaper:
 
     def withdraw(self, number: int) -> bool:
         if (leader := self._followers.pop(number, None)) is not None:
-            leader.followers = [work for work in leader.followers if work.number != number]
+            leader.followers = tuple(work for work in leader.followers if work.number != number)
             return True
         entry = self._entries.pop(number, None)
         if entry is None:
             return False
         if entry.followers:  # one of them stands in its place: none is due before it
-            entry.work = entry.followers.pop(0)
+            entry.work, *rest = entry.followers
+            entry.followers = tuple(rest)
             del self._followers[entry.work.number]
             self._entries[entry.work.number] = entry
             return True
@@ -120,40 +126,40 @@ class TrafficShaper:
         return True
 
     def _decide(self, work: Work, level: int, now_s: float) -> Admission:
-        limits, demand = self.limits, self._demand
-        cost = math.ceil(work.tokens(work.least) + self._overhead_tokens())
+        demand, lane = self._demand, self._picker.lanes[level]
+        token_s = demand.token_s
+        cost = float(math.ceil(work.tokens(work.least) + self._overhead_tokens()))
         start_s = self._start(now_s)
-        tenant_most = limits.burst_s * self._shares.share(work.tenant) / demand.token_s
-        ahead = self._shares.ahead(work.tenant)
         # What ends last on one of several lanes began when the others were still full.
-        due_s = work.deadline_s - cost * demand.token_s * (limits.lanes - 1)
+        due_s = work.deadline_s - cost * token_s * (self._lanes - 1)
         slot = demand.slot(due_s, now_s)
-        if (over := self._over(level, cost)) > 0:
-            return Refused(self._drained(level, over, start_s) - now_s, Why.QUEUE)
+        if (lane.cost + cost) * token_s > self._bounds_s[level]:
+            return Refused(self._drained(level, cost, start_s) - now_s, Why.QUEUE)
         fits = demand.fits(level, slot, cost, start_s)
+        waits_s = lane.cost * token_s
         if level == INTERACTIVE:
-            delay_s = start_s - now_s + self._picker.lanes[INTERACTIVE].cost * demand.token_s
-            crowded = delay_s > limits.crowded * (work.deadline_s - now_s)
-            why = None
-            if not fits:
-                why = Why.LATE
-            elif crowded and ahead > tenant_most:
-                why = Why.TENANT
-            elif self._standing.refuses(delay_s, now_s):
+            waits_s += start_s - now_s
+            crowded = waits_s > self._crowded * (work.deadline_s - now_s)
+        else:
+            crowded = waits_s > self._crowded * self._bounds_s[level]
+        shares, tenant = self._shares, work.tenant
+        ahead = self.limits.burst_s * shares.share(tenant) / token_s
+        greedy = crowded and shares.ahead(tenant) > ahead
+        why = Why.LATE if not fits else Why.TENANT if greedy else None
+        if level == INTERACTIVE:
+            if why is None and self._standing.refuses(waits_s, now_s):
                 why = Why.STANDING
             if why is not None:
                 return Refused(demand.clear_s(slot, cost, start_s, now_s) - now_s, why)
-        else:
-            crowded = self._picker.lanes[level].cost * demand.token_s > limits.crowded * self._bound_s(level)
-            if not fits or (crowded and ahead > tenant_most):
-                return self._defer(work, cost, Why.TENANT if fits else Why.LATE, start_s, now_s)
-        self._take_in(Entry(work, level, due_s, due_s - cost * demand.token_s, slot, cost), now_s)
-        self._shares.charge(work.tenant, cost, math.inf if crowded else tenant_most)
-        return Admitted()
+        elif why is not None:
+            return self._defer(work, cost, why, start_s, now_s)
+        self._take_in(Entry(work, level, due_s, due_s - cost * token_s, slot, cost), now_s)
+        shares.charge(tenant, cost, math.inf if crowded else ahead)
+        return _ADMITTED
 
     def _defer(self, work: Work, cost: float, why: Why, start_s: float, now_s: float) -> Admission:
-        if (over := self._over(LATE, cost)) > 0:
-            return Refused(self._drained(LATE, over, start_s) - now_s, why)
+        if (self._picker.lanes[LATE].cost + cost) * self._demand.token_s > self._bounds_s[LATE]:
+            return Refused(self._drained(LATE, cost, start_s) - now_s, why)
         entry = self._promise(work, cost, start_s, now_s)
         self._shares.charge(work.tenant, cost)
         return Deferred(entry.release_s, why)
@@ -176,17 +182,18 @@ class TrafficShaper:
         self._picker.lanes[entry.level].push(entry, self._shares.weight(work.tenant))
 
     def _joins(self, work: Work) -> bool:
-        leader = self._leaders.get(work.key) if work.key is not None else None
+        leader = self._leaders.get(work.key or "")
         if leader is None or leader.due_s > work.deadline_s or len(leader.followers) >= _FOLLOWERS:
             return False
-        leader.followers.append(work)
+        leader.followers += (work,)
         self._followers[work.number] = leader
         return True
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
     def batch(self, now_s: float, budget_tokens: float) -> Batch | Wait:
-        self._step(now_s)
+        if now_s >= self._next_step_s:
+            self._step(now_s)
         if not self._entries:
             self._shares.forgive()
             return Wait(math.inf)
@@ -227,7 +234,8 @@ class TrafficShaper:
         pace, counted = self._pace(), self._demand.token_s
         if not counted * _PACE_DOWN <= pace <= counted:
             self._demand.pace(pace * _PACE_UP)
-        self._step(now_s)
+        if now_s >= self._next_step_s:
+            self._step(now_s)
 
     def _filled(
         self,
@@ -274,7 +282,7 @@ class TrafficShaper:
         self._picker.lanes[entry.level].drop(entry)
         self._leave(entry)
         del self._entries[entry.work.number]
-        followers, entry.followers = entry.followers, []
+        followers, entry.followers = entry.followers, ()
         for one in followers:
             del self._followers[one.number]
         if entry.level != INTERACTIVE:
@@ -328,8 +336,6 @@ class TrafficShaper:
 
     def _step(self, now_s: float) -> None:
         """What is done once a period: rates, shares, depth."""
-        if now_s < self._next_step_s:
-            return
         self._next_step_s = max(self._next_step_s + PERIOD_S, now_s)
         people, others, demand = self._people, self._others, self._demand
         people.step(now_s)
@@ -351,8 +357,11 @@ class TrafficShaper:
 
     def _start(self, now_s: float) -> float:
         """When the engine is free of what it has begun; with several lanes, of its share of it."""
-        left = sum(max(0.0, end_s - now_s) for end_s in self._under_way.values())
-        return now_s + left / self.limits.lanes
+        left = 0.0
+        for end_s in self._under_way.values():
+            if end_s > now_s:
+                left += end_s - now_s
+        return now_s + left / self._lanes
 
     def _delay(self, now_s: float) -> float:
         """Predicted, of an interactive work that comes now."""
@@ -366,18 +375,12 @@ class TrafficShaper:
     def _overhead_tokens(self) -> float:
         return self.cost.overhead_s / self.cost.token_s
 
-    def _bound_s(self, level: int) -> float:
-        limits = self.limits
-        return (limits.interactive_s, limits.recommendation_s, limits.alert_s, limits.late_s)[level]
-
-    def _over(self, level: int, cost: float) -> float:
-        """Tokens by which the level's queue would pass its bound."""
-        return self._picker.lanes[level].cost + cost - self._bound_s(level) / self._demand.token_s
-
-    def _drained(self, level: int, over: float, start_s: float) -> float:
-        """When so many tokens of a level have been served, whatever of the others is served before."""
-        others = self._demand.totals[0] - self._picker.lanes[level].cost
-        return start_s + min(others + over + self._picker.dearest, self._demand.totals[0]) * self._demand.token_s
+    def _drained(self, level: int, cost: float, start_s: float) -> float:
+        """When a level has room for so many tokens, whatever of the others is served before."""
+        demand, lane = self._demand, self._picker.lanes[level]
+        over = lane.cost + cost - self._bounds_s[level] / demand.token_s
+        others = demand.totals[0] - lane.cost
+        return start_s + min(others + over + self._picker.dearest, demand.totals[0]) * demand.token_s
 
     def _number(self) -> int:
         self._batches += 1

@@ -5,10 +5,10 @@ Rule: relevance is a sum over works of a concave function of the depth, since ma
 budget has one price λ for all: each work goes as deep as its margins per token are at least λ (Lagrange; the
 water-filling of Cover and Thomas, Elements of Information Theory, section 9.4), within its floor and its ceiling.
 
-A batch of one or two works has nobody to share with. So the price is kept between batches and follows what they spend
-(dual ascent): a work with flat margins leaves tokens to the next one with steep ones. What was saved or lent is the
-carry. Bound: what was spent never exceeds what uniform depth would have spent by more than the loan, over any stretch
-of batches; what was saved beyond the loan is forgotten, since an idle engine saves nothing.
+That is `water_fill`. A batch of one or two works has nobody to share with. So the price is kept between batches and
+follows what they spend (dual ascent): a work with flat margins leaves tokens to the next one with steep ones. What was
+saved or lent is the carry. Bound: what was spent never exceeds what uniform depth would have spent by more than the
+loan, over any stretch of batches; what was saved beyond the loan is forgotten, since an idle engine saves nothing.
 
 Units: tokens, relevance. Owner: one shaper; not safe for threads.
 """
@@ -19,13 +19,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from penstock.ranker.shaping.work import Work
 
 _GAIN = 0.2  # of the logarithm of the price, for a batch that spent twice its budget
 _PAY_BACK = 0.25  # of the carry, in each batch
 _STEPS = 60  # of the search for a price, at most
 _ALIKE = 1e-12  # logarithm of two prices that are one
-_ABOUT = 0.02  # of a batch
 
 
 @dataclass(slots=True, eq=False)
@@ -36,14 +38,15 @@ class Claim:
     least: int
     most: int  # at least `least`
     each: float = field(init=False)  # tokens a candidate, on the mean
+    rising: NDArray[np.float64] = field(init=False)  # its margins from the last
 
     def __post_init__(self) -> None:
         self.each = self.work.item * (1.0 - self.work.hits)
+        self.rising = self.work.margins[::-1]
 
     def at(self, price: float) -> int:
         """The deepest at which each candidate past the least adds at least `price` a token."""
-        margins = self.work.margins
-        deep = len(margins) - int(margins[::-1].searchsorted(price * self.each))
+        deep = len(self.rising) - int(self.rising.searchsorted(price * self.each))
         return self.least if deep < self.least else self.most if deep > self.most else deep
 
     def within(self, budget: float) -> int:
@@ -68,19 +71,26 @@ class Purse:
         """
         least = tokens(claims, [claim.least for claim in claims])
         may = max(min(most, planned + self.carry + self.loan), least)
-        if self.price is None:
+        price = self.price
+        if price is None:
             depths = water_fill(claims, min(planned, may))
             self.price = _price_of(claims, depths)
-        else:
-            depths = [claim.at(self.price) for claim in claims]
-        spent = tokens(claims, depths)
-        asked = spent  # at the price, which no one moves who has no choice
-        if spent > may:
-            depths = water_fill(claims, may, may * _ABOUT)
             spent = tokens(claims, depths)
-        aim = planned + _PAY_BACK * self.carry
-        if self.price is not None and (asked > least if asked > aim else depths != [claim.most for claim in claims]):
-            self.price *= math.exp(_GAIN * min(max((asked - aim) / max(planned, 1.0), -1.0), 1.0))
+        else:
+            depths = [claim.at(price) for claim in claims]
+            spent = asked = tokens(claims, depths)
+            if spent > may and may > least:  # dearer, as if relevance fell with the depth's inverse
+                depths = [claim.at(price * (spent - least) / (may - least)) for claim in claims]
+                spent = tokens(claims, depths)
+            if spent > may:
+                depths = _cut(claims, depths, (may - least) / (spent - least))
+                spent = tokens(claims, depths)
+            # A price that nobody could follow says nothing: none deeper, or none shallower.
+            aim = min(planned + _PAY_BACK * self.carry, most)
+            if asked > aim > least or (
+                asked < aim and any(at < one.most for at, one in zip(depths, claims, strict=True))
+            ):
+                self.price = price * math.exp(_GAIN * min(max((asked - aim) / max(planned, 1.0), -1.0), 1.0))
         self.carry = min(max(self.carry + planned - spent, -self.loan), self.loan)
         return depths
 
@@ -92,11 +102,8 @@ def tokens(claims: Sequence[Claim], depths: Sequence[int]) -> float:
     return total
 
 
-def water_fill(claims: Sequence[Claim], budget: float, about: float = 0.0) -> list[int]:
-    """The depths of the most relevance within `budget` tokens, but for one candidate a work; floors at least.
-
-    `about`: so many tokens may go to candidates that are not quite the best ones for them.
-    """
+def water_fill(claims: Sequence[Claim], budget: float) -> list[int]:
+    """The depths of the most relevance within `budget` tokens, but for one candidate a work; floors at least."""
     if len(claims) == 1:
         return [claims[0].within(budget)]
     over = [claim.most for claim in claims]
@@ -105,7 +112,7 @@ def water_fill(claims: Sequence[Claim], budget: float, about: float = 0.0) -> li
         return over
     under = [claim.least for claim in claims]
     little = tokens(claims, under)
-    enough = max(about, max(claim.each for claim in claims))
+    enough = max(claim.each for claim in claims)
     low, high = (math.log(price) for price in _bracket(claims))
     above, below = much - budget, little - budget  # of the two ends; regula falsi, every third step halves
     for step in range(_STEPS):
@@ -119,6 +126,11 @@ def water_fill(claims: Sequence[Claim], budget: float, about: float = 0.0) -> li
         else:
             high, under, below = price, depths, spent
     return _level(claims, under, over, budget)
+
+
+def _cut(claims: Sequence[Claim], depths: Sequence[int], share: float) -> list[int]:
+    """The same share of what each has above its least."""
+    return [one.least + int((depth - one.least) * share) for one, depth in zip(claims, depths, strict=True)]
 
 
 def _level(claims: Sequence[Claim], under: list[int], over: list[int], budget: float) -> list[int]:

@@ -62,7 +62,7 @@ class Work:
     @property
     def least(self) -> int:
         """The depth that it gets at least."""
-        return min(self.floor, self.wanted)
+        return self.floor if self.floor < self.wanted else self.wanted
 
     def tokens(self, depth: int) -> float:
         """What it costs at this depth."""
