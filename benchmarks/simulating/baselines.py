@@ -8,6 +8,7 @@ refuse what would let more than `bound_tokens` wait, and drop what has expired b
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import replace
 from itertools import count
 
 from penstock.ranker.shaping.work import Admission, Admitted, Batch, Part, Refused, State, Wait, Waiting, Why, Work
@@ -103,16 +104,17 @@ class Fifo:
                     break
         queues = {each: Waiting(self._of[each], self._tokens_of[each], oldest.get(each, 0.0)) for each in RankClass}
         return State(
-            queues,
-            0.0,
-            self.delay_s,
-            float(self.nominal),
-            Why.LOAD,
-            1.0,
-            dict(self._admitted),
-            {},
-            dict(self._refused),
-            dict(self._expired),
+            queues=queues,
+            late=Waiting(0, 0.0, 0.0),
+            slack_s=0.0,
+            delay_s=self.delay_s,
+            depth=float(self.nominal),
+            depth_reason=Why.LOAD,
+            confidence=1.0,
+            admitted=dict(self._admitted),
+            deferred={},
+            refused=dict(self._refused),
+            expired=dict(self._expired),
         )
 
     @property
@@ -189,16 +191,4 @@ class UniformPid(StaticPriority):
         self._last, self._sampled_s = error, now_s
 
     def state(self, now_s: float) -> State:
-        held = super().state(now_s)
-        return State(
-            held.queues,
-            held.slack_s,
-            held.delay_s,
-            self._depth,
-            Why.LOAD,
-            held.confidence,
-            held.admitted,
-            held.deferred,
-            held.refused,
-            held.expired,
-        )
+        return replace(super().state(now_s), depth=self._depth)

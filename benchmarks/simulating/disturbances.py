@@ -11,12 +11,12 @@ engine, so that what the depth does is the controller's doing. Loads are of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from benchmarks.simulating.measures import Settling, settling
+from benchmarks.simulating.measures import Settling, over_seeds, settling
 from benchmarks.simulating.plant import ITEM_TOKENS, PREFIX_TOKENS, Plant
 from benchmarks.simulating.workload import NOMINAL, Workload
 from benchmarks.simulating.world import Outcome, World
@@ -79,3 +79,16 @@ def _workload(load: Callable[[float], float], plant: Plant, seed: int) -> Worklo
         np.full(count, cost),
         END_S,
     )
+
+
+def all_of(make: Callable[[], Shaper], plant: Plant, seeds: Sequence[int]) -> dict[str, dict[str, dict[str, float]]]:
+    """By disturbance, the worse of its changes: settling and overshoot, mean over the seeds."""
+    found = {}
+    for name in DISTURBANCES:
+        runs = [disturbed(name, make(), plant, seed)[1] for seed in seeds]
+        found[name] = {
+            "settle_s": asdict(over_seeds([max(each.settle_s for each in one) for one in runs])),
+            "overshoot": asdict(over_seeds([max(each.overshoot for each in one) for one in runs])),
+            "final": asdict(over_seeds([one[-1].final for one in runs])),
+        }
+    return found

@@ -181,7 +181,9 @@ def main() -> None:
         margins=np.array([margins(queries[at].scores, weights) for at in dev], np.float16),
     )
     means = np.mean([curves[at] for at in dev], axis=0)
-    print(f"noise {noise:.3f}, weights {weights.round(3).tolist()}, {len(dev)} dev queries, {path.stat().st_size} bytes")
+    print(
+        f"noise {noise:.3f}, weights {weights.round(3).tolist()}, {len(dev)} dev queries, {path.stat().st_size} bytes"
+    )
     print("mean NDCG@10 at depth", {depth: round(float(means[depth]), 4) for depth in (0, 8, 16, 24, 32, 48, 64)})
 
 

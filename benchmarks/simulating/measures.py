@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by samples
 BAND = 0.10  # of the final depth: within it, the depth has settled
-BIN_S = 0.25  # of the depth's curve
+STEP_S, WINDOW_S = 0.1, 1.0  # of the depth's curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +130,19 @@ class Settling:
 
 
 def settling(served: Sequence[tuple[float, int]], changed_s: float, until_s: float) -> Settling:
-    """`served`: (begun, depth) of each interactive request, in order. Depths are means over bins of BIN_S, an empty bin
-    holding the last; the final depth is the mean of the last third before `until_s`."""
+    """`served`: (begun, depth) of each interactive request, in order. The depth at a time is the mean of what began in
+    the second before it, taken every STEP_S, so a change is seen up to a second late and batches of unequal depth do
+    not count; where nothing began, the one before. The final depth is the mean of the last third before `until_s`."""
     times, depths = (np.array(each, np.float64) for each in zip(*served, strict=True))
-    bins = np.floor(times / BIN_S).astype(int)
-    counts = np.bincount(bins)
-    means = np.bincount(bins, depths) / np.maximum(counts, 1)
-    held = np.maximum.accumulate(np.where(counts > 0, np.arange(len(counts)), 0))
-    means = means[held]
-    begin, end = math.ceil(changed_s / BIN_S), min(int(until_s / BIN_S), len(means))
-    after = means[begin:end]
+    ticks = np.arange(0.0, until_s + STEP_S / 2, STEP_S)
+    sums = np.concatenate([[0.0], np.cumsum(depths)])
+    first, last = np.searchsorted(times, ticks - WINDOW_S, "right"), np.searchsorted(times, ticks, "right")
+    last_seen = np.maximum(last - 1, 0)
+    means = np.where(last > first, (sums[last] - sums[first]) / np.maximum(last - first, 1), depths[last_seen])
+    begin = int(np.searchsorted(ticks, changed_s))
+    after, before = means[begin:], float(means[max(0, begin - round(5 / STEP_S)) : begin].mean())
     final = float(after[-max(1, len(after) // 3) :].mean())
-    before = float(means[max(0, begin - 20) : begin].mean())
     off = np.flatnonzero(np.abs(after - final) > BAND * final)
-    settle_s = float((off[-1] + 1) * BIN_S) if len(off) else 0.0
+    settle_s = float((off[-1] + 1) * STEP_S) if len(off) else 0.0
     sign = math.copysign(1.0, final - before)
     return Settling(settle_s, max(0.0, float((sign * (after - final)).max())) / final, before, final)

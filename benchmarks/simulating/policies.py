@@ -22,8 +22,8 @@ from penstock.ranker.shaping.limits import Limits
 from penstock.ranker.shaping.shaper import TrafficShaper
 from penstock.ranker.shaping.work import Shaper
 
-BOUNDS = (4_000, 6_000, 8_000, 12_000, 16_000)  # tokens that may wait
-SETPOINTS = (0.05, 0.1, 0.2)  # seconds of delay
+BOUNDS = (4_000, 6_000, 8_000, 12_000, 16_000, 24_000)  # tokens that may wait
+SETPOINTS = (0.025, 0.05, 0.1, 0.2)  # seconds of delay
 TUNING_SEED = 1_000
 PRIOR = Prior(overhead_s=0.005, token_s=5e-5)  # what nobody knows better at the start: half as fast again as measured
 
@@ -39,9 +39,7 @@ class Tuned:
 
 
 def full() -> Shaper:
-    return TrafficShaper(
-        Limits(depths=DepthBounds(FLOOR, NOMINAL, CEILING), usual_tokens=float(BUDGET)), PRIOR
-    )
+    return TrafficShaper(Limits(depths=DepthBounds(FLOOR, NOMINAL, CEILING), usual_tokens=float(BUDGET)), PRIOR)
 
 
 def fifo(bound: float) -> Shaper:

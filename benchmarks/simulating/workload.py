@@ -112,7 +112,12 @@ def generate(
         asked = drawing.choice(QUERIES, len(times), p=zipf(QUERIES, EXPONENT))
         hits = np.where(_again(asked, times), HIT, 0.0)
         mean["interactive"] = float((PREFIX_TOKENS + ITEM_TOKENS * NOMINAL * (1 - hits)).mean())
-    arrived = [times, _replayed("conv", load * capacity * SHARES["recommendation"] / mean["recommendation"], horizon_s, seed + 1, shape)]
+    arrived = [
+        times,
+        _replayed(
+            "conv", load * capacity * SHARES["recommendation"] / mean["recommendation"], horizon_s, seed + 1, shape
+        ),
+    ]
     storms = _storms(rng, horizon_s)
     rest = load * capacity * SHARES["instant"] * horizon_s / mean["instant"] - len(storms)
     arrived.append(np.concatenate([storms, rng.uniform(0, horizon_s, max(0, round(rest)))]))

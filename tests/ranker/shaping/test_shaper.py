@@ -60,9 +60,7 @@ def served_late(ran: Ran, works: list[Work]) -> list[int]:
 def test_what_is_admitted_is_served_by_its_deadline_and_nothing_is_dropped(
     works: list[Work], lanes: int, budget: float
 ) -> None:
-    ran = run(
-        shaper(lanes=lanes), works, overhead_s=OVERHEAD_S, token_s=TOKEN_S, lanes=lanes, budget=budget
-    )
+    ran = run(shaper(lanes=lanes), works, overhead_s=OVERHEAD_S, token_s=TOKEN_S, lanes=lanes, budget=budget)
     assert set(ran.served) == taken_in(ran)
     assert not ran.expired
     assert served_late(ran, works) == []

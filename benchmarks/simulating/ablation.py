@@ -1,0 +1,170 @@
+"""Every policy on every trace and load, over the seeds: one cell each, and the result rows that come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.simulating.feasible import feasible
+from benchmarks.simulating.measures import (
+    Mean,
+    goodput,
+    interactive_depth,
+    missed_share,
+    misses,
+    ndcg_ratio,
+    over_seeds,
+    p99_s,
+)
+from benchmarks.simulating.plant import Plant
+from benchmarks.simulating.policies import Maker
+from benchmarks.simulating.workload import DEADLINES, KINDS, Workload, generate
+from benchmarks.simulating.world import Outcome, World
+
+REFERENCE = "uniform PID"  # whose NDCG the others' is over
+ALERTS = ("instant", "digest")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One policy, one seed."""
+
+    goodput: float  # over capacity
+    clairvoyant: float  # likewise
+    p99_s: float
+    missed: Mapping[str, float]  # share of what was asked, by kind
+    misses: Mapping[str, int]  # of the feasible set, by kind
+    deferred: float  # share of alerts and recommendations
+    refused: float  # refusals a request
+    depth: float
+    ndcg: float  # over the reference's: of what both answered
+    ndcg_all: float  # of all, no answer is nothing
+    busy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    policy: str
+    arrivals: str
+    load: float
+    runs: tuple[Run, ...]  # by seed
+
+    def mean(self, name: str) -> Mean:
+        return over_seeds([getattr(run, name) for run in self.runs])
+
+    def missed(self, kind: str) -> Mean:
+        return over_seeds([run.missed.get(kind, 0.0) for run in self.runs])
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy,
+            "arrivals": self.arrivals,
+            "load": self.load,
+            **{name: asdict(self.mean(name)) for name in Run.__slots__ if name not in ("missed", "misses")},
+            "missed": {kind: asdict(self.missed(kind)) for kind in KINDS},
+            "misses_of_feasible": {kind: [run.misses.get(kind, 0) for run in self.runs] for kind in KINDS},
+        }
+
+
+def grid(
+    makers: Mapping[str, Maker],
+    plant: Plant,
+    traces: Sequence[str],
+    loads: Sequence[float],
+    seeds: Sequence[int],
+    horizon_s: float,
+    drain_s: float = DEADLINES["digest"],
+) -> list[Cell]:
+    """`drain_s`: how long after the last arrival what waits may still be served."""
+    runs: dict[tuple[str, str, float], list[Run]] = {}
+    for trace in traces:
+        for load in loads:
+            for seed in seeds:
+                asked = generate(load, plant.capacity, horizon_s, seed, trace)
+                met = feasible(asked, plant)
+                outcomes = {
+                    name: World(make(), asked, plant, seed).run(horizon_s + drain_s) for name, make in makers.items()
+                }
+                for name, outcome in outcomes.items():
+                    runs.setdefault((name, trace, load), []).append(
+                        _run(outcome, outcomes[REFERENCE], asked, met, plant)
+                    )
+            print(f"  {trace} {load:g}: {len(seeds)} seeds", flush=True)
+    return [Cell(*key, tuple(found)) for key, found in runs.items()]
+
+
+def _run(outcome: Outcome, reference: Outcome, asked: Workload, met: NDArray[np.bool_], plant: Plant) -> Run:
+    both, everything = ndcg_ratio(outcome, reference)
+    return Run(
+        goodput=goodput(outcome) / plant.capacity,
+        clairvoyant=float(asked.cost[met].sum()) / asked.horizon_s / plant.capacity,
+        p99_s=p99_s(outcome),
+        missed=missed_share(outcome),
+        misses=misses(outcome, met),
+        deferred=float(outcome.deferred[asked.kind > 0].mean()),
+        refused=outcome.refusals / len(asked),
+        depth=interactive_depth(outcome),
+        ndcg=both,
+        ndcg_all=everything,
+        busy=outcome.busy_s / asked.horizon_s,
+    )
+
+
+def rows(cells: Sequence[Cell]) -> dict[str, tuple[float, Mean | None]]:
+    """The result rows that loads up to 1.2 give."""
+    at = {(cell.policy, cell.arrivals, cell.load): cell for cell in cells}
+    full = at["full", "code", 0.9]
+
+    def over(policy: str) -> tuple[float, Mean]:
+        mine, theirs = full.runs, at[policy, "code", 0.9].runs
+        mean = over_seeds([one.goodput / other.goodput for one, other in zip(mine, theirs, strict=True)])
+        return mean.mean, mean
+
+    missed = sum(
+        run.misses.get(kind, 0)
+        for cell in cells
+        if cell.policy == "full" and cell.load <= 0.9
+        for run in cell.runs
+        for kind in ALERTS
+    )
+    found: dict[str, tuple[float, Mean | None]] = {
+        "goodput_vs_fifo": over("FIFO"),
+        "goodput_vs_static_priority": over("static priority"),
+        "alert_misses_vs_feasible": (float(missed), None),
+    }
+    for load in (0.9, 1.2):
+        mean = at["full", "code", load].mean("ndcg")
+        found[f"ndcg_vs_uniform_pid/{load}"] = (mean.mean, mean)
+    return found
+
+
+def overload_rows(cells: Sequence[Cell]) -> dict[str, tuple[float, Mean | None]]:
+    by_load = {cell.load: cell for cell in cells if cell.policy == "full"}
+    seeds = range(len(by_load[10.0].runs))
+    mean = over_seeds(
+        [by_load[10.0].runs[at].goodput / max(cell.runs[at].goodput for cell in by_load.values()) for at in seeds]
+    )
+    return {"overload_10x_goodput": (mean.mean, mean)}
+
+
+def printed(cells: Sequence[Cell]) -> str:
+    """As a Markdown table."""
+    lines = [
+        "| arrivals | load | policy | goodput | clairvoyant | interactive p99, s | missed: interactive | recommendation | instant | digest "
+        "| refusals a request | deferred | depth | NDCG, both | NDCG, all | busy |",
+        "|" + " --- |" * 16,
+    ]
+    for cell in sorted(cells, key=lambda cell: (cell.arrivals, cell.load)):
+        shares = " | ".join(f"{100 * cell.missed(kind).mean:.2f} %" for kind in KINDS)
+        rest = " | ".join(f"{cell.mean(name).mean:.3f}" for name in ("refused", "deferred"))
+        quality = " | ".join(f"{cell.mean(name).mean:.4f}" for name in ("ndcg", "ndcg_all"))
+        lines.append(
+            f"| {cell.arrivals} | {cell.load:g} | {cell.policy} | {cell.mean('goodput')} "
+            f"| {cell.mean('clairvoyant').mean:.3f} | {cell.mean('p99_s').mean:.3f} | {shares} | {rest} "
+            f"| {cell.mean('depth').mean:.1f} | {quality} | {cell.mean('busy').mean:.2f} |"
+        )
+    return "\n".join(lines)
