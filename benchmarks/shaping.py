@@ -80,6 +80,7 @@ def run(
         report.cells += [each.as_json() for each in grid]
         print(ablation.printed(grid), flush=True)
         found |= ablation.overload_rows(grid)
+        plots.loads(grid, folder)
     if "fairness" in cells:
         shares = fairness.cells(makers, plant, seeds)
         report.notes["fairness"] = {name: asdict(over_seeds(each)) for name, each in shares.items()}
@@ -90,6 +91,7 @@ def run(
         report.notes["depth"] = settled
         for name, each in settled.items():
             print(f"  depth, {name}: {each}", flush=True)
+        plots.depths({name: makers[name] for name in settled}, plant, folder)
         found["depth_settle_s"] = (max(each["settle_s"]["mean"] for each in settled["full"].values()), None)
         found["depth_overshoot"] = (max(each["overshoot"]["mean"] for each in settled["full"].values()), None)
     if "decision" in cells:

@@ -129,16 +129,23 @@ class Settling:
     final: float
 
 
-def settling(served: Sequence[tuple[float, int]], changed_s: float, until_s: float) -> Settling:
-    """`served`: (begun, depth) of each interactive request, in order. The depth at a time is the mean of what began in
-    the second before it, taken every STEP_S, so a change is seen up to a second late and batches of unequal depth do
-    not count; where nothing began, the one before. The final depth is the mean of the last third before `until_s`."""
+def over_depths(served: Sequence[tuple[float, int]], at_s: Floats) -> Floats:
+    """The depth at each time: the mean of what began in the second before it, so a change is seen up to a second late
+    and batches of unequal depth do not count; where nothing began, the last before."""
     times, depths = (np.array(each, np.float64) for each in zip(*served, strict=True))
-    ticks = np.arange(0.0, until_s + STEP_S / 2, STEP_S)
     sums = np.concatenate([[0.0], np.cumsum(depths)])
-    first, last = np.searchsorted(times, ticks - WINDOW_S, "right"), np.searchsorted(times, ticks, "right")
-    last_seen = np.maximum(last - 1, 0)
-    means = np.where(last > first, (sums[last] - sums[first]) / np.maximum(last - first, 1), depths[last_seen])
+    first, last = np.searchsorted(times, at_s - WINDOW_S, "right"), np.searchsorted(times, at_s, "right")
+    means: Floats = np.where(
+        last > first, (sums[last] - sums[first]) / np.maximum(last - first, 1), depths[np.maximum(last - 1, 0)]
+    )
+    return means
+
+
+def settling(served: Sequence[tuple[float, int]], changed_s: float, until_s: float) -> Settling:
+    """`served`: (begun, depth) of each interactive request, in order. The depth is taken every STEP_S; the final one is
+    the mean of the last third before `until_s`."""
+    ticks = np.arange(0.0, until_s + STEP_S / 2, STEP_S)
+    means = over_depths(served, ticks)
     begin = int(np.searchsorted(ticks, changed_s))
     after, before = means[begin:], float(means[max(0, begin - round(5 / STEP_S)) : begin].mean())
     final = float(after[-max(1, len(after) // 3) :].mean())
