@@ -3,8 +3,9 @@
 Rule: promises that are served earliest deadline first are all kept when, for every deadline s, what is due by s fits
 before s (processor demand: Liu and Layland 1973; Baruah, Rosier and Howell 1990), work that was begun counted first
 since it is not interrupted. A work is counted with an overhead of its own, as if it went alone, so batches only gain.
-Levels nest: row r of the test holds levels r and above against the share of the engine that these may be promised, so
-that what can wait never books what people will need. Row 0 holds everything against all of it.
+Levels nest, the more patient the higher: the row of a level holds it and those above against the share of the engine
+that these may be promised, so that what can wait never books what people will need, nor people what alerts are owed.
+One more row, WHOLE, holds everything against the whole engine: it says how much time there is to spare.
 
 Deadlines are rounded down to slots of 1/64 of the time that is left, at least 2 ms: there are some 64 slots to each
 doubling of the horizon, however many works wait. Costs are whole tokens, so sums are exact and an empty slot is 0.
@@ -24,6 +25,7 @@ from bisect import bisect_left, bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
+WHOLE = 0
 _FINEST = -9  # 2 ms, as a power of two
 _PARTS = 6  # 1/64 of what is left, as a power of two
 _LONG = 1_024  # slots; past it the empty ones are taken out
@@ -33,14 +35,15 @@ _EMPTY_AHEAD = 64  # slots at the front whose time has gone
 
 class Demand:
     def __init__(self, levels: int, token_s: float) -> None:
-        """`token_s`: seconds of the whole engine that a token takes."""
-        self.totals = [0.0] * levels  # of each row
-        self.shares = [1.0] * levels
+        """`token_s`: seconds of the whole engine that a token takes. A level's row is the one after its number."""
+        rows = levels + 1
+        self.totals = [0.0] * rows  # tokens
+        self.shares = [1.0] * rows
         self.token_s = token_s
         self._ends = array("d")  # slots, ascending
-        self._rows = [array("d") for _ in range(levels)]  # tokens by slot: levels r and above
-        self._low = [math.inf] * levels  # no greater than any slot's latest start
-        self._starts: list[NDArray[np.float64] | None] = [None] * levels  # latest starts by slot; None: out of date
+        self._rows = [array("d") for _ in range(rows)]  # tokens by slot
+        self._low = [math.inf] * rows  # no greater than any slot's latest start
+        self._starts: list[NDArray[np.float64] | None] = [None] * rows  # latest starts by slot; None: out of date
 
     @staticmethod
     def slot(deadline_s: float, now_s: float) -> float:
@@ -56,15 +59,16 @@ class Demand:
             for row in range(len(self._rows)):
                 self._outdate(row)
 
-    def share(self, row: int, share: float) -> None:
-        """Of the engine, that the row's levels may be promised."""
+    def share(self, level: int, share: float) -> None:
+        """Of the engine, that the level and those above it may be promised."""
+        row = level + 1
         if share != self.shares[row]:
             self.shares[row] = share
             self._outdate(row)
 
     def fits(self, level: int, slot: float, cost: float, start_s: float) -> bool:
         """Whether everything stays in time with one more work, when the engine is free from `start_s`."""
-        return all([self._row_fits(row, slot, cost, start_s) for row in range(level + 1)])  # noqa: C419  # twice as fast
+        return all([self._row_fits(row, slot, cost, start_s) for row in range(1, level + 2)])  # noqa: C419  # twice as fast
 
     def add(self, level: int, slot: float, cost: float) -> None:
         at = bisect_left(self._ends, slot)
@@ -72,9 +76,9 @@ class Demand:
             self._ends.insert(at, slot)
             for tokens in self._rows:
                 tokens.insert(at, 0.0)
-            for row in range(level + 1, len(self._rows)):
+            for row in range(level + 2, len(self._rows)):
                 self._starts[row] = None
-        for row in range(level + 1):
+        for row in range(level + 2):
             self._rows[row][at] += cost
             self.totals[row] += cost
             self._starts[row] = None
@@ -86,7 +90,7 @@ class Demand:
 
     def remove(self, level: int, slot: float, cost: float) -> None:
         at = bisect_left(self._ends, slot)
-        for row in range(level + 1):
+        for row in range(level + 2):
             self._rows[row][at] -= cost
             self.totals[row] -= cost
             self._starts[row] = None
@@ -96,31 +100,31 @@ class Demand:
     def spare(self, start_s: float, wanted_s: float) -> float:
         """How long the engine, free from `start_s`, could do something else with nothing late; at least exact up to
         `wanted_s`. Negative: something will be late."""
-        if self._low[0] - start_s < wanted_s:
-            self._latest_starts(0)
-        return self._low[0] - start_s
+        if self._low[WHOLE] - start_s < wanted_s:
+            self._latest_starts(WHOLE)
+        return self._low[WHOLE] - start_s
 
     def clear_s(self, slot: float, cost: float, start_s: float, now_s: float) -> float:
         """When nothing stands in the way of such a work any more, if it keeps its distance to its deadline, nothing
         else comes and what waits is served by deadline: the end of the busy period up to the last slot that does.
         """
-        starts = self._latest_starts(0)
-        short = np.nonzero(starts - cost * self.token_s < start_s)[0]
+        second = self.token_s / self.shares[1]
+        short = np.nonzero(self._latest_starts(1) - cost * second < start_s)[0]
         until = max(slot, self._ends[int(short[-1])]) if short.size else slot
         for _ in range(_BUSY_ROUNDS):
-            clear = start_s + self._due_by(0, bisect_right(self._ends, until)) * self.token_s
+            clear = start_s + self._due_by(1, bisect_right(self._ends, until)) * second
             if slot + (clear - now_s) <= until:
                 return clear
             until = slot + (clear - now_s)
-        return start_s + self.totals[0] * self.token_s
+        return start_s + self.totals[1] * second
 
     def after_all(self, level: int, cost: float, start_s: float) -> float:
         """A deadline that such a work can be promised for certain: after all that its rows hold."""
-        pace = self.token_s
-        return start_s + max((self.totals[row] + cost) * pace / self.shares[row] for row in range(level + 1))
+        return start_s + max((self.totals[row] + cost) * self.token_s / self.shares[row] for row in range(1, level + 2))
 
-    def density(self, row: int, start_s: float) -> float:
-        """The least share of the engine that serves the row's levels in time: the most of due / time left."""
+    def density(self, level: int, start_s: float) -> float:
+        """The least share of the engine that serves the level and those above in time: the most of due / time left."""
+        row = level + 1
         if not self.totals[row]:
             return 0.0
         starts = self._latest_starts(row)
@@ -155,7 +159,7 @@ class Demand:
     def _latest_starts(self, row: int) -> NDArray[np.float64]:
         known = self._starts[row]
         if known is None:
-            if row == 0:
+            if row == WHOLE:
                 self._tidy()
             due = np.cumsum(np.frombuffer(self._rows[row])) if self._ends else np.empty(0)
             known = np.frombuffer(self._ends) - due * (self.token_s / self.shares[row]) if self._ends else due

@@ -1,11 +1,11 @@
 """Which waiting work goes next into the batch.
 
-Rule, while there is time to spare: a recommendation or alert whose slack has fallen under twice its predicted service;
-alerts, while they have had less than their share of what was served; people; recommendations; alerts; what is late.
-Within a level by turns of the tenants (schedule.py). Time to spare is what demand.py says: how long the engine could
-do something else with every promise kept. A work that goes before an earlier deadline uses its own service of it; one
-for which it does not suffice waits, and the earliest deadline goes first. So every order that is chosen here keeps
-every promise that earliest deadline first would keep.
+Rule, while there is time to spare: alerts, while they have had less than their share of what was served; a
+recommendation or alert whose slack has fallen under twice its predicted service; people; recommendations; alerts; what
+is late. Within a level by turns of the tenants (schedule.py). Time to spare is what demand.py says: how long the
+engine could do something else with every promise kept. A work that goes before an earlier deadline uses its own
+service of it; one for which it does not suffice waits, and the earliest deadline goes first. So every order that is
+chosen here keeps every promise that earliest deadline first would keep.
 
 Owner: one shaper; not safe for threads.
 """
@@ -23,7 +23,7 @@ class Picker:
 
     def __init__(self, demand: Demand, alert_share: float) -> None:
         self.lanes = tuple(Lane() for _ in range(4))
-        self.dearest = 0.0  # cost of any work so far
+        self.dearest = 0.0  # cost of any work since nothing waited
         self._demand = demand
         self._alert_share = alert_share
         self._alert_credit = 0.0  # tokens that alerts are behind their share
@@ -31,6 +31,11 @@ class Picker:
         self._used_s = 0.0  # of the time to spare, by this batch
         self._by_deadline = False
         self._out_of_order = False  # what `next` gave
+
+    def push(self, entry: Entry, weight: float) -> None:
+        self.lanes[entry.level].push(entry, weight)
+        if entry.cost > self.dearest:
+            self.dearest = entry.cost
 
     def begin(self, start_s: float, *, by_deadline: bool) -> None:
         """A new batch, on an engine that is free from `start_s`. `by_deadline`: nothing goes before its deadline's
@@ -51,11 +56,11 @@ class Picker:
             ):
                 earliest = first
         self._out_of_order = False
-        if earliest is None or self._by_deadline:
-            return earliest
-        chosen = self._preferred() or earliest
-        if chosen.slot <= earliest.slot:
-            return chosen
+        if earliest is None:
+            return None
+        chosen = self._behind() or (earliest if self._by_deadline else self._preferred())
+        if chosen is None or chosen.slot <= earliest.slot:
+            return chosen or earliest
         takes_s = chosen.cost * self._demand.token_s
         if self.spare(takes_s) < takes_s:
             return earliest
@@ -66,7 +71,6 @@ class Picker:
         """What `next` gave goes into the batch."""
         if self._out_of_order:
             self._used_s += entry.cost * self._demand.token_s
-        self.dearest = max(self.dearest, entry.cost)
         self.lanes[entry.level].take(entry)
         alerts = self.lanes[2].works + self.lanes[3].works
         if entry.level >= 2:
@@ -82,6 +86,20 @@ class Picker:
         """Seconds that the batch could take beyond its works' costs, with all else in time; exact up to `wanted_s`."""
         return self._demand.spare(self._start_s, wanted_s + self._used_s) - self._used_s
 
+    @property
+    def owed(self) -> float:
+        """Tokens that alerts are behind their share."""
+        return max(self._alert_credit, 0.0)
+
+    def _behind(self) -> Entry | None:
+        """An alert, or a late work, that the share of alerts pays for."""
+        alerts, late = self.lanes[2:]
+        if self._alert_credit > 0 and (alerts.works or late.works):
+            behind = alerts.turn() if alerts.works else late.first()
+            if behind is not None and behind.cost <= self._alert_credit:
+                return behind
+        return None
+
     def _preferred(self) -> Entry | None:
         people, recommendations, alerts, late = self.lanes
         for lane in (recommendations, alerts):
@@ -91,10 +109,6 @@ class Picker:
                 and first.due_s - self._start_s < _PROMOTED * first.cost * self._demand.token_s
             ):
                 return first
-        if self._alert_credit > 0:
-            behind = alerts.turn() or late.first()
-            if behind is not None and behind.cost <= self._alert_credit:
-                return behind
         for lane in (people, recommendations, alerts):
             if lane.works:
                 return lane.turn()

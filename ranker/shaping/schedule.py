@@ -4,10 +4,10 @@ A `Lane` holds the waiting works of one level in two orders at once. By deadline
 round-robin over the tenants (Shreedhar and Varghese 1995), in tokens at the floor depth, each tenant's own works by
 deadline. A work leaves both when it is taken from either, and is charged to its tenant either way.
 
-Bound on waiting. With Q the dearest work so far and w the weights, a tenant that always has works waiting, and whose
-turns are not overruled by a deadline, waits between two of its works for at most (1/w + 1) rounds, and a round serves
-at most the sum over the other tenants j of (w_j + 1) · Q tokens. Turns overruled by deadlines are bounded by the
-deadlines: an admitted work is served by its own. So none starves.
+Bound on waiting. With Q the dearest work since the lane was empty and w the weights, a tenant that always has works
+waiting, and whose turns are not overruled by a deadline, waits between two of its works for at most (1/w + 1) rounds,
+and a round serves at most the sum over the other tenants j of (w_j + 1) · Q tokens. Turns overruled by deadlines are
+bounded by the deadlines: an admitted work is served by its own. So none starves.
 
 O(log n) an offer and a turn. Owner: one shaper; not safe for threads.
 """
@@ -29,8 +29,8 @@ class Entry:
 
     work: Work
     level: int
-    due_s: float  # promised
-    release_s: float  # when it must begin at the latest, alone
+    promised_s: float  # served by then
+    due_s: float  # what it is ordered by: the same, but for what several lanes take longer
     slot: float  # of the demand it was counted in
     cost: float  # tokens at the floor depth and a batch's overhead in tokens, whole
     waiting: bool = True
@@ -120,6 +120,8 @@ class Lane:
         flow.works -= 1
         self.works -= 1
         self.cost -= entry.cost
+        if not self.works:
+            self._quantum = 1.0
         if len(self._heap) > 2 * self.works + 64:
             self._heap = _living(self._heap)
         if len(flow.heap) > 2 * flow.works + 64:

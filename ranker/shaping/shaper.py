@@ -25,7 +25,7 @@ from collections import Counter
 
 from penstock.ranker.shaping.admission import FairShares, StandingQueue
 from penstock.ranker.shaping.cost import CostModel, Prior
-from penstock.ranker.shaping.demand import Demand
+from penstock.ranker.shaping.demand import WHOLE, Demand
 from penstock.ranker.shaping.depth import PERIOD_S, DepthBounds, DepthController
 from penstock.ranker.shaping.limits import Limits
 from penstock.ranker.shaping.load import Arrivals, feed_forward
@@ -71,6 +71,8 @@ class TrafficShaper:
         self._bounds_s = (limits.interactive_s, limits.recommendation_s, limits.alert_s, limits.late_s)  # by level
         self.cost = CostModel(prior, limits.usual_tokens)
         self._demand = Demand(len(LEVELS) + 1, self._pace())
+        self._demand.share(INTERACTIVE, 1.0 - limits.alert_share)
+        self._demand.share(LATE, limits.late_share)
         self._picker = Picker(self._demand, limits.alert_share)
         self._shares = FairShares(limits.weights)
         self._standing = StandingQueue(limits.standing_s, limits.interval_s)
@@ -122,7 +124,8 @@ class TrafficShaper:
             return True
         self._leave(entry)
         self._picker.lanes[entry.level].drop(entry)
-        self._shares.refund(entry.work.tenant, entry.cost)
+        if entry.level != LATE:
+            self._shares.refund(entry.work.tenant, entry.cost)
         return True
 
     def _decide(self, work: Work, level: int, now_s: float) -> Admission:
@@ -135,7 +138,9 @@ class TrafficShaper:
         slot = demand.slot(due_s, now_s)
         if (lane.cost + cost) * token_s > self._bounds_s[level]:
             return Refused(self._drained(level, cost, start_s) - now_s, Why.QUEUE)
-        fits = demand.fits(level, slot, cost, start_s)
+        # What alerts are behind their share is served in between, whoever is due.
+        after_s = start_s + self._picker.owed * token_s
+        fits = demand.fits(level, slot, cost, after_s)
         waits_s = lane.cost * token_s
         if level == INTERACTIVE:
             waits_s += start_s - now_s
@@ -150,40 +155,39 @@ class TrafficShaper:
             if why is None and self._standing.refuses(waits_s, now_s):
                 why = Why.STANDING
             if why is not None:
-                return Refused(demand.clear_s(slot, cost, start_s, now_s) - now_s, why)
+                return Refused(self._clear(slot, cost, after_s, now_s) - now_s, why)
         elif why is not None:
-            return self._defer(work, cost, why, start_s, now_s)
-        self._take_in(Entry(work, level, due_s, due_s - cost * token_s, slot, cost), now_s)
+            return self._defer(work, cost, why, after_s, now_s)
+        self._take_in(Entry(work, level, work.deadline_s, due_s, slot, cost))
         shares.charge(tenant, cost, math.inf if crowded else ahead)
         return _ADMITTED
 
     def _defer(self, work: Work, cost: float, why: Why, start_s: float, now_s: float) -> Admission:
         if (self._picker.lanes[LATE].cost + cost) * self._demand.token_s > self._bounds_s[LATE]:
             return Refused(self._drained(LATE, cost, start_s) - now_s, why)
-        entry = self._promise(work, cost, start_s, now_s)
-        self._shares.charge(work.tenant, cost)
-        return Deferred(entry.release_s, why)
+        entry = self._promise(work, cost, start_s, now_s)  # paid for by the late ones' share, not by the tenant's
+        return Deferred(entry.due_s - cost * self._demand.token_s, why)
 
     def _promise(self, work: Work, cost: float, start_s: float, now_s: float) -> Entry:
         """A time by which it is served for certain, however late."""
         demand = self._demand
         after_s = max(demand.after_all(LATE, cost, start_s), work.deadline_s)
         due_s = after_s + (after_s - now_s) / 32 + 0.01  # rounding down to a slot takes less than that
-        entry = Entry(work, LATE, due_s, due_s - cost * demand.token_s, demand.slot(due_s, now_s), cost)
-        self._take_in(entry, now_s)
+        entry = Entry(work, LATE, due_s, due_s, demand.slot(due_s, now_s), cost)
+        self._take_in(entry)
         return entry
 
-    def _take_in(self, entry: Entry, now_s: float) -> None:
+    def _take_in(self, entry: Entry) -> None:
         work = entry.work
         self._entries[work.number] = entry
         if work.key is not None:
             self._leaders[work.key] = entry
         self._demand.add(entry.level, entry.slot, entry.cost)
-        self._picker.lanes[entry.level].push(entry, self._shares.weight(work.tenant))
+        self._picker.push(entry, self._shares.weight(work.tenant))
 
     def _joins(self, work: Work) -> bool:
         leader = self._leaders.get(work.key or "")
-        if leader is None or leader.due_s > work.deadline_s or len(leader.followers) >= _FOLLOWERS:
+        if leader is None or leader.promised_s > work.deadline_s or len(leader.followers) >= _FOLLOWERS:
             return False
         leader.followers += (work,)
         self._followers[work.number] = leader
@@ -196,6 +200,7 @@ class TrafficShaper:
             self._step(now_s)
         if not self._entries:
             self._shares.forgive()
+            self._picker.dearest = 0.0
             return Wait(math.inf)
         picker, cost = self._picker, self.cost
         owed = now_s < self._owed_until_s
@@ -211,18 +216,18 @@ class TrafficShaper:
             work = entry.work
             floor = work.tokens(work.least)
             end_s = now_s + cost.predict(least + floor)
-            if not taken and end_s > entry.due_s + _TINY and self._give_up(entry, now_s, expired):
+            if not taken and end_s > entry.promised_s + _TINY and self._give_up(entry, now_s, expired):
                 continue
             most = min(max(self.limits.depths.ceiling, work.least), work.wanted)
             aim = work.tokens(min(max(work.least, round(depth)), most))
-            if taken and (planned + aim > room or end_s > min(due_s, entry.due_s)):
+            if taken and (planned + aim > room or end_s > min(due_s, entry.promised_s)):
                 break
             picker.take(entry)
             taken.append(entry)
             claims.append(Claim(work, work.least, work.least if owed or entry.level == LATE else most))
             planned += aim
             least += floor
-            due_s = min(due_s, entry.due_s)
+            due_s = min(due_s, entry.promised_s)
         if not taken:
             return Batch(self._number(), (), 0.0, now_s, tuple(expired)) if expired else Wait(math.inf)
         return self._filled(taken, claims, tuple(expired), planned, least, min(room, budget_tokens), due_s, now_s)
@@ -267,7 +272,8 @@ class TrafficShaper:
             del self._entries[work.number]
             for one in entry.followers:
                 del self._followers[one.number]
-            self._shares.served(entry.cost)
+            if entry.level != LATE:
+                self._shares.served(entry.cost)
             if entry.level == INTERACTIVE:
                 waiting = self._picker.lanes[INTERACTIVE].works
                 self._standing.left(now_s - work.arrived_s, now_s, waiting)
@@ -291,9 +297,8 @@ class TrafficShaper:
             expired.append(entry.work)
             self._tally["expired"][entry.work.class_] += 1
         for one in followers:  # due no earlier: each on its own
-            again = Entry(one, entry.level, one.deadline_s, one.deadline_s, entry.slot, entry.cost)
-            again.slot = self._demand.slot(one.deadline_s, now_s)
-            self._take_in(again, now_s)
+            slot = self._demand.slot(one.deadline_s, now_s)
+            self._take_in(Entry(one, entry.level, one.deadline_s, one.deadline_s, slot, entry.cost))
         return True
 
     def _leave(self, entry: Entry) -> None:
@@ -348,12 +353,9 @@ class TrafficShaper:
         backlog = max(0.0, demand.density(RECOMMENDATION, start_s) - for_others)
         ahead = feed_forward(limits.use - backlog, token_s, people.fixed + others.fixed, people.item + others.item)
         self._depth.step(now_s, self._delay(now_s), ahead)
-        for row, taken, least in (
-            (RECOMMENDATION, for_people, 2 * limits.alert_share),
-            (ALERT, for_people, limits.alert_share),
-        ):
-            demand.share(row, math.ceil(_SHARE_STEP * max(1.0 - taken, least)) / _SHARE_STEP)
-        demand.share(LATE, limits.late_share)
+        for level, least in ((RECOMMENDATION, 2 * limits.alert_share), (ALERT, limits.alert_share)):
+            free = max(1.0 - limits.alert_share - for_people, least)
+            demand.share(level, math.ceil(_SHARE_STEP * free) / _SHARE_STEP)
 
     def _start(self, now_s: float) -> float:
         """When the engine is free of what it has begun; with several lanes, of its share of it."""
@@ -379,8 +381,16 @@ class TrafficShaper:
         """When a level has room for so many tokens, whatever of the others is served before."""
         demand, lane = self._demand, self._picker.lanes[level]
         over = lane.cost + cost - self._bounds_s[level] / demand.token_s
-        others = demand.totals[0] - lane.cost
-        return start_s + min(others + over + self._picker.dearest, demand.totals[0]) * demand.token_s
+        others = demand.totals[WHOLE] - lane.cost
+        return start_s + min(others + over + self._picker.dearest, demand.totals[WHOLE]) * demand.token_s
+
+    def _clear(self, slot: float, cost: float, start_s: float, now_s: float) -> float:
+        """When a work that keeps its distance to its deadline finds nothing in its way."""
+        demand = self._demand
+        begun_s = max(self.limits.batch_s, self._picker.dearest * demand.token_s)  # what is begun is not interrupted
+        if slot - now_s < cost * demand.token_s + begun_s:
+            return start_s + demand.totals[WHOLE] * demand.token_s / demand.shares[1]
+        return demand.clear_s(slot, cost, start_s, now_s)
 
     def _number(self) -> int:
         self._batches += 1

@@ -1,5 +1,6 @@
 """What the whole shaper promises, on an engine that takes what the cost model says, and on one that does not."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -170,8 +171,8 @@ def jain(shares: list[float]) -> float:
 
 @pytest.mark.parametrize("class_", CLASSES)
 def test_a_tenant_that_bursts_tenfold_gets_its_share_and_no_more(class_: RankClass) -> None:
-    """Ten equal tenants, each asking for more than its tenth, one for ten times as much: Jain's index of what was served
-    in time."""
+    """Ten equal tenants, each asking for more than its tenth, one for ten times as much: Jain's index of what was
+    served in time."""
     count, seconds = 10, 20.0
     each_s = FLOOR_S * count / 1.5  # between two works of a tenant: one and a half times its share
     works = []
@@ -274,7 +275,7 @@ def test_new_bounds_of_depth_hold_at_once_and_without_a_jump() -> None:
 
     run(one, works, overhead_s=OVERHEAD_S, token_s=TOKEN_S, after=change)
     assert max(seen) > 300 and seen[-1] > 300
-    assert all(later / sooner < 1.5 for sooner, later in zip(seen, seen[1:], strict=False))
+    assert all(later / sooner < 1.5 for sooner, later in itertools.pairwise(seen))
 
 
 @pytest.mark.parametrize(
