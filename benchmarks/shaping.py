@@ -1,10 +1,10 @@
 """Traffic shaping under a virtual clock: the production decision code against simpler policies, on real arrivals.
 
-    python benchmarks/shaping.py --json build/shaping.json --plots build        # about an hour
+    python benchmarks/shaping.py --json build/shaping.json --plots build        # half an hour
     python benchmarks/shaping.py --cells loads,overload --seeds 2 --horizon 600  # a trial
 
-    loads      FIFO, static priority, uniform depth by a PID loop, and the full policy, on the bursty and the near-Poisson
-               trace at mean loads 0.7, 0.9 and 1.2: goodput, misses, NDCG
+    loads      FIFO, static priority, uniform depth by a PID loop, and the full policy, on the bursty and the
+               near-Poisson trace at mean loads 0.7, 0.9 and 1.2: goodput, misses, NDCG
     overload   the full policy and the others at 1, 2, 5 and 10 times the capacity
     fairness   ten equal tenants, one of which asks ten times as much for a while
     depth      the controller under a step, a ramp, a burst and an engine that gets three times slower
@@ -12,14 +12,15 @@
     day        a day of diurnal load with bursts and storms, for the plots
 
 What is asked stands in simulating/workload.py, what a forward takes in plant.py (measured), how clients and Kafka
-behave in world.py, what a clairvoyant could have met in feasible.py, how the baselines were set in policies.py, what the
-words mean in measures.py. All figures are of the same workload for all policies, means over the seeds with 95 %
+behave in world.py, what a clairvoyant could have met in feasible.py, how the baselines were set in policies.py, what
+the words mean in measures.py. All figures are of the same workload for all policies, means over the seeds with 95 %
 intervals by Student's t. Nothing here runs the ranker: the live rows need it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -40,7 +41,7 @@ from benchmarks.simulating.policies import full, policies, tuned  # noqa: E402
 CELLS = ("loads", "overload", "fairness", "depth", "decision", "day")
 MODERATE = (0.7, 0.9, 1.2)
 OVER = (1.0, 2.0, 5.0, 10.0)
-HORIZON_S, OVERLOAD_S, TUNING_S = 1_800.0, 300.0, 900.0
+HORIZON_S, OVERLOAD_S, TUNING_S = 900.0, 120.0, 600.0
 SEEDS = 5
 # name, unit, target, better: exactly the issue's
 ROWS: tuple[tuple[str, str, float, str], ...] = (
@@ -71,12 +72,12 @@ def run(
     makers = policies(settings) if settings else {}
     report.notes["baselines"] = {name: asdict(each) for name, each in settings.items()}
     if "loads" in cells:
-        grid = ablation.grid(makers, plant, ("code", "conv"), MODERATE, seeds, horizon_s)
+        grid = ablation.grid(settings, plant, ("code", "conv"), MODERATE, seeds, horizon_s, processes=processes)
         report.cells += [each.as_json() for each in grid]
         print(ablation.printed(grid), flush=True)
         found |= ablation.rows(grid)
     if "overload" in cells:
-        grid = ablation.grid(makers, plant, ("code",), OVER, seeds, OVERLOAD_S, drain_s=0.0)
+        grid = ablation.grid(settings, plant, ("code",), OVER, seeds, OVERLOAD_S, drain_s=0.0, processes=processes)
         report.cells += [each.as_json() for each in grid]
         print(ablation.printed(grid), flush=True)
         found |= ablation.overload_rows(grid)
@@ -138,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cells", default=",".join(CELLS), help=f"some of {', '.join(CELLS)}")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--horizon", type=float, default=HORIZON_S, help="seconds of arrivals, up to load 1.2")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
     cells = options.cells.split(",")
     if unknown := {*cells} - {*CELLS}:
@@ -152,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "capacity_tokens_a_second": round(plant.capacity),
     }
     report.notes["seeds"], report.notes["horizon_s"] = options.seeds, options.horizon
-    filled(run(cells, plant, range(options.seeds), options.horizon, report, options.plots), report)
+    filled(run(cells, plant, range(options.seeds), options.horizon, report, options.plots, options.processes), report)
     print(table(report.results))
     report.write(options.json, about, cells=report.cells)
     return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from benchmarks.simulating.measures import (
     p99_s,
 )
 from benchmarks.simulating.plant import Plant
-from benchmarks.simulating.policies import Maker
+from benchmarks.simulating.policies import Tuned, policies
 from benchmarks.simulating.workload import DEADLINES, KINDS, Workload, generate
 from benchmarks.simulating.world import Outcome, World
 
@@ -71,30 +73,38 @@ class Cell:
 
 
 def grid(
-    makers: Mapping[str, Maker],
+    settings: Mapping[str, Tuned],
     plant: Plant,
     traces: Sequence[str],
     loads: Sequence[float],
     seeds: Sequence[int],
     horizon_s: float,
     drain_s: float = DEADLINES["digest"],
+    processes: int = 1,
 ) -> list[Cell]:
     """`drain_s`: how long after the last arrival what waits may still be served."""
-    runs: dict[tuple[str, str, float], list[Run]] = {}
-    for trace in traces:
-        for load in loads:
-            for seed in seeds:
-                asked = generate(load, plant.capacity, horizon_s, seed, trace)
-                met = feasible(asked, plant)
-                outcomes = {
-                    name: World(make(), asked, plant, seed).run(horizon_s + drain_s) for name, make in makers.items()
-                }
-                for name, outcome in outcomes.items():
-                    runs.setdefault((name, trace, load), []).append(
-                        _run(outcome, outcomes[REFERENCE], asked, met, plant)
-                    )
-            print(f"  {trace} {load:g}: {len(seeds)} seeds", flush=True)
-    return [Cell(*key, tuple(found)) for key, found in runs.items()]
+    tasks = [(trace, load, seed) for trace in traces for load in loads for seed in seeds]
+    each = partial(runs, settings, plant, horizon_s, drain_s)
+    found: dict[tuple[str, str, float], list[Run]] = {}
+    with ProcessPoolExecutor(processes) as pool:
+        for (trace, load, _), by_policy in zip(tasks, pool.map(each, tasks), strict=True):
+            for name, run in by_policy.items():
+                found.setdefault((name, trace, load), []).append(run)
+    return [Cell(*key, tuple(of_seeds)) for key, of_seeds in found.items()]
+
+
+def runs(
+    settings: Mapping[str, Tuned], plant: Plant, horizon_s: float, drain_s: float, task: tuple[str, float, int]
+) -> dict[str, Run]:
+    """Every policy on the workload of (trace, load, seed)."""
+    trace, load, seed = task
+    asked = generate(load, plant.capacity, horizon_s, seed, trace)
+    met = feasible(asked, plant)
+    outcomes = {
+        name: World(make(), asked, plant, seed).run(horizon_s + drain_s) for name, make in policies(settings).items()
+    }
+    print(f"  {trace} {load:g}, seed {seed}", flush=True)
+    return {name: _run(outcome, outcomes[REFERENCE], asked, met, plant) for name, outcome in outcomes.items()}
 
 
 def _run(outcome: Outcome, reference: Outcome, asked: Workload, met: NDArray[np.bool_], plant: Plant) -> Run:
@@ -153,11 +163,10 @@ def overload_rows(cells: Sequence[Cell]) -> dict[str, tuple[float, Mean | None]]
 
 def printed(cells: Sequence[Cell]) -> str:
     """As a Markdown table."""
-    lines = [
-        "| arrivals | load | policy | goodput | clairvoyant | interactive p99, s | missed: interactive | recommendation | instant | digest "
-        "| refusals a request | deferred | depth | NDCG, both | NDCG, all | busy |",
-        "|" + " --- |" * 16,
-    ]
+    names = "arrivals, load, policy, goodput, clairvoyant, p99 s, missed by people, recommendation, instant, digest"
+    more = "refusals, deferred, depth, NDCG both, NDCG all, busy"
+    columns = [*names.split(", "), *more.split(", ")]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for cell in sorted(cells, key=lambda cell: (cell.arrivals, cell.load)):
         shares = " | ".join(f"{100 * cell.missed(kind).mean:.2f} %" for kind in KINDS)
         rest = " | ".join(f"{cell.mean(name).mean:.3f}" for name in ("refused", "deferred"))

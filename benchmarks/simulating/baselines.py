@@ -41,10 +41,15 @@ class Fifo:
     def queue_of(self, work: Work) -> deque[Work]:
         return self._queues[0]
 
+    def held(self, work: Work) -> float:
+        """Tokens that count against the bound for this work."""
+        return self._waiting
+
     def offer(self, work: Work, now_s: float) -> Admission:
         tokens = work.tokens(min(work.wanted, self.nominal))
-        over = self._waiting + tokens - self.bound_tokens
-        if over > 0 and self._waiting:
+        held = self.held(work)
+        over = held + tokens - self.bound_tokens
+        if over > 0 and held:
             self._refused[Why.QUEUE] += 1
             return Refused(max(0.05, over * self._token_s), Why.QUEUE)
         self.queue_of(work).append(work)
@@ -133,7 +138,8 @@ _ORDER = (RankClass.INTERACTIVE, RankClass.RECOMMENDATION, RankClass.ALERT)
 
 
 class StaticPriority(Fifo):
-    """Interactive before recommendations before alerts, each in the order of arrival."""
+    """Interactive before recommendations before alerts, each in the order of arrival, and each with a bound of its own:
+    else alerts would fill the room of those who go before them."""
 
     def __init__(self, nominal: int, bound_tokens: float) -> None:
         super().__init__(nominal, bound_tokens)
@@ -142,13 +148,19 @@ class StaticPriority(Fifo):
     def queue_of(self, work: Work) -> deque[Work]:
         return self._queues[_ORDER.index(work.class_)]
 
+    def held(self, work: Work) -> float:
+        return self._tokens_of[work.class_]
+
     @property
     def delay_s(self) -> float:
-        return self._tokens_of[RankClass.INTERACTIVE] * self._token_s
+        first = next((queue[0] for queue in self._queues if queue), None)
+        own = first.tokens(min(first.wanted, self.nominal)) if first else 0.0
+        return max(0.0, self._waiting - own) * self._token_s
 
 
 class UniformPid(StaticPriority):
-    """Static priority at one depth for all, by a PID loop on the predicted delay: the published system's control.
+    """Static priority at one depth for all, by a PID loop on the predicted delay: the published system's control. The
+    delay is that of all that waits behind the first, so that one who finds the engine free sees none.
 
     depth = nominal x (1 + P e + I sum e dt + D de/dt), e = (setpoint - delay) / setpoint, between floor and ceiling;
     where it is at a bound the sum stands still.

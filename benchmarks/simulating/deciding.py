@@ -1,8 +1,8 @@
-"""What a decision costs while 10,000 works wait. Of each work two things are decided: whether it is let in, and when and
-how deep it is served. The cost is that of all calls (`offer`, `batch`, `done`) over the number of such decisions.
+"""What a decision costs while 10,000 works wait. Of each work two things are decided: whether it is let in, and when
+and how deep it is served. The cost is that of all calls (`offer`, `batch`, `done`) over the number of such decisions.
 
 The 10,000 are hourly digests, before an engine FASTER times as fast as the measured one, for which they are work for a
-few minutes; then for each batch that it takes as many works come as went, of all kinds as the workload has them by cost.
+few minutes; then for each batch that it takes as many works come as went, of all kinds as the workload has them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The four disturbances of the depth controller's test, and what it does under them.
 
-Interactive requests alone, evenly spaced with a tenth of jitter, all with the same margins and no cache, on the measured
-engine, so that what the depth does is the controller's doing. Loads are of the nominal depth.
+Interactive requests alone, evenly spaced with a tenth of jitter, all with the same margins and no cache, on the
+measured engine, so that what the depth does is the controller's doing. Loads are of the nominal depth.
 
     step       0.5 to 1.1 of capacity, at once
     ramp       the same over 20 s; counted from its end

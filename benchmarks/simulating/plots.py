@@ -60,7 +60,11 @@ def day(make: Callable[[], Shaper], plant: Plant, folder: Path, day_s: float = D
         ),
         Panel(
             "Depth of people's answers (mean)",
-            (Line("candidates", a_bin(people & outcome.in_time, outcome.depth.astype(float), asked.arrived_s, np.mean)),),
+            (
+                Line(
+                    "candidates", a_bin(people & outcome.in_time, outcome.depth.astype(float), asked.arrived_s, np.mean)
+                ),
+            ),
             top=float(CEILING),
             marks=((float(FLOOR), "floor"),),
         ),
@@ -74,7 +78,10 @@ def day(make: Callable[[], Shaper], plant: Plant, folder: Path, day_s: float = D
         ),
         Panel(
             "Deferral: works that wait (most of each 5 minutes)",
-            (Line("alerts and digests", waiting[RankClass.ALERT]), Line("people and recommendations", waiting[RankClass.INTERACTIVE])),
+            (
+                Line("instant alerts, digests", waiting[RankClass.ALERT]),
+                Line("all others", waiting[RankClass.INTERACTIVE]),
+            ),
         ),
     )
     ticks = [(float(hour), f"{hour}:00") for hour in range(0, round(day_s / _HOUR_S) + 1, 3)]
@@ -146,7 +153,9 @@ def depths(makers: Mapping[str, Callable[[], Shaper]], plant: Plant, folder: Pat
         for policy, make in makers.items():
             served = disturbed(name, make(), plant, 0)[0].served
             lines.append(Line(policy, over_depths(served, span)))
-        panels.append(Panel(f"{name}: depth, mean of a second", lines, top=float(CEILING), marks=((float(FLOOR), "floor"),)))
+        panels.append(
+            Panel(f"{name}: depth, mean of a second", lines, top=float(CEILING), marks=((float(FLOOR), "floor"),))
+        )
     ticks = [(CHANGE_S + more, f"{more:+d}") for more in range(-10, 41, 10)]
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / "shaping-depth.svg"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777")
-WIDTH, PANEL, GAP, LEFT, RIGHT, TOP, BOTTOM = 920, 130, 42, 64, 170, 44, 42
+WIDTH, PANEL, GAP, LEFT, RIGHT, TOP, BOTTOM = 920, 130, 42, 64, 170, 58, 42
 _STYLE = "font-family:system-ui,sans-serif;font-size:12px"
 
 
@@ -54,7 +54,9 @@ def drawn(title: str, x: Floats, ticks: Sequence[tuple[float, str]], panels: Seq
         out += _panel(panel, begin, right, x, across, ticks)
     for value, name in ticks:
         out.append(f'<text x="{across(value):.1f}" y="{height - 24}" text-anchor="middle" fill="#444">{name}</text>')
-    out.append(f'<text x="{(LEFT + right) / 2}" y="{height - 6}" text-anchor="middle" fill="#444">{escape(x_name)}</text>')
+    out.append(
+        f'<text x="{(LEFT + right) / 2}" y="{height - 6}" text-anchor="middle" fill="#444">{escape(x_name)}</text>'
+    )
     return "\n".join([*out, "</svg>"]) + "\n"
 
 

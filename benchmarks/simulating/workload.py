@@ -10,8 +10,8 @@ Instant alerts come evenly but for STORMS an hour: a storm is the batch of vacan
 40 fullest days of 2025, at STORM_RATE postings a second, one request of 16 pairs for every posting of it (each meets 16
 subscriptions, each subscription 16 of the postings).
 
-Queries are drawn by Zipf's law from QUERIES. One that was asked within the score cache's TTL finds HIT of its candidates
-there; what it finds depends on what was asked, not on what a policy served, so that all policies have the same work.
+Queries are drawn by Zipf's law from QUERIES. One that was asked within the score cache's TTL finds HIT of its
+candidates there; what it finds depends on what was asked, not on what a policy served, so that all policies have the same work.
 """
 
 from __future__ import annotations
