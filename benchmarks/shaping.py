@@ -65,7 +65,13 @@ Found = dict[str, tuple[float, Mean | None]]  # by row: the value and the mean o
 
 
 def run(
-    cells: Sequence[str], plant: Plant, seeds: Sequence[int], horizon_s: float, report: Report, folder: Path
+    cells: Sequence[str],
+    plant: Plant,
+    seeds: Sequence[int],
+    horizon_s: float,
+    report: Report,
+    folder: Path,
+    processes: int = 1,
 ) -> Found:
     found: Found = {}
     settings = tuned(plant, min(horizon_s, TUNING_S)) if {"loads", "overload", "fairness", "depth"} & {*cells} else {}

@@ -58,8 +58,10 @@ class Cell:
     def mean(self, name: str) -> Mean:
         return over_seeds([getattr(run, name) for run in self.runs])
 
-    def missed(self, kind: str) -> Mean:
-        return over_seeds([run.missed.get(kind, 0.0) for run in self.runs])
+    def missed(self, kind: str) -> Mean | None:
+        """None where none was due before the end."""
+        found = [run.missed[kind] for run in self.runs if kind in run.missed]
+        return over_seeds(found) if found else None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -67,7 +69,7 @@ class Cell:
             "arrivals": self.arrivals,
             "load": self.load,
             **{name: asdict(self.mean(name)) for name in Run.__slots__ if name not in ("missed", "misses")},
-            "missed": {kind: asdict(self.missed(kind)) for kind in KINDS},
+            "missed": {kind: asdict(mean) for kind in KINDS if (mean := self.missed(kind))},
             "misses_of_feasible": {kind: [run.misses.get(kind, 0) for run in self.runs] for kind in KINDS},
         }
 
@@ -168,7 +170,7 @@ def printed(cells: Sequence[Cell]) -> str:
     columns = [*names.split(", "), *more.split(", ")]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for cell in sorted(cells, key=lambda cell: (cell.arrivals, cell.load)):
-        shares = " | ".join(f"{100 * cell.missed(kind).mean:.2f} %" for kind in KINDS)
+        shares = " | ".join(f"{100 * mean.mean:.2f} %" if (mean := cell.missed(kind)) else "–" for kind in KINDS)
         rest = " | ".join(f"{cell.mean(name).mean:.3f}" for name in ("refused", "deferred"))
         quality = " | ".join(f"{cell.mean(name).mean:.4f}" for name in ("ndcg", "ndcg_all"))
         lines.append(

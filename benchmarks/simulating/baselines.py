@@ -29,7 +29,7 @@ class Fifo:
         self._numbers = count(1)
         self._waiting = 0.0  # tokens, at the nominal depth
         self._of: Counter[RankClass] = Counter()
-        self._tokens_of: Counter[RankClass] = Counter()
+        self._tokens_of = dict.fromkeys(RankClass, 0.0)
         self._token_s = GUESS_S
         self._admitted: Counter[RankClass] = Counter()
         self._refused: Counter[Why] = Counter()

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 FILE = Path(__file__).resolve().parent / "data" / "traces.npz"
@@ -27,7 +28,7 @@ SPAN_S, SPANS = 300, 288
 STORM_DAYS = 40
 
 
-def cut(shared: Path) -> dict[str, np.ndarray]:
+def cut(shared: Path) -> dict[str, NDArray[np.generic]]:
     out = {name: _azure(shared / "arrival_traces" / f"azure_llm_2023_{name}.csv") for name in ("code", "conv")}
     day = np.zeros(SPANS, np.uint16)
     for row in _rows(shared / "arrival_traces" / "nab_real_counts_5min.csv"):
@@ -46,7 +47,7 @@ def cut(shared: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _azure(path: Path) -> np.ndarray:
+def _azure(path: Path) -> NDArray[np.generic]:
     return np.array([round(float(row["t_seconds"]) * 1000) for row in _rows(path)], np.uint32)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +29,12 @@ def bursting(plant: Plant, seed: int) -> Workload:
 def merged(one: Workload, other: Workload) -> Workload:
     """Both at once, over the first's horizon."""
     order = np.argsort(np.concatenate([one.arrived_s, other.arrived_s]), kind="stable")
+
+    def both(name: str) -> Any:
+        return np.concatenate([getattr(one, name), getattr(other, name)])[order]
+
     names = ("arrived_s", "kind", "tenant", "query", "hits", "cost")
-    return Workload(
-        *(np.concatenate([getattr(one, name), getattr(other, name)])[order] for name in names),
-        horizon_s=one.horizon_s,
-    )
+    return replace(one, **{name: both(name) for name in names})
 
 
 def cells(makers: Mapping[str, Maker], plant: Plant, seeds: Sequence[int]) -> dict[str, list[float]]:

@@ -55,11 +55,13 @@ def misses(outcome: Outcome, met: NDArray[np.bool_]) -> dict[str, int]:
 
 
 def missed_share(outcome: Outcome) -> dict[str, float]:
-    """By kind: of all requests, those not answered in time."""
+    """By kind: of the requests that were due before the end, those not answered in time."""
+    load = outcome.workload
+    due = load.deadline_s <= outcome.ended_s
     return {
-        name: float((~outcome.in_time)[outcome.workload.kind == kind].mean())
+        name: float((~outcome.in_time)[due & (load.kind == kind)].mean())
         for kind, name in enumerate(KINDS)
-        if (outcome.workload.kind == kind).any()
+        if (due & (load.kind == kind)).any()
     }
 
 
@@ -114,7 +116,7 @@ def jain_of_tenants(outcome: Outcome, from_s: float, to_s: float) -> float:
     load = outcome.workload
     span = (load.arrived_s >= from_s) & (load.arrived_s < to_s)
     tenants = int(load.tenant.max()) + 1
-    demand = np.bincount(load.tenant[span], load.cost[span], tenants)
+    demand: Floats = np.bincount(load.tenant[span], load.cost[span], tenants).astype(np.float64)
     got = np.bincount(load.tenant[span & outcome.in_time], load.cost[span & outcome.in_time], tenants)
     return jain(got / fair_shares(demand, float(got.sum())))
 

@@ -1,4 +1,4 @@
-"""The plots: a day of load, depth, delay and deferral; what each policy makes of each load; the depth when disturbed."""
+"""The plots: a day of load, depth, delay and deferral; each policy at each load; the depth when disturbed."""
 
 from __future__ import annotations
 

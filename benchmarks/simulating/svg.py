@@ -6,7 +6,7 @@ white, so that it reads in dark pages too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -60,7 +60,14 @@ def drawn(title: str, x: Floats, ticks: Sequence[tuple[float, str]], panels: Seq
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
-def _panel(panel: Panel, begin: float, right: float, x: Floats, across, ticks) -> list[str]:  # type: ignore[no-untyped-def]
+def _panel(
+    panel: Panel,
+    begin: float,
+    right: float,
+    x: Floats,
+    across: Callable[[float], float],
+    ticks: Sequence[tuple[float, str]],
+) -> list[str]:
     peak = max(float(np.nanmax(line.y)) for line in panel.lines)
     top = panel.top if panel.top is not None else _round_above(max(peak, *(level for level, _ in panel.marks), 1e-9))
 
@@ -74,32 +81,30 @@ def _panel(panel: Panel, begin: float, right: float, x: Floats, across, ticks) -
         if part % 2 == 0:
             out.append(f'<text x="{LEFT - 8}" y="{up(level) + 4:.1f}" text-anchor="end" fill="#444">{level:g}</text>')
     for value, _ in ticks:
-        out.append(
-            f'<line x1="{across(value):.1f}" x2="{across(value):.1f}" y1="{begin}" y2="{begin + PANEL}" stroke="#f0f0f0"/>'
-        )
+        tick = f"{across(value):.1f}"
+        out.append(f'<line x1="{tick}" x2="{tick}" y1="{begin}" y2="{begin + PANEL}" stroke="#f0f0f0"/>')
     for level, name in panel.marks:
-        out.append(
-            f'<line x1="{LEFT}" x2="{right}" y1="{up(level):.1f}" y2="{up(level):.1f}" stroke="#222" stroke-dasharray="4 4"/>'
-        )
+        y = f"{up(level):.1f}"
+        out.append(f'<line x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}" stroke="#222" stroke-dasharray="4 4"/>')
         out.append(f'<text x="{right + 10}" y="{up(level) + 4:.1f}" fill="#222">{escape(name)}</text>')
     for at, line in enumerate(panel.lines):
         colour = COLOURS[at % len(COLOURS)]
         seen = ~np.isnan(line.y)
         points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x[seen], line.y[seen], strict=True))
         if line.filled:
-            foot = begin + PANEL
-            edges = f"{across(x[seen][0]):.1f},{foot} {points} {across(x[seen][-1]):.1f},{foot}"
+            ground = begin + PANEL
+            edges = f"{across(x[seen][0]):.1f},{ground} {points} {across(x[seen][-1]):.1f},{ground}"
             out.append(f'<polygon points="{edges}" fill="{colour}" fill-opacity="0.18"/>')
         out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.4"/>')
     taken = [up(level) for level, _ in panel.marks]
-    y = begin + 12
+    foot = begin + 12
     for at, line in enumerate(panel.lines):
-        while any(abs(y - each - 2) < 13 for each in taken):
-            y += 4
+        while any(abs(foot - each - 2) < 13 for each in taken):
+            foot += 4
         colour = COLOURS[at % len(COLOURS)]
-        out.append(f'<rect x="{right + 10}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
-        out.append(f'<text x="{right + 26}" y="{y}" fill="#222">{escape(line.name)}</text>')
-        y += 17
+        out.append(f'<rect x="{right + 10}" y="{foot - 9}" width="10" height="10" fill="{colour}"/>')
+        out.append(f'<text x="{right + 26}" y="{foot}" fill="#222">{escape(line.name)}</text>')
+        foot += 17
     return out
 
 

@@ -11,7 +11,8 @@ Instant alerts come evenly but for STORMS an hour: a storm is the batch of vacan
 subscriptions, each subscription 16 of the postings).
 
 Queries are drawn by Zipf's law from QUERIES. One that was asked within the score cache's TTL finds HIT of its
-candidates there; what it finds depends on what was asked, not on what a policy served, so that all policies have the same work.
+candidates there; what it finds depends on what was asked, not on what a policy served, so that all policies have the
+same work.
 """
 
 from __future__ import annotations
@@ -65,12 +66,14 @@ class Workload:
 
     @property
     def deadline_s(self) -> Floats:
-        return self.arrived_s + np.array([DEADLINES[kind] for kind in KINDS])[self.kind]
+        patience: Floats = np.array([DEADLINES[kind] for kind in KINDS])[self.kind]
+        return self.arrived_s + patience
 
     @property
     def floor_cost(self) -> Floats:
         """Tokens at the least depth that still is an answer."""
-        return PREFIX_TOKENS + ITEM_TOKENS * (1 - self.hits) * FLOOR
+        found: Floats = PREFIX_TOKENS + ITEM_TOKENS * (1 - self.hits) * FLOOR
+        return found
 
     def load(self, capacity: float) -> float:
         return float(self.cost.sum()) / self.horizon_s / capacity
@@ -153,7 +156,8 @@ def _replayed(name: str, rate: float, horizon_s: float, seed: int, shape: Floats
     if shape is None:
         return times
     edges = np.concatenate([[0.0], np.cumsum(shape / shape.sum())]) * horizon_s
-    return np.interp(times, edges, np.linspace(0, horizon_s, len(edges)))
+    warped: Floats = np.interp(times, edges, np.linspace(0, horizon_s, len(edges)))
+    return warped
 
 
 def _storms(rng: np.random.Generator, horizon_s: float) -> Floats:

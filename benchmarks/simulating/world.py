@@ -154,7 +154,7 @@ class World:
                         self.outcome.busy_s += took_s
                         self.outcome.tokens += found.tokens
                         self.outcome.batches += 1
-        self.outcome.ended_s = min(now, until_s)
+        self.outcome.ended_s = until_s  # nothing more happens before it
         return self.outcome
 
     def _comes(self, request: int, now: float) -> None:
