@@ -1,8 +1,9 @@
 """What arrives, and the depth at which it takes the target share of the engine: the feed-forward of depth.py.
 
-Rule: two exponential means of the rate of arrivals, a fast one and a slow one. The slow one counts, until the fast one
-is further from it than chance would have it (three standard deviations of a Poisson count): then the load has changed,
-and for a second the fast one counts. So a steady load gives a steady depth, and a burst is answered within FAST_S.
+Rule: the mean of the rate of arrivals since it last changed, over SLOW_S at most. It has changed when the mean over
+FAST_S is further from it than chance would have it: two and a half standard deviations of a Poisson count, both means'
+own. Then the fast one is believed and the mean begins anew. So a steady load gives a steady depth, and a burst is
+answered within FAST_S or so.
 
 With f tokens a second whatever the depth, c tokens a second for each candidate deep, r the share of the engine that
 what can wait needs beyond its own arrivals, and s seconds a token: depth = ((target − r) / s − f) / c.
@@ -15,22 +16,24 @@ from __future__ import annotations
 import math
 
 FAST_S = 0.25
-SLOW_S = 4.0
-_CHANCE = 3.0  # standard deviations
-_FOLLOWS_S = 1.0
+CALM_S = 0.8
+SLOW_S = 2.0
+_CHANCE = 2.5  # standard deviations
+_OF_AGE = 0.5  # of the time since the change: so much the mean looks back
 
 
 class Arrivals:
     """Rates of one group of works: works, tokens whatever the depth, and tokens for each candidate deep, a second."""
 
-    def __init__(self, now_s: float, fast_s: float = FAST_S, slow_s: float = SLOW_S) -> None:
-        self._fast_s, self._slow_s = fast_s, slow_s
+    def __init__(self, now_s: float, times: int = 1) -> None:
+        """`times` as long as the constants say the means look back."""
+        self._fast_s, self._calm_s, self._slow_s = times * FAST_S, times * CALM_S, times * SLOW_S
         self._now_s = now_s
         self._count = self._fixed = self._item = 0.0  # since the last step
         self._fast = (0.0, 0.0, 0.0)
+        self._calm = (0.0, 0.0, 0.0)
         self._slow = (0.0, 0.0, 0.0)
-        self._follow_until_s = -math.inf
-        self._began_s = now_s
+        self._since_s = now_s  # the last change
 
     def came(self, fixed: float, item: float) -> None:
         self._count += 1
@@ -45,14 +48,15 @@ class Arrivals:
         self._count = self._fixed = self._item = 0.0
         self._now_s = now_s
         self._fast = _towards(self._fast, fresh, dt / self._fast_s)
-        age = now_s - self._began_s  # a young mean is the plain one of all that came
-        self._slow = _towards(self._slow, fresh, dt / min(self._slow_s, max(age, dt)))
-        fast, slow = self._fast[0], self._slow[0]
-        chance = _CHANCE * math.sqrt(max(slow, fast) / (2 * self._fast_s))
-        if abs(fast - slow) > chance:
-            self._follow_until_s = now_s + _FOLLOWS_S
-        if now_s < self._follow_until_s:
-            self._slow = self._fast
+        self._calm = _towards(self._calm, fresh, dt / self._calm_s)
+        back_s = min(self._slow_s, max(self._fast_s, _OF_AGE * (now_s - self._since_s)))
+        self._slow = _towards(self._slow, fresh, dt / back_s)
+        slow = self._slow[0]
+        for mean, over_s, sign in ((self._fast, self._fast_s, 1.0), (self._calm, self._calm_s, -1.0)):
+            chance = _CHANCE * math.sqrt(max(slow, mean[0]) / 2 * (1 / over_s + 1 / back_s))
+            if sign * (mean[0] - slow) > chance:
+                self._since_s = now_s
+                self._slow = mean
 
     @property
     def works(self) -> float:
