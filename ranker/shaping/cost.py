@@ -1,10 +1,12 @@
 """What a batch takes: seconds = overhead + per token · tokens, learnt from what batches took.
 
-Rule: recursive least squares with exponential forgetting (Åström and Wittenmark, Adaptive Control, 2nd ed., section
-2.2), residuals weighed relative to the prediction, so that long batches do not drown short ones. Two residuals in a
-row on one side and past SURPRISE of the usual spread are a change of the engine, not noise: the covariance is then
-blown up (covariance resetting, ibid. section 11.5) and the next few batches decide. Both coefficients stay within SPAN
-of the prior, and the covariance within its start, so sizes that are all alike cannot blow it up.
+Rule: recursive least squares with forgetting (Åström and Wittenmark, Adaptive Control, 2nd ed., section 2.2), a
+residual weighed relative to the prediction, so that long batches do not drown short ones. What is forgotten is only
+what the newest batch speaks of (directional forgetting: Bittanti, Bolzern and Campi 1990), so sizes that are all alike
+do not undo what is known of others. Two residuals in a row on one side and past SURPRISE of the usual spread are a
+change of the engine and no noise: a slow engine is slow in everything, so both coefficients are scaled by them, and
+the covariance is as it was at the start (covariance resetting, ibid. section 11.5). One alone is an outlier: nothing
+is learnt from it but spread. Both coefficients stay within SPAN of the prior.
 
 Units: seconds and tokens. Owner: one shaper; not safe for threads.
 """
@@ -54,6 +56,7 @@ class CostModel:
         self._loose = (usual_s**2, usual_s**2)  # variances of the start: as large as a usual batch
         self._covariance = (self._loose[0], 0.0, self._loose[1])  # of (overhead, token · scale)
         self._surprises = 0  # in a row; the sign is the side
+        self._factor = 1.0  # of the first of them
 
     def predict(self, tokens: float) -> float:
         return self.overhead_s + self.token_s * tokens
@@ -69,36 +72,49 @@ class CostModel:
             return
         predicted = max(self.predict(tokens), 1e-9)
         residual = (seconds - predicted) / predicted
-        if self._is_change(seconds / predicted, residual):
+        surprises = self._surprises_with(residual)
+        if surprises == 1:
+            self._factor = seconds / predicted
+        elif surprises > 1:
+            factor = math.sqrt(self._factor * seconds / predicted)
+            self._set(self.overhead_s * factor, self.token_s * factor)
             self._covariance = (self._loose[0], 0.0, self._loose[1])
-        self._learn(tokens / self._scale, seconds, predicted)
+            self._surprises = 0
+        if surprises != 1:
+            self._learn(tokens / self._scale, seconds)
         self.spread = math.sqrt(SPREAD_FORGET * self.spread**2 + (1 - SPREAD_FORGET) * min(abs(residual), 1.0) ** 2)
         self.batches += 1
 
-    def _is_change(self, factor: float, residual: float) -> bool:
-        large = abs(residual) > SURPRISE * max(self.spread, LEAST_SPREAD) or factor > 2.0 or factor < 0.5
-        if not large or 1 / CHANGED < factor < CHANGED:
+    def _surprises_with(self, residual: float) -> int:
+        """How many of them there were in a row, on this side, with this one."""
+        factor = 1.0 + residual
+        usual = abs(residual) <= SURPRISE * max(self.spread, LEAST_SPREAD) and 0.5 <= factor <= 2.0
+        if usual or 1 / CHANGED < factor < CHANGED:
             self._surprises = 0
-            return False
-        side = 1 if residual > 0 else -1
-        self._surprises = self._surprises + side if self._surprises * side > 0 else side
-        return abs(self._surprises) >= 2
+        else:
+            side = 1 if residual > 0 else -1
+            self._surprises = self._surprises + side if self._surprises * side > 0 else side
+        return abs(self._surprises)
 
-    def _learn(self, x: float, seconds: float, predicted: float) -> None:
+    def _learn(self, x: float, seconds: float) -> None:
         a, b, c = self._covariance
-        noise = (LEAST_SPREAD * predicted) ** 2
-        gain_0, gain_1 = a + b * x, b + c * x
-        total = FORGET * noise + gain_0 + gain_1 * x
-        gain_0, gain_1 = gain_0 / total, gain_1 / total
-        error = seconds - predicted
-        overhead = self.overhead_s + gain_0 * error
-        token = self.token_s + gain_1 * error / self._scale
-        least, most = self._prior.token_s / SPAN, self._prior.token_s * SPAN
-        if overhead < 0:  # on the boundary the rest of the error belongs to the tokens
-            overhead, token = 0.0, (seconds / (x * self._scale) if x > 0 else token)
-        self.overhead_s = min(overhead, SPAN * max(self._prior.overhead_s, self._prior.token_s * self._scale))
-        self.token_s = min(max(token, least), most)
-        h0, h1 = a + b * x, b + c * x
-        a, b, c = (a - gain_0 * h0) / FORGET, (b - gain_0 * h1) / FORGET, (c - gain_1 * h1) / FORGET
+        predicted = self.overhead_s + self.token_s * self._scale * x
+        error, noise = seconds - predicted, (LEAST_SPREAD * predicted) ** 2
+        g0, g1 = a + b * x, b + c * x
+        along = g0 + g1 * x
+        if along <= 0:
+            return
+        step = error / FORGET / (noise + along / FORGET)
+        overhead, token = self.overhead_s + step * g0, self.token_s + step * g1 / self._scale
+        if overhead < 0 and x > 0:  # on the boundary the rest of the error belongs to the tokens
+            overhead, token = 0.0, seconds / (x * self._scale)
+        self._set(overhead, token)
+        change = (1 / FORGET - 1) / along - 1 / (FORGET**2 * (noise + along / FORGET))
+        a, b, c = a + change * g0 * g0, b + change * g0 * g1, c + change * g1 * g1
         over = max(a / self._loose[0], c / self._loose[1], 1.0)
         self._covariance = (a / over, b / over, c / over)
+
+    def _set(self, overhead_s: float, token_s: float) -> None:
+        prior = self._prior
+        self.overhead_s = min(max(overhead_s, 0.0), SPAN * max(prior.overhead_s, prior.token_s * self._scale))
+        self.token_s = min(max(token_s, prior.token_s / SPAN), prior.token_s * SPAN)

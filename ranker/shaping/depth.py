@@ -4,18 +4,18 @@ delay.
 Rule, every `PERIOD_S`, on the logarithm of the depth u (depths multiply cost, so a step of u is one step of load):
 
     f  = ln(feed-forward), within ln of the bounds; down at once, up no faster than the slew
-    u* = f + P · e + I − D · dy/dt          e = (target − y) / target, within [−1, 1]
+    u* = f + P · e + I − D · dy/dt          e = (target − y) / target, within [−1½, ½]
     u  = u*, within ln of the bounds
     I += dt · (e / T_i + (u − u*) / T_t)
 
-y is the predicted delay. The derivative is of the measurement, low-passed, so a new target makes no kick. The last
+y is the predicted delay, low-passed. The derivative is of the measurement, so a new target makes no kick. The last
 term of I is anti-windup by back-calculation (Åström and Hägglund, Advanced PID Control, 2006, section 3.5): while a
 bound holds u, I follows instead of growing. New bounds move f to the nearer bound at most, and from there by the slew:
 bumpless. Down at once and up slowly, since too deep costs deadlines, and too shallow some relevance only.
 
 Feed-forward is the depth at which what arrives takes the target share of the engine (ranker/shaping/load.py). It does
 the bulk; the loop mends its error, and P and e are small so that it does not overshoot: a long queue alone lowers the
-depth by 8 % at once. What guards deadlines is the slack (ranker/shaping/demand.py), not this loop.
+depth by 6 % at once. What guards deadlines is the slack (ranker/shaping/demand.py), not this loop.
 
 Units: seconds, candidates. Owner: one shaper; not safe for threads.
 """
@@ -28,13 +28,15 @@ from dataclasses import dataclass
 from penstock.ranker.shaping.work import Why
 
 PERIOD_S = 0.1
-SLEW_UP = 1.5  # natural logarithms a second: from 131 to 1,000 in 1.4 s
-_P = 0.08
-_T_I = 8.0  # seconds
+SLEW_UP = 3.0  # natural logarithms a second: from 131 to 1,000 in 0.7 s
+_P = 0.04
+_LEAST_E, _MOST_E = -1.5, 0.5  # an empty queue does not say how far below the load is
+_T_I = 40.0  # seconds
 _T_T = 0.5  # seconds
-_D = 0.05  # seconds
-_SMOOTH = 0.5  # of the derivative's low-pass, what is kept each period
-_MOST_I = 0.5  # a feed-forward that is further off is mended in the cost model, not here
+_D = 0.03  # seconds
+_SMOOTH = 0.8  # of the delay and its derivative, what is kept each period: batches begin and end
+_STILL = 0.03  # of the logarithm: a smaller change is none
+_LEAST_I, _MOST_I = -0.5, 0.05  # upwards it gives back what the target share keeps free, no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class DepthController:
         self._feed = self._log
         self._integral = 0.0
         self._delay: float | None = None
-        self._rise = 0.0  # dy/dt, low-passed
+        self._rise = 0.0  # dy/dt
         self._now_s = now_s
 
     @property
@@ -88,14 +90,15 @@ class DepthController:
         # Held within the bounds and slewed before the loop is added, so that neither winds the integral up.
         feed = math.log(min(max(feed_forward, self.bounds.floor), self.bounds.ceiling))
         self._feed = min(feed, self._feed + SLEW_UP * dt)
-        before, self._delay = self._delay, delay_s
-        fresh = 0.0 if before is None else (delay_s - before) / dt
-        self._rise = _SMOOTH * self._rise + (1 - _SMOOTH) * fresh
-        error = min(max((self.target_s - delay_s) / self.target_s, -1.0), 1.0)
+        before = delay_s if self._delay is None else self._delay
+        delay_s = self._delay = _SMOOTH * before + (1 - _SMOOTH) * delay_s
+        self._rise = (delay_s - before) / dt
+        error = min(max((self.target_s - delay_s) / self.target_s, _LEAST_E), _MOST_E)
         wanted = self._feed + _P * error + self._integral - _D * min(max(self._rise, -1.0), 1.0)
         given = min(max(wanted, low), high)
         self._integral += dt * error / _T_I + min(dt / _T_T, 1.0) * (given - wanted)
-        self._integral = min(max(self._integral, -_MOST_I), _MOST_I)
-        self._log = given
+        self._integral = min(max(self._integral, _LEAST_I), _MOST_I)
+        if abs(given - self._log) >= _STILL or given in (low, high):
+            self._log = given
         self.reason = Why.FLOOR if given <= low else Why.CEILING if given >= high else Why.LOAD
         return self.depth

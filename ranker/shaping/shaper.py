@@ -57,8 +57,10 @@ _FOLLOWERS = 256  # identical works that one may carry
 _PACE_UP, _PACE_DOWN = 1.01, 0.97  # the demand's pace follows the cost model's in steps, since each one costs a recount
 _SHARE_STEP = 32.0  # likewise the shares
 _OF_SPARE = 0.25  # of the time that the engine could rest, one batch may go deeper for
-_LOAN_S = 0.25  # of the engine: relevance saved by one batch for another
-_LONG_S = 5.0  # the mean over which what can wait arrives
+_OF_LATE = 0.3  # the newest batch's part in the mean
+_SHARED = 0.2  # of the time to a deadline, at most, for those that share the batch
+_LONE = 0.5  # likewise, that one may go deeper for when nobody waits behind it
+_DENSITY_EVERY = 5  # periods
 _TINY = 1e-9
 _ADMITTED = Admitted()
 
@@ -78,13 +80,16 @@ class TrafficShaper:
         self._standing = StandingQueue(limits.standing_s, limits.interval_s)
         self._depth = DepthController(limits.depths, limits.delay_s, now_s)
         self._people = Arrivals(now_s)
-        self._others = Arrivals(now_s, fast_s=1.0, slow_s=_LONG_S)
-        self._purse = Purse(_LOAN_S / prior.token_s)
+        self._others = Arrivals(now_s, times=4.0)
+        self._purse = Purse()
         self._entries: dict[int, Entry] = {}  # by the number of its work
         self._followers: dict[int, Entry] = {}  # likewise, whom it follows
         self._leaders: dict[str, Entry] = {}  # by key
         self._under_way: dict[int, float] = {}  # batches: when each should end
+        self._periods = 0
+        self._backlog = 0.0  # share of the engine that what can wait needs beyond what comes
         self._batches = 0
+        self._together = 1.0  # works a batch, of late
         self._owed_until_s = -math.inf  # until then somebody was told to come back
         self._next_step_s = now_s + PERIOD_S
         self._tally: dict[str, Counter[RankClass]] = {name: Counter() for name in ("admitted", "deferred", "expired")}
@@ -105,7 +110,7 @@ class TrafficShaper:
             self._owed_until_s = max(self._owed_until_s, now_s + admission.retry_after_s)
             return admission
         each = work.item * (1.0 - work.hits)
-        (self._people if level == INTERACTIVE else self._others).came(work.fixed + self._overhead_tokens(), each)
+        (self._people if level == INTERACTIVE else self._others).came(now_s, work.fixed, each)
         self._tally["deferred" if isinstance(admission, Deferred) else "admitted"][work.class_] += 1
         return admission
 
@@ -134,7 +139,9 @@ class TrafficShaper:
         cost = float(math.ceil(work.tokens(work.least) + self._overhead_tokens()))
         start_s = self._start(now_s)
         # What ends last on one of several lanes began when the others were still full.
+        # And others that it shares a batch with end when it does.
         due_s = work.deadline_s - cost * token_s * (self._lanes - 1)
+        due_s -= max(0.0, min(self.limits.batch_s, _SHARED * (work.deadline_s - now_s)))
         slot = demand.slot(due_s, now_s)
         if (lane.cost + cost) * token_s > self._bounds_s[level]:
             return Refused(self._drained(level, cost, start_s) - now_s, Why.QUEUE)
@@ -230,7 +237,9 @@ class TrafficShaper:
             due_s = min(due_s, entry.promised_s)
         if not taken:
             return Batch(self._number(), (), 0.0, now_s, tuple(expired)) if expired else Wait(math.inf)
-        return self._filled(taken, claims, tuple(expired), planned, least, min(room, budget_tokens), due_s, now_s)
+        if len(taken) == 1 and not (picker.lanes[INTERACTIVE].works or picker.lanes[RECOMMENDATION].works):
+            room = min(budget_tokens, max(room, _LONE * (due_s - now_s) / cost.token_s))
+        return self._filled(taken, claims, tuple(expired), planned, least, room, due_s, now_s)
 
     def done(self, batch: Batch, now_s: float, seconds: float) -> None:
         if self._under_way.pop(batch.number, None) is None:
@@ -277,6 +286,7 @@ class TrafficShaper:
             if entry.level == INTERACTIVE:
                 waiting = self._picker.lanes[INTERACTIVE].works
                 self._standing.left(now_s - work.arrived_s, now_s, waiting)
+        self._together += _OF_LATE * (len(taken) - self._together)
         number = self._number()
         self._under_way[number] = now_s + cost.overhead_s + tokens * token_s
         return Batch(number, tuple(parts), tokens, now_s, expired)
@@ -345,13 +355,16 @@ class TrafficShaper:
         people, others, demand = self._people, self._others, self._demand
         people.step(now_s)
         others.step(now_s)
-        limits, token_s = self.limits, demand.token_s
+        limits, token_s = self.limits, self.cost.token_s / self._lanes
         floor = limits.depths.floor
-        for_people = token_s * (people.fixed + people.item * floor)
-        for_others = token_s * (others.fixed + others.item * floor)
-        start_s = self._start(now_s)
-        backlog = max(0.0, demand.density(RECOMMENDATION, start_s) - for_others)
-        ahead = feed_forward(limits.use - backlog, token_s, people.fixed + others.fixed, people.item + others.item)
+        overhead = self._overhead_tokens() / self._together
+        for_people = token_s * (people.fixed + people.works * overhead + people.item * floor)
+        for_others = token_s * (others.fixed + others.works * overhead + others.item * floor)
+        self._periods += 1
+        if self._periods % _DENSITY_EVERY == 0:  # dear, and it changes slowly
+            self._backlog = max(0.0, demand.density(RECOMMENDATION, self._start(now_s)) - for_others)
+        fixed = people.fixed + others.fixed + (people.works + others.works) * overhead
+        ahead = feed_forward(limits.use - self._backlog, token_s, fixed, people.item + others.item)
         self._depth.step(now_s, self._delay(now_s), ahead)
         for level, least in ((RECOMMENDATION, 2 * limits.alert_share), (ALERT, limits.alert_share)):
             free = max(1.0 - limits.alert_share - for_people, least)

@@ -7,8 +7,9 @@ water-filling of Cover and Thomas, Elements of Information Theory, section 9.4),
 
 That is `water_fill`. A batch of one or two works has nobody to share with. So the price is kept between batches and
 follows what they spend (dual ascent): a work with flat margins leaves tokens to the next one with steep ones. What was
-saved or lent is the carry. Bound: what was spent never exceeds what uniform depth would have spent by more than the
-loan, over any stretch of batches; what was saved beyond the loan is forgotten, since an idle engine saves nothing.
+saved or lent is the carry. Bound: what was spent over any stretch of batches exceeds what uniform depth would have
+spent by at most the loan and what was saved before, each half a batch; what was saved beyond is forgotten, since an
+idle engine saves nothing.
 
 Units: tokens, relevance. Owner: one shaper; not safe for threads.
 """
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from penstock.ranker.shaping.work import Work
 
 _GAIN = 0.2  # of the logarithm of the price, for a batch that spent twice its budget
+_LOAN = 0.5  # of a batch's budget, the most that is saved or lent
 _PAY_BACK = 0.25  # of the carry, in each batch
 _STEPS = 60  # of the search for a price, at most
 _ALIKE = 1e-12  # logarithm of two prices that are one
@@ -58,9 +60,7 @@ class Claim:
 
 
 class Purse:
-    def __init__(self, loan: float) -> None:
-        """`loan`: tokens that may be spent before they were saved, or saved for later."""
-        self.loan = loan
+    def __init__(self) -> None:
         self.carry = 0.0  # tokens saved; negative: lent
         self.price: float | None = None  # relevance a token
 
@@ -70,7 +70,8 @@ class Purse:
         Both count the works' prefixes. The floors are given even where they pass `most`.
         """
         least = tokens(claims, [claim.least for claim in claims])
-        may = max(min(most, planned + self.carry + self.loan), least)
+        loan = _LOAN * planned
+        may = max(min(most, planned + self.carry + loan), least)
         price = self.price
         if price is None:
             depths = water_fill(claims, min(planned, may))
@@ -78,7 +79,7 @@ class Purse:
             spent = tokens(claims, depths)
         else:
             depths = [claim.at(price) for claim in claims]
-            spent = asked = tokens(claims, depths)
+            spent = tokens(claims, depths)
             if spent > may and may > least:  # dearer, as if relevance fell with the depth's inverse
                 depths = [claim.at(price * (spent - least) / (may - least)) for claim in claims]
                 spent = tokens(claims, depths)
@@ -87,11 +88,11 @@ class Purse:
                 spent = tokens(claims, depths)
             # A price that nobody could follow says nothing: none deeper, or none shallower.
             aim = min(planned + _PAY_BACK * self.carry, most)
-            if asked > aim > least or (
-                asked < aim and any(at < one.most for at, one in zip(depths, claims, strict=True))
-            ):
-                self.price = price * math.exp(_GAIN * min(max((asked - aim) / max(planned, 1.0), -1.0), 1.0))
-        self.carry = min(max(self.carry + planned - spent, -self.loan), self.loan)
+            held = [one.most if spent < aim else one.least for one in claims]
+            if depths != held:
+                self.price = price * math.exp(_GAIN * min(max((spent - aim) / max(planned, 1.0), -1.0), 1.0))
+        # What could not have been spent is not saved.
+        self.carry = min(max(self.carry + min(planned, max(most, least)) - spent, -loan), loan)
         return depths
 
 
