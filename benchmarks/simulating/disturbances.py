@@ -1,7 +1,8 @@
 """The four disturbances of the depth controller's test, and what it does under them.
 
 Interactive requests alone, evenly spaced with a tenth of jitter, all with the same margins and no cache, on the
-measured engine, so that what the depth does is the controller's doing. Loads are of the nominal depth.
+measured engine, so that what the depth does is the controller's doing. Loads are of the nominal depth. What settles is the depth
+that the controller gives (`State.depth`).
 
     step       0.5 to 1.1 of capacity, at once
     ramp       the same over 20 s; counted from its end
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from benchmarks.simulating.measures import Settling, over_seeds, settling
+from benchmarks.simulating.measures import STEP_S, Settling, over_seeds, settling
 from benchmarks.simulating.plant import ITEM_TOKENS, PREFIX_TOKENS, Plant
 from benchmarks.simulating.workload import NOMINAL, Workload
 from benchmarks.simulating.world import Outcome, World
@@ -56,8 +57,13 @@ DISTURBANCES = {
 def disturbed(name: str, shaper: Shaper, plant: Plant, seed: int) -> tuple[Outcome, list[Settling]]:
     one = DISTURBANCES[name]
     load = _workload(one.load, plant, seed)
-    outcome = World(shaper, load, plant, seed, slowdown=one.slowdown, sample_every_s=0.5, alike=True).run(END_S)
-    return outcome, [settling(outcome.served, *span) for span in one.watched]
+    outcome = World(shaper, load, plant, seed, slowdown=one.slowdown, sample_every_s=STEP_S, alike=True).run(END_S)
+    return outcome, [settling(controlled(outcome), *span) for span in one.watched]
+
+
+def controlled(outcome: Outcome) -> list[tuple[float, float]]:
+    """(time, the depth that the controller gives); what each batch is served differs by what it has room for."""
+    return [(at, state.depth) for at, state in outcome.samples]
 
 
 def _workload(load: Callable[[float], float], plant: Plant, seed: int) -> Workload:

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by samples
 BAND = 0.10  # of the final depth: within it, the depth has settled
-STEP_S, WINDOW_S = 0.1, 1.0  # of the depth's curve
+STEP_S = 0.1  # of the depth's curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,23 +131,29 @@ class Settling:
     final: float
 
 
-def over_depths(served: Sequence[tuple[float, int]], at_s: Floats) -> Floats:
-    """The depth at each time: the mean of what began in the second before it, so a change is seen up to a second late
-    and batches of unequal depth do not count; where nothing began, the last before."""
+def means_of_a_second(served: Sequence[tuple[float, int]], at_s: Floats) -> Floats:
+    """The depth served, at each time: the mean of what began in the second before it, or else the last before."""
     times, depths = (np.array(each, np.float64) for each in zip(*served, strict=True))
     sums = np.concatenate([[0.0], np.cumsum(depths)])
-    first, last = np.searchsorted(times, at_s - WINDOW_S, "right"), np.searchsorted(times, at_s, "right")
+    first, last = np.searchsorted(times, at_s - 1.0, "right"), np.searchsorted(times, at_s, "right")
     means: Floats = np.where(
         last > first, (sums[last] - sums[first]) / np.maximum(last - first, 1), depths[np.maximum(last - 1, 0)]
     )
     return means
 
 
-def settling(served: Sequence[tuple[float, int]], changed_s: float, until_s: float) -> Settling:
-    """`served`: (begun, depth) of each interactive request, in order. The depth is taken every STEP_S; the final one is
-    the mean of the last third before `until_s`."""
+def held(samples: Sequence[tuple[float, float]], at_s: Floats) -> Floats:
+    """A value at each time: the last sample before it."""
+    times, values = (np.array(each, np.float64) for each in zip(*samples, strict=True))
+    found: Floats = values[np.maximum(np.searchsorted(times, at_s, "right") - 1, 0)]
+    return found
+
+
+def settling(depths: Sequence[tuple[float, float]], changed_s: float, until_s: float) -> Settling:
+    """`depths`: (time, the controller's depth). It is taken every STEP_S; the final one is the mean of the last third
+    before `until_s`."""
     ticks = np.arange(0.0, until_s + STEP_S / 2, STEP_S)
-    means = over_depths(served, ticks)
+    means = held(depths, ticks)
     begin = int(np.searchsorted(ticks, changed_s))
     after, before = means[begin:], float(means[max(0, begin - round(5 / STEP_S)) : begin].mean())
     final = float(after[-max(1, len(after) // 3) :].mean())

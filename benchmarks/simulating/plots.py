@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from benchmarks.simulating.ablation import Cell
 from benchmarks.simulating.disturbances import CHANGE_S, DISTURBANCES, disturbed
-from benchmarks.simulating.measures import over_depths
 from benchmarks.simulating.plant import Plant
 from benchmarks.simulating.svg import Line, Panel, drawn
 from benchmarks.simulating.workload import CEILING, DEADLINES, FLOOR, generate, trace
