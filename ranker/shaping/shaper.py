@@ -148,12 +148,9 @@ class TrafficShaper:
         # What alerts are behind their share is served in between, whoever is due.
         after_s = start_s + self._picker.owed * token_s
         fits = demand.fits(level, slot, cost, after_s)
-        waits_s = lane.cost * token_s
-        if level == INTERACTIVE:
-            waits_s += start_s - now_s
-            crowded = waits_s > self._crowded * (work.deadline_s - now_s)
-        else:
-            crowded = waits_s > self._crowded * self._bounds_s[level]
+        waits_s = after_s - now_s + lane.cost * token_s
+        room_s = min((due_s - now_s) * demand.shares[level + 1], self._bounds_s[level])
+        crowded = waits_s > self._crowded * room_s
         shares, tenant = self._shares, work.tenant
         ahead = self.limits.burst_s * shares.share(tenant) / token_s
         greedy = crowded and shares.ahead(tenant) > ahead
