@@ -1,8 +1,8 @@
 """The four disturbances of the depth controller's test, and what it does under them.
 
 Interactive requests alone, evenly spaced with a tenth of jitter, all with the same margins and no cache, on the
-measured engine, so that what the depth does is the controller's doing. Loads are of the nominal depth. What settles is the depth
-that the controller gives (`State.depth`).
+measured engine, so that what the depth does is the controller's doing. Loads are of the nominal depth. What settles is
+the depth that the controller gives (`State.depth`).
 
     step       0.5 to 1.1 of capacity, at once
     ramp       the same over 20 s; counted from its end
@@ -95,6 +95,7 @@ def all_of(make: Callable[[], Shaper], plant: Plant, seeds: Sequence[int]) -> di
         found[name] = {
             "settle_s": asdict(over_seeds([max(each.settle_s for each in one) for one in runs])),
             "overshoot": asdict(over_seeds([max(each.overshoot for each in one) for one in runs])),
+            "astray": asdict(over_seeds([max(each.astray for each in one) for one in runs])),
             "final": asdict(over_seeds([one[-1].final for one in runs])),
         }
     return found

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by samples
 BAND = 0.10  # of the final depth: within it, the depth has settled
+DWELL_S = 5.0
 STEP_S = 0.1  # of the depth's curve
 
 
@@ -123,10 +124,12 @@ def jain_of_tenants(outcome: Outcome, from_s: float, to_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Settling:
-    """How a depth went from what it was to what it is at the end."""
+    """How a depth went from what it was to what it is at the end. Service times are random, so it never stands still:
+    it has settled where it stays within BAND of the final depth for DWELL_S, and `astray` says how it kept to that."""
 
-    settle_s: float  # after the change, until it stays within BAND of the final depth
-    overshoot: float  # beyond the final depth in the direction it went, over the final depth
+    settle_s: float  # after the change; all the time there was, where it never settled
+    overshoot: float  # beyond the final depth in the direction it went, until it had settled; over the final depth
+    astray: float  # share of the time after it had settled that it was outside the band
     before: float
     final: float
 
@@ -157,7 +160,11 @@ def settling(depths: Sequence[tuple[float, float]], changed_s: float, until_s: f
     begin = int(np.searchsorted(ticks, changed_s))
     after, before = means[begin:], float(means[max(0, begin - round(5 / STEP_S)) : begin].mean())
     final = float(after[-max(1, len(after) // 3) :].mean())
-    off = np.flatnonzero(np.abs(after - final) > BAND * final)
-    settle_s = float((off[-1] + 1) * STEP_S) if len(off) else 0.0
+    inside = np.abs(after - final) <= BAND * final
+    dwell = min(round(DWELL_S / STEP_S), len(after))
+    runs = np.convolve(inside, np.ones(dwell), "valid") >= dwell - 0.5
+    settled = int(np.argmax(runs)) if runs.any() else len(after)
     sign = math.copysign(1.0, final - before)
-    return Settling(settle_s, max(0.0, float((sign * (after - final)).max())) / final, before, final)
+    beyond = float((sign * (after[: settled + dwell] - final)).max())
+    astray = float((~inside[settled:]).mean()) if settled < len(after) else 1.0
+    return Settling(settled * STEP_S, max(0.0, beyond) / final, astray, before, final)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.simulating.ablation import Cell
-from benchmarks.simulating.disturbances import CHANGE_S, DISTURBANCES, disturbed
+from benchmarks.simulating.disturbances import CHANGE_S, DISTURBANCES, controlled, disturbed
+from benchmarks.simulating.measures import held, means_of_a_second
 from benchmarks.simulating.plant import Plant
 from benchmarks.simulating.svg import Line, Panel, drawn
 from benchmarks.simulating.workload import CEILING, DEADLINES, FLOOR, generate, trace
@@ -150,13 +151,15 @@ def depths(makers: Mapping[str, Callable[[], Shaper]], plant: Plant, folder: Pat
     for name in DISTURBANCES:
         lines = []
         for policy, make in makers.items():
-            served = disturbed(name, make(), plant, 0)[0].served
-            lines.append(Line(policy, over_depths(served, span)))
-        panels.append(
-            Panel(f"{name}: depth, mean of a second", lines, top=float(CEILING), marks=((float(FLOOR), "floor"),))
-        )
+            outcome = disturbed(name, make(), plant, 0)[0]
+            lines.append(Line(policy, held(controlled(outcome), span)))
+        lines.append(Line(f"{policy}, as served", means_of_a_second(outcome.served, span)))
+        panels.append(Panel(name, lines, top=float(CEILING), marks=((float(FLOOR), "floor"),)))
     ticks = [(CHANGE_S + more, f"{more:+d}") for more in range(-10, 41, 10)]
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / "shaping-depth.svg"
-    written.write_text(drawn("Depth when disturbed", span, ticks, panels, "seconds from the change"), encoding="utf-8")
+    written.write_text(
+        drawn("Depth that the controller gives, when disturbed", span, ticks, panels, "seconds from the change"),
+        encoding="utf-8",
+    )
     print(f"written: {written}", flush=True)

@@ -198,7 +198,14 @@ def test_settling_of_a_known_curve():
     found = settling(list(zip(times.tolist(), depths.tolist(), strict=True)), 20.0, 60.0)
     assert (found.before, found.final) == (64.0, 32.0)
     assert found.overshoot == pytest.approx(12 / 32)
-    assert found.settle_s == pytest.approx(2.0, abs=0.11)
+    assert found.settle_s == pytest.approx(2.0, abs=0.11) and found.astray == 0
+
+
+def test_a_depth_that_never_rests_never_settles():
+    times = np.arange(0, 60, 0.05)
+    depths = 32 + 10 * np.sign(np.sin(times * 3))
+    found = settling(list(zip(times.tolist(), depths.tolist(), strict=True)), 20.0, 60.0)
+    assert found.settle_s == pytest.approx(40.0, abs=0.2) and found.astray == 1
 
 
 def test_an_interval_covers_its_seeds_by_student():
