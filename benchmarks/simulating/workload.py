@@ -151,7 +151,7 @@ def _replayed(name: str, rate: float, horizon_s: float, seed: int, shape: Floats
     count = round(rate * horizon_s)
     gaps = np.diff(whole, append=whole[-1] + whole[-1] / len(whole))
     start = int(np.random.default_rng((seed, 11)).integers(len(gaps)))
-    times = np.cumsum(gaps[(start + np.arange(count)) % len(gaps)])
+    times: Floats = np.cumsum(gaps[(start + np.arange(count)) % len(gaps)])
     times *= horizon_s / (times[-1] * (1 + 1 / count))
     if shape is None:
         return times
