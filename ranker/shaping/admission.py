@@ -30,7 +30,8 @@ class FairShares:
                 raise ValueError(f"weight of tenant {tenant!r} is {weight}: expected a finite number above 0")
         self._weights = dict(weights)
         self._time = 0.0  # V, tokens per weight
-        self._finish: dict[str, float] = {}  # F of the active: those that are ahead of V
+        self._finish: dict[str, float] = {}  # F of the active: those that are ahead of V, or have works waiting
+        self._waiting: dict[str, int] = {}  # works
         self._ends: list[tuple[float, str]] = []  # heap; an entry counts where it is the tenant's finish
         self._active = 0.0  # their weights
 
@@ -57,40 +58,62 @@ class FairShares:
         finish = before + cost / weight
         finish = max(min(finish, self._time + most_ahead / weight), before)
         self._finish[tenant] = finish
+        self._waiting[tenant] = self._waiting.get(tenant, 0) + 1
         heapq.heappush(self._ends, (finish, tenant))
         if len(self._ends) > 4 * len(self._finish) + 64:
             self._ends = [(end, name) for name, end in self._finish.items()]
             heapq.heapify(self._ends)
 
-    def refund(self, tenant: str, cost: float) -> None:
-        """A work was withdrawn before it was served."""
-        before = self._finish.get(tenant)
-        if before is not None:
-            self._finish[tenant] = max(self._time, before - cost / self.weight(tenant))
+    def withdrawn(self, tenant: str, cost: float) -> None:
+        """A work that was charged left before it was served."""
+        if tenant in self._finish:
+            self._finish[tenant] = max(self._time, self._finish[tenant] - cost / self.weight(tenant))
             heapq.heappush(self._ends, (self._finish[tenant], tenant))
+        self._left(tenant)
 
-    def served(self, cost: float) -> None:
-        """So many tokens were served, whoever's: V rises, tenants that it reaches are no longer active."""
+    def served(self, tenant: str, cost: float) -> None:
+        """A work that was charged is served: V rises, and who has nothing waiting and is not ahead is active no
+        more.
+        """
         ends, finish = self._ends, self._finish
-        while ends:
-            end, tenant = ends[0]
-            if finish.get(tenant) != end:
-                heapq.heappop(ends)
+        while ends and self._active:
+            end, other = ends[0]
+            if finish.get(other) != end or self._waiting.get(other):
+                heapq.heappop(ends)  # out of date, or looked at again when its last work leaves
                 continue
             step = (end - self._time) * self._active
             if step > cost:
-                self._time += cost / self._active
-                return
+                break
             cost -= max(step, 0.0)
             self._time = max(self._time, end)
             heapq.heappop(ends)
-            del finish[tenant]
-            self._active -= self.weight(tenant)
-        self._active = 0.0
+            self._retire(other)
+        if self._active:
+            self._time += cost / self._active
+        self._left(tenant)
+
+    def _left(self, tenant: str) -> None:
+        waiting = self._waiting.get(tenant, 0) - 1
+        if waiting > 0:
+            self._waiting[tenant] = waiting
+            return
+        self._waiting.pop(tenant, None)
+        end = self._finish.get(tenant)
+        if end is None:
+            return
+        if end <= self._time:
+            self._retire(tenant)
+        else:
+            heapq.heappush(self._ends, (end, tenant))
+
+    def _retire(self, tenant: str) -> None:
+        del self._finish[tenant]
+        self._active = self._active - self.weight(tenant) if self._finish else 0.0
 
     def forgive(self) -> None:
         """Nothing waits: everyone begins anew."""
         self._finish.clear()
+        self._waiting.clear()
         self._ends.clear()
         self._active = 0.0
 

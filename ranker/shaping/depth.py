@@ -15,7 +15,7 @@ bumpless. Down at once and up slowly, since too deep costs deadlines, and too sh
 
 Feed-forward is the depth at which what arrives takes the target share of the engine (ranker/shaping/load.py). It does
 the bulk; the loop mends its error, and P and e are small so that it does not overshoot: a long queue alone lowers the
-depth by 6 % at once. What guards deadlines is the slack (ranker/shaping/demand.py), not this loop.
+depth by 5 % at once. What guards deadlines is the slack (ranker/shaping/demand.py), not this loop.
 
 Units: seconds, candidates. Owner: one shaper; not safe for threads.
 """
@@ -29,13 +29,13 @@ from penstock.ranker.shaping.work import Why
 
 PERIOD_S = 0.1
 SLEW_UP = 3.0  # natural logarithms a second: from 131 to 1,000 in 0.7 s
-_P = 0.04
+_P = 0.03
 _LEAST_E, _MOST_E = -1.5, 0.5  # an empty queue does not say how far below the load is
 _T_I = 40.0  # seconds
 _T_T = 0.5  # seconds
 _D = 0.03  # seconds
-_SMOOTH = 0.8  # of the delay and its derivative, what is kept each period: batches begin and end
-_STILL = 0.03  # of the logarithm: a smaller change is none
+_SMOOTH = 0.9  # of the delay and its derivative, what is kept each period: batches begin and end
+_STILL = 0.05  # of the logarithm: a smaller change is none
 _LEAST_I, _MOST_I = -0.5, 0.05  # upwards it gives back what the target share keeps free, no more
 
 

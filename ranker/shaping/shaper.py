@@ -130,7 +130,7 @@ class TrafficShaper:
         self._leave(entry)
         self._picker.lanes[entry.level].drop(entry)
         if entry.level != LATE:
-            self._shares.refund(entry.work.tenant, entry.cost)
+            self._shares.withdrawn(entry.work.tenant, entry.cost)
         return True
 
     def _decide(self, work: Work, level: int, now_s: float) -> Admission:
@@ -265,7 +265,7 @@ class TrafficShaper:
         by_slack = least + max(0.0, _OF_SPARE * spare_s) * self.limits.lanes / token_s
         by_due = (due_s - now_s - cost.overhead_s) / token_s
         most = max(min(room, by_slack, by_due), least)
-        depths = self._purse.spend(claims, planned, most)
+        depths = self._purse.spend(claims, planned, most, self._depth.depth)
         bound = Why.BUDGET if room <= min(by_slack, by_due) else Why.SLACK
         parts: list[Part] = []
         tokens = 0.0
@@ -279,7 +279,7 @@ class TrafficShaper:
             for one in entry.followers:
                 del self._followers[one.number]
             if entry.level != LATE:
-                self._shares.served(entry.cost)
+                self._shares.served(work.tenant, entry.cost)
             if entry.level == INTERACTIVE:
                 waiting = self._picker.lanes[INTERACTIVE].works
                 self._standing.left(now_s - work.arrived_s, now_s, waiting)
@@ -294,6 +294,7 @@ class TrafficShaper:
             return False  # late as it is, it is served
         self._picker.lanes[entry.level].drop(entry)
         self._leave(entry)
+        self._shares.withdrawn(entry.work.tenant, entry.cost)
         del self._entries[entry.work.number]
         followers, entry.followers = entry.followers, ()
         for one in followers:

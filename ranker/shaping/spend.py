@@ -5,11 +5,13 @@ Rule: relevance is a sum over works of a concave function of the depth, since ma
 budget has one price λ for all: each work goes as deep as its margins per token are at least λ (Lagrange; the
 water-filling of Cover and Thomas, Elements of Information Theory, section 9.4), within its floor and its ceiling.
 
-That is `water_fill`. A batch of one or two works has nobody to share with. So the price is kept between batches and
-follows what they spend (dual ascent): a work with flat margins leaves tokens to the next one with steep ones. What was
-saved or lent is the carry. Bound: what was spent over any stretch of batches exceeds what uniform depth would have
-spent by at most the loan and what was saved before, each half a batch; what was saved beyond is forgotten, since an
-idle engine saves nothing.
+That is `water_fill`. A batch of one or two works has nobody to share with. So the price is kept between batches: the
+mean, lately, of what the last candidate at uniform depth was worth. A work with flat margins leaves tokens to the next
+one with steep ones. What is spent is held to what uniform depth would spend by one factor on all that is above the
+floors, and what was saved or lent is the carry.
+
+Bound: what was spent over any stretch of batches exceeds what uniform depth would have spent by at most the loan and
+what was saved before, each half a batch; what was saved beyond is forgotten, since an idle engine saves nothing.
 
 Units: tokens, relevance. Owner: one shaper; not safe for threads.
 """
@@ -25,9 +27,11 @@ from numpy.typing import NDArray
 
 from penstock.ranker.shaping.work import Work
 
-_GAIN = 0.2  # of the logarithm of the price, for a batch that spent twice its budget
+_FOLLOW = 0.2  # of the newest batch in the price
+_GAIN = 0.2  # of the factor, in its logarithm
+_FARTHEST = 4.0  # the factor from one
 _LOAN = 0.5  # of a batch's budget, the most that is saved or lent
-_PAY_BACK = 0.25  # of the carry, in each batch
+_PAY_BACK = 0.1  # of the carry, in each batch
 _STEPS = 60  # of the search for a price, at most
 _ALIKE = 1e-12  # logarithm of two prices that are one
 
@@ -62,38 +66,41 @@ class Claim:
 class Purse:
     def __init__(self) -> None:
         self.carry = 0.0  # tokens saved; negative: lent
-        self.price: float | None = None  # relevance a token
+        self.price: float | None = None  # logarithm of relevance a token
+        self._factor = 1.0  # on what is above the floors
 
-    def spend(self, claims: Sequence[Claim], planned: float, most: float) -> list[int]:
-        """Depths. `planned`: tokens at uniform depth; `most`: what the batch may take whatever was saved.
+    def spend(self, claims: Sequence[Claim], planned: float, most: float, uniform: float) -> list[int]:
+        """Depths. `planned`: tokens at the depth `uniform`; `most`: what the batch may take whatever was saved.
 
         Both count the works' prefixes. The floors are given even where they pass `most`.
         """
         least = tokens(claims, [claim.least for claim in claims])
         loan = _LOAN * planned
         may = max(min(most, planned + self.carry + loan), least)
-        price = self.price
-        if price is None:
-            depths = water_fill(claims, min(planned, may))
-            self.price = _price_of(claims, depths)
+        self._follow(claims, uniform)
+        price = 0.0 if self.price is None else math.exp(self.price)
+        depths = _cut(claims, [claim.at(price) for claim in claims], self._factor)
+        spent = tokens(claims, depths)
+        if spent > may:
+            depths = _cut(claims, depths, (may - least) / (spent - least))
             spent = tokens(claims, depths)
-        else:
-            depths = [claim.at(price) for claim in claims]
-            spent = tokens(claims, depths)
-            if spent > may and may > least:  # dearer, as if relevance fell with the depth's inverse
-                depths = [claim.at(price * (spent - least) / (may - least)) for claim in claims]
-                spent = tokens(claims, depths)
-            if spent > may:
-                depths = _cut(claims, depths, (may - least) / (spent - least))
-                spent = tokens(claims, depths)
-            # A price that nobody could follow says nothing: none deeper, or none shallower.
-            aim = min(planned + _PAY_BACK * self.carry, most)
-            held = [one.most if spent < aim else one.least for one in claims]
-            if depths != held:
-                self.price = price * math.exp(_GAIN * min(max((spent - aim) / max(planned, 1.0), -1.0), 1.0))
+        aim = min(planned + _PAY_BACK * self.carry, may)
+        if spent > least and aim > least:
+            ratio = (aim - least) / (spent - least)
+            self._factor = min(max(self._factor * min(max(ratio, 0.5), 2.0) ** _GAIN, 1 / _FARTHEST), _FARTHEST)
         # What could not have been spent is not saved.
         self.carry = min(max(self.carry + min(planned, max(most, least)) - spent, -loan), loan)
         return depths
+
+    def _follow(self, claims: Sequence[Claim], uniform: float) -> None:
+        worth = []
+        for claim in claims:
+            at = min(max(int(uniform), claim.least), claim.most)
+            if claim.most > claim.least and claim.each > 0 and (margin := float(claim.work.margins[at - 1])) > 0:
+                worth.append(math.log(margin / claim.each))
+        if worth:
+            mean = sum(worth) / len(worth)
+            self.price = mean if self.price is None else self.price + _FOLLOW * (mean - self.price)
 
 
 def tokens(claims: Sequence[Claim], depths: Sequence[int]) -> float:
@@ -130,8 +137,10 @@ def water_fill(claims: Sequence[Claim], budget: float) -> list[int]:
 
 
 def _cut(claims: Sequence[Claim], depths: Sequence[int], share: float) -> list[int]:
-    """The same share of what each has above its least."""
-    return [one.least + int((depth - one.least) * share) for one, depth in zip(claims, depths, strict=True)]
+    """The same share of what each has above its least, within its most."""
+    return [
+        min(one.least + int((depth - one.least) * share), one.most) for one, depth in zip(claims, depths, strict=True)
+    ]
 
 
 def _level(claims: Sequence[Claim], under: list[int], over: list[int], budget: float) -> list[int]:
@@ -157,13 +166,3 @@ def _bracket(claims: Sequence[Claim]) -> tuple[float, float]:
             cheapest = min(cheapest, float(claim.work.margins[claim.most - 1]) / each)
     dearest = max(dearest, 1e-30)
     return min(max(cheapest, dearest * 1e-12), dearest) / 2, dearest * 2
-
-
-def _price_of(claims: Sequence[Claim], depths: Sequence[int]) -> float | None:
-    """What the last candidates taken were worth; None where nobody had a choice."""
-    prices = [
-        float(claim.work.margins[depth - 1]) / claim.each
-        for claim, depth in zip(claims, depths, strict=True)
-        if claim.least < depth < claim.most and claim.each > 0
-    ]
-    return max(min(prices), 1e-30) if prices else None
