@@ -37,7 +37,7 @@ def feasible(workload: Workload, plant: Plant) -> NDArray[np.bool_]:
         until = min(now + left[one], arrived[at] if at < len(arrived) else float("inf"))
         left[one] -= until - now
         now = until
-        if left[one] <= 1e-12:
+        if left[one] <= 1e-9:
             met[one] = True
             heapq.heappop(waiting)
     return met
