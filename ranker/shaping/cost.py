@@ -5,7 +5,7 @@ residual weighed relative to the prediction, so that long batches do not drown s
 what the newest batch speaks of (directional forgetting: Bittanti, Bolzern and Campi 1990), so sizes that are all alike
 do not undo what is known of others. Two residuals in a row on one side and past SURPRISE of the usual spread are a
 change of the engine and no noise: a slow engine is slow in everything, so both coefficients are scaled by them, and
-the covariance is as it was at the start (covariance resetting, ibid. section 11.5). One alone is an outlier: nothing
+what was known beside is held for little (covariance resetting, ibid. section 11.5). One alone is an outlier: nothing
 is learnt from it but spread. Both coefficients stay within SPAN of the prior.
 
 Units: seconds and tokens. Owner: one shaper; not safe for threads.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-FORGET = 0.97  # what is left of a batch's weight when the next one ends: some thirty batches are remembered
+FORGET = 0.985  # what is left of a batch's weight when the next one ends: some sixty batches are remembered
 SPREAD_FORGET = 0.9
 SURPRISE = 3.0  # spreads; a residual past them, twice in a row on one side, is a change
 LEAST_SPREAD = 0.02  # relative: clocks and other tenants of the machine
@@ -78,7 +78,9 @@ class CostModel:
         elif surprises > 1:
             factor = math.sqrt(self._factor * seconds / predicted)
             self._set(self.overhead_s * factor, self.token_s * factor)
-            self._covariance = (self._loose[0], 0.0, self._loose[1])
+            x = tokens / self._scale  # four fifths of the next such batch will be believed
+            each = 4 * (LEAST_SPREAD * self.predict(tokens)) ** 2 / (1.0 + x * x)
+            self._covariance = (each, 0.0, each)
             self._surprises = 0
         if surprises != 1:
             self._learn(tokens / self._scale, seconds)
@@ -106,8 +108,8 @@ class CostModel:
             return
         step = error / FORGET / (noise + along / FORGET)
         overhead, token = self.overhead_s + step * g0, self.token_s + step * g1 / self._scale
-        if overhead < 0 and x > 0:  # on the boundary the rest of the error belongs to the tokens
-            overhead, token = 0.0, seconds / (x * self._scale)
+        if overhead < 0 and x > 0:  # what it is below belongs to the tokens: the prediction for this size stays
+            overhead, token = 0.0, token + overhead / (x * self._scale)
         self._set(overhead, token)
         change = (1 / FORGET - 1) / along - 1 / (FORGET**2 * (noise + along / FORGET))
         a, b, c = a + change * g0 * g0, b + change * g0 * g1, c + change * g1 * g1

@@ -29,13 +29,13 @@ from penstock.ranker.shaping.work import Why
 
 PERIOD_S = 0.1
 SLEW_UP = 3.0  # natural logarithms a second: from 131 to 1,000 in 0.7 s
-_P = 0.03
+_P = 0.02
 _LEAST_E, _MOST_E = -1.5, 0.5  # an empty queue does not say how far below the load is
-_T_I = 40.0  # seconds
+_T_I = 120.0  # seconds
 _T_T = 0.5  # seconds
-_D = 0.03  # seconds
+_D = 0.02  # seconds
 _SMOOTH = 0.9  # of the delay and its derivative, what is kept each period: batches begin and end
-_STILL = 0.05  # of the logarithm: a smaller change is none
+_STILL = 0.04  # of the logarithm: a smaller change is none
 _LEAST_I, _MOST_I = -0.5, 0.05  # upwards it gives back what the target share keeps free, no more
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from penstock.infra.settings import ShapingSettings
 from penstock.ranker.shaping.depth import DepthBounds
+
+ON_A_GPU, ON_A_PROCESSOR = (131, 250, 1_000), (16, 32, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +17,7 @@ class Limits:
     takes.
     """
 
-    depths: DepthBounds = field(default_factory=lambda: DepthBounds(131, 250, 1_000))
+    depths: DepthBounds = field(default_factory=lambda: DepthBounds(*ON_A_GPU))
     lanes: int = 1  # batches at once
     usual_tokens: float = 16_384.0  # of a batch
     batch_s: float = 0.15  # works share a batch, and go deeper than their floor, up to so long
@@ -58,3 +61,24 @@ class Limits:
             raise ValueError(f"late_share is {self.late_share}: expected more than 0 and less than alert_share")
         if not (0 < self.use < 1 and 0 < self.crowded <= 1):
             raise ValueError(f"use {self.use} and crowded {self.crowded}: expected between 0 and 1")
+
+
+def limits_from(settings: ShapingSettings, *, on_a_gpu: bool, lanes: int, usual_tokens: float) -> Limits:
+    """The settings as values. `lanes`: batches at once; `usual_tokens`: what the engine takes at once."""
+    depths = settings.depths or (ON_A_GPU if on_a_gpu else ON_A_PROCESSOR)
+    return Limits(
+        depths=DepthBounds(*depths),
+        lanes=lanes,
+        usual_tokens=usual_tokens,
+        batch_s=settings.batch_ms / 1_000,
+        delay_s=settings.delay_ms / 1_000,
+        standing_s=settings.standing_ms / 1_000,
+        alert_share=settings.alert_share,
+        late_share=settings.late_share,
+        interactive_s=settings.interactive_queue_s,
+        recommendation_s=settings.recommendation_queue_s,
+        alert_s=settings.alert_queue_s,
+        late_s=settings.late_queue_s,
+        burst_s=settings.burst_ms / 1_000,
+        weights=settings.weights,
+    )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 FAST_S = 0.25
-SLOW_S = 0.8
+SLOW_S = 0.6
 _CHANCE = 2.5  # standard deviations
 
 

@@ -20,7 +20,7 @@ def taught(model: CostModel, batches: int, overhead_s: float, token_s: float, no
 @given(st.floats(0.0, 0.02), st.floats(5e-7, 1e-5))
 def test_it_finds_what_batches_take(overhead_s: float, token_s: float) -> None:
     model = CostModel(PRIOR, 16_384)
-    taught(model, 60, overhead_s, token_s)
+    taught(model, 120, overhead_s, token_s)
     for tokens in (3_000, 30_000, 60_000):
         assert model.predict(tokens) == pytest.approx(overhead_s + token_s * tokens, rel=0.02)
     assert model.confidence > 0.8
