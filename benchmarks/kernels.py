@@ -1,10 +1,10 @@
-"""The kernels: right in the interpreter, whole in machine code, quick by a model; on a GPU, against torch.
+"""The retrieval's kernels: right in the interpreter, whole in machine code, quick by a model; on a GPU, against torch.
 
     python benchmarks/kernels.py --json build/kernels.json                     # anywhere, some minutes
     python benchmarks/kernels.py --json build/kernels.json --device cuda       # on a GPU, the device rows too
     python benchmarks/kernels.py --device cuda --cells batch --rows 1000000 --runs 20   # a trial
 
-    interpreter  every operator's own cases against its oracle         benchmarks/kerneling/interpreting.py
+    interpreter  the operators' own cases against its oracle         benchmarks/kerneling/interpreting.py
     aot          every tuned form compiled for sm_90                   python -m penstock.kernels.aot
     model        the predicted share of an H200's read bandwidth       benchmarks/kerneling/model.py
     batch, clustered, int8, linr, percolate, churn                     benchmarks/kerneling/cells.py, with a GPU
@@ -29,7 +29,7 @@ from benchmarks.kerneling.importing import from_checkout  # noqa: E402  # found 
 
 from_checkout()
 
-from benchmarks.kerneling.rows import CUDA, DEVICE, KERNELS, add  # noqa: E402
+from benchmarks.kerneling.rows import CUDA, DEVICE, KERNELS, OPERATORS, add  # noqa: E402
 from benchmarks.report import Report, machine, table, written_as  # noqa: E402
 
 ANYWHERE = ("interpreter", "aot", "model")
@@ -44,16 +44,18 @@ def without_device(report: Report, chosen: list[str], jobs: int) -> bool:
     if "interpreter" in chosen:
         from benchmarks.kerneling import interpreting
 
-        report.notes["mismatches"] = counts = interpreting.mismatches()
+        counts, needed = interpreting.judged(OPERATORS)
+        report.notes["mismatches"] = counts
         wrong |= any(counts.values())
-        if lacking := interpreting.unchecked():
-            needs["interpreter/mismatches"] = f"cases (check.py) of {', '.join(lacking)}"
+        if needed:
+            needs["interpreter/mismatches"] = needed
         else:
             found["interpreter/mismatches"] = sum(counts.values())
     if {"aot", "model"} & set(chosen):
         from benchmarks.kerneling import compiled
+        from benchmarks.kerneling.compiling import compile_all
 
-        checked, report.notes["triton"] = compiled.compile_all(jobs)
+        checked, report.notes["triton"] = compile_all(OPERATORS, jobs)
         wrong |= any(one.failures for one in checked)
         report.notes["aot"] = [one.as_json() for one in checked]
         if "aot" in chosen:

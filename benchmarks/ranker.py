@@ -4,6 +4,7 @@
     python benchmarks/ranker.py --cells errors,packed --repeats 2        # a trial
     python benchmarks/ranker.py --cells e2e,cache --requests 200 --rows 5000
     python benchmarks/ranker.py --soak --json build/ranker-soak.json     # an hour on one thread, and nothing else
+    python benchmarks/ranker.py --device cuda --json build/ranker-cuda.json   # the engine's cells on a GPU, in bf16
 
     errors     logits against float64 throughout, prompt by prompt
     packed     one request of 50 items, 70 + 150 tokens; then one of real postings' lengths
@@ -17,7 +18,8 @@
 
 The shape is that of ranker/engine/untrained.py: 6 layers, hidden 384, vocabulary 30,000, weights random. Peers may
 choose their batch; what they chose stands in the cell. Tokens are made beforehand, for everybody but CrossEncoder.
-The exit status is 1 when our logits and a peer's differ by more than SAME.
+On a device ours and the peer's are in the device's usual dtype, and rows begin with cuda/ (with interpreter/, which
+shows that they run and no more). The exit status is 1 when our logits and a peer's differ by more than SAME.
 """
 
 from __future__ import annotations
@@ -39,16 +41,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.ranking.caching import REQUESTS, caching  # noqa: E402  # found by the line above, wherever called from
+from benchmarks.ranker_kerneling.shapes import QWEN_0_6B  # noqa: E402  # found by the line above, wherever called from
+from benchmarks.ranking.caching import REQUESTS, caching  # noqa: E402
 from benchmarks.ranking.end_to_end import REQUESTS as E2E_REQUESTS  # noqa: E402
 from benchmarks.ranking.end_to_end import end_to_end  # noqa: E402
-from benchmarks.ranking.models import (  # noqa: E402
-    QWEN_0_6B,
-    fixed,
-    item_texts,
-    queries,
-    real,
-)
+from benchmarks.ranking.launching import score  # noqa: E402
+from benchmarks.ranking.models import fixed, item_texts, queries, real  # noqa: E402
 from benchmarks.ranking.peers import Transformers, cross_encoder, oracle  # noqa: E402
 from benchmarks.ranking.soaking import POSTINGS, soak  # noqa: E402
 from benchmarks.ranking.surroundings import ROWS, surroundings  # noqa: E402
@@ -56,9 +54,10 @@ from benchmarks.report import Report, computing, machine, table  # noqa: E402
 from benchmarks.searching.timing import Timed, interleaved  # noqa: E402
 from benchmarks.streaming.source import DATA, load  # noqa: E402
 from penstock.ranker.backends.scorer import probability  # noqa: E402
-from penstock.ranker.engine import untrained  # noqa: E402
-from penstock.ranker.engine.forward import TorchBackend  # noqa: E402
-from penstock.ranker.engine.plan import Request, Text, Vectors, plan, unpack  # noqa: E402
+from penstock.ranker.engine import devices, untrained  # noqa: E402
+from penstock.ranker.engine.backend import Backend  # noqa: E402
+from penstock.ranker.engine.forward import BOUND  # noqa: E402
+from penstock.ranker.engine.plan import Request, Text, Vectors  # noqa: E402
 from penstock.ranker.engine.tokens import Tokenizer  # noqa: E402
 from penstock.ranker.engine.untrained import SMALL  # noqa: E402
 from penstock.ranker.engine.weights import Weights  # noqa: E402
@@ -70,7 +69,7 @@ BUDGET = 16_384  # tokens a forward
 ITEMS, QUERY_TOKENS, ITEM_TOKENS = 50, 70, 150
 REAL_ITEMS = 64
 TRUE_ITEMS = 10
-SAME = 1e-4  # logits of two float32 implementations of one model
+SAME = {torch.float32: 1e-4, torch.bfloat16: 0.2}  # logits of two implementations of one model
 DEFAULT_QUERY = "experienced registered nurse, night shift, near Columbus, Ohio"
 
 Contender = Callable[[], Any]
@@ -79,7 +78,9 @@ Contender = Callable[[], Any]
 @dataclass(slots=True)
 class Run:
     directory: Path
-    backend: TorchBackend
+    device: str  # as ranker.device
+    dtype: torch.dtype  # ours and the peer's
+    backend: Backend
     peer: Transformers
     answers: tuple[int, int]
     tokenizer: Tokenizer
@@ -91,7 +92,7 @@ class Run:
     wrong: int = 0  # requests whose logits are not the peer's
 
     def ours(self, requests: Sequence[Request], budget: int = BUDGET) -> npt.NDArray[np.float64]:
-        return score(self.backend, requests, budget)
+        return score(self.backend, list(requests), budget)
 
     def timed(self, name: str, contenders: Mapping[str, Contender], **stated: Any) -> dict[str, Timed]:
         found = interleaved(contenders, self.repeats)
@@ -101,19 +102,17 @@ class Run:
         return found
 
 
-def score(backend: TorchBackend, requests: Sequence[Request], budget: int = BUDGET) -> npt.NDArray[np.float64]:
-    """Logits of all items, in the requests' order; planning is part of it."""
-    forwards = plan(requests, budget, budget)
-    return np.concatenate(unpack(requests, forwards, [backend.logits(forward) for forward in forwards]))
+def made(directory: Path, dtype: torch.dtype, answers: tuple[int, int], device: str) -> Backend:
+    weights = Weights.load(directory, dtype, answers)
+    longest, threads = weights.shape.max_positions, torch.get_num_threads()
+    return devices.made(weights, device, threads=threads, most_tokens=BUDGET, longest=longest)
 
 
 def errors(run: Run) -> None:
     request = real(run.tokenizer, run.query, run.texts[:12])
     for name, dtype, target in (("fp32", torch.float32, 1e-5), ("bf16", torch.bfloat16, 2e-2)):
-        backend = run.backend
-        if dtype != torch.float32:
-            backend = TorchBackend(Weights.load(run.directory, dtype, run.answers), torch.get_num_threads())
-        found = score(backend, [request])
+        backend = run.backend if dtype == run.dtype else made(run.directory, dtype, run.answers, run.device)
+        found = score(backend, [request], BUDGET)
         right = oracle(run.directory, run.answers, dtype)(request)
         run.report.notes[f"logit_error_{name}"] = {
             "items": len(request.items),
@@ -152,7 +151,7 @@ def packed(run: Run) -> None:
         "transformers, sorted": lambda: run.peer.logits([request], batches["sorted"], ordered=True),
         "transformers, unsorted": lambda: run.peer.logits([request], batches["unsorted"], ordered=False),
     }
-    encoder = cross_encoder(run.directory, run.folder / "cross-encoder")
+    encoder = cross_encoder(run.directory, run.folder / "cross-encoder", run.dtype, str(run.peer.model.device))
     if encoder is None:
         run.report.notes["absent"] = ["sentence-transformers"]
     else:
@@ -255,19 +254,20 @@ def invariance(run: Run) -> None:
     saw("company, before", run.ours([mine, *others])[:count])
     saw("company, after", run.ours([*others, mine])[-count:])
     run.report.notes["batch_invariance"] = worst
-    run.report.add("batch_invariance", max(v for name, v in worst.items() if name != "logits"), "probability", 1e-5)
+    largest = max(v for name, v in worst.items() if name != "logits")
+    run.report.add("batch_invariance", largest, "probability", BOUND[run.dtype])
 
 
 def true_shape(run: Run) -> None:
     """One row at the true shape; its own directory, and few repeats: a forward takes many seconds on a CPU."""
     shape = QWEN_0_6B
     directory = untrained.write(run.folder / "true", run.texts, shape)
-    backend = TorchBackend(Weights.load(directory, torch.float32, run.answers), torch.get_num_threads())
-    peer = Transformers(directory, run.answers)
+    backend = made(directory, run.dtype, run.answers, run.device)
+    peer = Transformers.load(directory, run.answers, run.dtype, run.peer.model.device)
     request = fixed(TRUE_ITEMS, QUERY_TOKENS, ITEM_TOKENS)
     found = interleaved(
         {
-            "ours": lambda: score(backend, [request]),
+            "ours": lambda: score(backend, [request], BUDGET),
             "transformers, sorted": lambda: peer.logits([request], TRUE_ITEMS, ordered=True),
         },
         min(run.repeats, 2),
@@ -289,7 +289,7 @@ def whole(request: Request) -> Request:
 def difference(run: Run, request: Request) -> float:
     """The largest between our logits and the peer's, which says whether both do the same work."""
     found = float(np.abs(run.ours([request]) - run.peer.logits([request], 8, ordered=True)).max())
-    run.wrong += not found <= SAME
+    run.wrong += not found <= SAME[run.dtype]
     return found
 
 
@@ -309,14 +309,25 @@ def main() -> int:
     parser.add_argument(
         "--soak", type=float, nargs="?", const=3_600.0, metavar="SECONDS", help="this alone; see ranking/soaking.py"
     )
+    parser.add_argument(
+        "--device", default="cpu", help="as ranker.device: the engine's cells there, without e2e, cache"
+    )
     given = parser.parse_args()
+    if given.device != "cpu":
+        if given.cells == ",".join(CELLS):
+            given.cells = ",".join(ALONE)
+        if given.soak or set(given.cells.split(",")) & set(WHOLE):
+            parser.error(f"--device {given.device}: takes {', '.join(ALONE)}; the whole pipeline is timed on the CPU")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs beside ends too
     threads = given.threads or (1 if given.soak else os.cpu_count() or 1)
     chosen = given.cells.split(",")
     if unknown := set(chosen) - set(CELLS):
         parser.error(f"no cell {', '.join(sorted(unknown))}: there are {', '.join(CELLS)}")
     torch.set_num_threads(threads)
-    about, report = machine(**computing(threads)), Report("ranker")
+    place = devices.checked(given.device) or torch.device("cpu")
+    dtype = devices.DTYPES[devices.dtype_for(given.device, devices.AUTO)]
+    report = Report("ranker" if given.device == "cpu" else f"{given.device.partition(':')[0]}/ranker")
+    about = machine(**computing(threads), device=given.device, dtype=str(dtype))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = load(given.data)
@@ -326,14 +337,15 @@ def main() -> int:
             wrong = soak(report, folder, SMALL, texts, asked, given.soak, threads)
             return told(report, about, given.json, wrong)
         directory = untrained.write(folder / "small", texts)
-        weights = Weights.load(directory)
         tokenizer = Tokenizer(directory, threads=threads)
         answers = tokenizer.yes, tokenizer.no
         typical = sorted(asked, key=len)[len(asked) // 2]
         run = Run(
             directory=directory,
-            backend=TorchBackend(weights, threads),
-            peer=Transformers(directory, answers),
+            device=given.device,
+            dtype=dtype,
+            backend=made(directory, dtype, answers, given.device),
+            peer=Transformers.load(directory, answers, dtype, place),
             answers=answers,
             tokenizer=tokenizer,
             texts=np.random.default_rng(3).permutation(texts).tolist(),

@@ -355,6 +355,29 @@ def check_scorer(scorer: str, model: Path | None, url: str) -> Check:
     return Check("scorer", True, f"{scorer}, {model}{untrained}", needed)
 
 
+def check_device(named: Iterable[tuple[str, str]], driver: Path = Path("/dev/nvidiactl")) -> Check:
+    """A CUDA device's driver, where some setting names one: (setting, device)."""
+    wanted = [setting for setting, device in named if device.startswith("cuda")]
+    if not wanted:
+        return Check("device", True, "none asked for", "nothing")
+    asking = f"{', '.join(wanted)} {'is' if len(wanted) == 1 else 'are'} cuda"
+    if driver.exists():
+        return Check("device", True, asking, "an NVIDIA driver")
+    remedy = "install NVIDIA's driver, give this container the device (--gpus), or set it to cpu"
+    return Check("device", False, f"{asking}, and {driver} is not here", "an NVIDIA driver", remedy)
+
+
+def configured_devices(environ: Mapping[str, str], data_dir: Path) -> list[tuple[str, str]]:
+    """(setting, device) of the roles that name one."""
+    tree = _settings(environ, data_dir)
+    found = []
+    for section in ("models", "enrich", "retrieval", "ranker"):
+        given = environ.get(f"PENSTOCK_{section.upper()}__DEVICE") or tree.get(section, {}).get("device")
+        if given:
+            found.append((f"{section}.device", str(given)))
+    return found
+
+
 def _wrong_with(model: Path, any_kind: bool) -> str:
     """Why the directory is no model, as far as its files' names and its config tell; empty when it may be one."""
     if not model.is_dir():
@@ -413,6 +436,7 @@ def diagnose(root: Path, data_dir: Path, environ: Mapping[str, str]) -> list[Che
         check_docker(environ),
         check_ports(ports, port_taken),
         check_scorer(*configured_scorer(environ, data_dir)),
+        check_device(configured_devices(environ, data_dir)),
     ]
 
 

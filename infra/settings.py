@@ -247,7 +247,14 @@ class RetrievalSettings(_Section):
         "interpreter, to look into them; auto: cuda where there is one, else cpu",
     )
     device_bytes: PositiveInt | None = Field(
-        None, description="what a shard's postings may take of the device; unset: 90 % of what is free at the start"
+        None,
+        description="what a shard's postings and searches may take of the device; unset: 90 % of what is free at the "
+        "start",
+    )
+    device_planes: Literal["bf16", "int8"] = Field(
+        "bf16",
+        description="what scans read there of the postings' vectors; int8: about half the bytes, the same answers, and "
+        "one plane more: vectors take half as much memory again there",
     )
     hold_epochs_ms: NonNegativeInt = Field(60_000, description="how long a page can be followed at its epoch")
     max_batch: PositiveInt = Field(32, description="searches that one scan answers")
@@ -357,8 +364,15 @@ class RankerSettings(_Role):
         "fused", description="fused alone, or fused with a language model for the best: docs/ranker.md"
     )
     model: Path | None = Field(None, description="the model's directory, for engine and transformers")
-    dtype: Literal["fp32", "bf16"] = Field("fp32", description="what the engine computes in")
-    device: str = Field("cpu", description="where transformers runs the model: cpu, cuda, cuda:1, ...")
+    dtype: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="what the engine computes in; auto: bf16 on a CUDA device, fp32 elsewhere"
+    )
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:\d+)?|interpreter)$",
+        description="where engine and transformers run the model: cpu, cuda, cuda:1, ...; interpreter: the engine's "
+        "kernels in Triton's interpreter, to look into them",
+    )
     lm_depths: tuple[PositiveInt, ...] = Field(
         (16, 32, 64), min_length=1, description="how many of the best the language model may score"
     )
@@ -394,6 +408,8 @@ class RankerSettings(_Role):
             raise ValueError(f"lm_depths are {list(self.lm_depths)}: expected each once, the least first")
         if self.scorer in ("engine", "transformers") and self.model is None:
             raise ValueError(f"scorer is {self.scorer}: expected the directory of a model in ranker.model")
+        if self.scorer == "transformers" and self.device == "interpreter":
+            raise ValueError("scorer is transformers and device is interpreter: expected cpu, cuda, cuda:1, ...")
         if self.scorer == "remote" and not self.remote.url:
             raise ValueError("scorer is remote: expected where it is in ranker.remote.url")
         return self

@@ -46,7 +46,8 @@ def lexicon_of(settings: Settings) -> Lexicon:
 def backend_of(settings: Settings) -> Backend | None:
     """The device that both kinds share, and what may be taken of it. Raises DeviceUnavailable where `retrieval.device`
     cannot be had."""
-    return choose(settings.retrieval.device, settings.retrieval.device_bytes)
+    retrieval = settings.retrieval
+    return choose(retrieval.device, retrieval.device_bytes, retrieval.device_planes)
 
 
 def postings(settings: Settings, lexicon: Lexicon, backend: Backend | None) -> Kind[IndexUpdate, Store, StoreCounts]:

@@ -46,6 +46,7 @@ def pytest_configure(config):
         raise pytest.UsageError(f"PENSTOCK_TEST_FIXTURE is {FIXTURE!r}: expected one of {', '.join(FIXTURES)}")
     config.addinivalue_line("markers", "installation(name): runs on this installation alone")
     config.addinivalue_line("markers", "cuda: needs a CUDA device; skipped, with the reason, where there is none")
+    config.addinivalue_line("markers", "interpreter: runs Triton's interpreter in this process; skipped on CUDA")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -61,7 +62,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if not ON_CUDA and item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        elif ON_CUDA and "interpreter" in item.name:
+        elif ON_CUDA and item.get_closest_marker("interpreter"):
             item.add_marker(pytest.mark.skip(reason="the interpreter needs a process of its own"))
     if left_out:
         config.hook.pytest_deselected(items=left_out)

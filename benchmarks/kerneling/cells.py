@@ -9,14 +9,15 @@
 
 The share of bandwidth is (bytes that the answer cannot do without: planes and columns of the rows that are looked at,
 each once) / time / what a read-only kernel got in this session. Times are of the whole call: queries on the host in,
-places and scores on the device out, `Found` read. Every cell's answers are held against torch's before it is timed: no
+`Found` on the host out. A batch is timed twice: `ours`, as a store answers, by a CUDA graph; and `ours, eager`, one
+launch after the other. Rows are of the first. Every cell's answers are held against torch's before it is timed: no
 score of ours may be further from torch's at the same place than float32 explains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,8 +26,11 @@ from benchmarks.kerneling import peers
 from benchmarks.kerneling.model import Work
 from benchmarks.kerneling.stores import BUCKET, HASH, Store, asked, drawn, share
 from benchmarks.kerneling.timing import BUFFERS, RUNS, Timed, interleaved, peak_flops, read_bandwidth
-from penstock.kernels.filtered_topk.run import Workspace
+from penstock.kernels.filtered_topk.answer import Found, read
+from penstock.kernels.filtered_topk.prepare import Prepared, prepared, tensors_of
+from penstock.kernels.filtered_topk.run import Run
 from penstock.kernels.filtered_topk.triton import filtered_topk
+from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs.batch import Filters, Queries
 
@@ -66,6 +70,35 @@ def ours(search: TopK, store: Store, filters: Filters, queries: list[Queries], k
     return lambda buffer: search(store.slabs, filters, queries[buffer], k, hashes=HASH, workspace=workspace)
 
 
+def graphed(
+    store: Store, filters: Filters, queries: list[Queries], k: int, *, quantised: bool = False
+) -> Callable[[int], Any]:
+    """A contender that replays what was captured over buffers of its own, as retrieval/device/graphs.py does."""
+    run = Run(store.slabs, filters, k, HASH, workspace=Workspace(store.device), quantised=quantised)
+
+    def sent(buffer: int) -> Prepared:
+        return prepared(queries[buffer], store.layout, quantised=quantised).to(store.device)
+
+    held = replace(first := sent(0), **{name: one.clone() for name, one in tensors_of(first).items()})
+    launched = run.launched(held)  # what has to be compiled is
+    replay: Callable[[], Any] = lambda: run.launched(held)  # noqa: E731  # without a device there is no graph
+    if store.device.type == "cuda":
+        torch.cuda.synchronize(store.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            launched = run.launched(held)
+        replay = graph.replay
+
+    def answered(buffer: int) -> Found:
+        asked = tensors_of(sent(buffer))
+        for name, one in tensors_of(held).items():
+            one.copy_(asked[name], non_blocking=True)
+        replay()
+        return read(run, held, launched)
+
+    return answered
+
+
 def agrees(found: Any, reference: tuple[torch.Tensor, torch.Tensor], rows: int, k: int, what: str) -> None:
     """RuntimeError where a score of ours is not what torch found at the same place, or there are not as many."""
     values = reference[0].double()
@@ -99,11 +132,15 @@ def batch(
     for count in batches:
         queries = buffers(count, width)
         rounded = as_torch(queries, session.device)
-        contenders: dict[str, Callable[[int], Any]] = {"ours": ours(filtered_topk, store, everything, queries, k)}
-        agrees(contenders["ours"](0), peers.chunked(plane, rounded[0], k), store.rows, k, f"B{count}")
+        contenders: dict[str, Callable[[int], Any]] = {
+            "ours": graphed(store, everything, queries, k),
+            "ours, eager": ours(filtered_topk, store, everything, queries, k),
+        }
+        for name, mine in contenders.items():
+            agrees(mine(0), peers.chunked(plane, rounded[0], k), store.rows, k, f"{name}, B{count}")
         if count == compared:
             contenders |= peers.unfiltered(plane, rounded, k)
-            contenders["ours, k=10"] = ours(filtered_topk, store, everything, queries, 10)
+            contenders["ours, k=10"] = graphed(store, everything, queries, 10)
         spent = session.timed(f"batch/B{count}", contenders, rows=store.rows, width=width, k=k)
         seconds, work = spent["ours"].median * 1e-3, Work(store.rows, width, count, k)
         name = f"filtered_topk/d256/k1000/B{count}"
@@ -149,10 +186,15 @@ def clustered(session: Session, count: int = 16, k: int = 1_000, width: int = 25
 def int8(session: Session, count: int = 16, k: int = 1_000, width: int = 256) -> dict[str, float]:
     store = drawn(session.rows, width, session.device, quantised=True, page_rows=session.page_rows)
     everything, queries = share(store.layout, 0.0, 1.0, session.device), buffers(count, width)
-    plain = ours(filtered_topk, store, everything, queries, k)
-    quick = ours(int8_topk, store, everything, queries, k)
-    differences = sum(int((plain(turn).slots != quick(turn).slots).sum()) for turn in range(BUFFERS))
-    spent = session.timed("int8", {"int8": quick, "bf16": plain}, rows=store.rows, width=width, k=k, batch=count)
+    contenders = {
+        "int8": graphed(store, everything, queries, k, quantised=True),
+        "bf16": graphed(store, everything, queries, k),
+        "int8, eager": ours(int8_topk, store, everything, queries, k),
+        "bf16, eager": ours(filtered_topk, store, everything, queries, k),
+    }
+    plain, quick = contenders["bf16"], contenders["int8"]
+    differences = sum(int((plain(turn).slots[:count] != quick(turn).slots[:count]).sum()) for turn in range(BUFFERS))
+    spent = session.timed("int8", contenders, rows=store.rows, width=width, k=k, batch=count)
     return {
         "int8_topk/ratio": spent["bf16"].median / spent["int8"].median,
         "int8_topk/id_differences": differences,

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.kerneling.stores import HASH, NEVER, ODD, TENANT, Store, asked, drawn, share
 from benchmarks.kerneling.timing import BUFFERS, timed
-from penstock.kernels.filtered_topk.run import Workspace
 from penstock.kernels.filtered_topk.triton import filtered_topk
+from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.scatter_rows.segments import of_blocks, of_rows
 from penstock.kernels.scatter_rows.staging import Publication, Staging
 from penstock.kernels.slabs.layout import BLOCK

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.kerneling import model, percolating
+from benchmarks.kerneling.compiling import all_multiply_well, counted
 from benchmarks.kerneling.gpu import BAD, LIKELY, Getting
-from benchmarks.kerneling.importing import ROOT
-from penstock.kernels.aot.check import MOSTLY, Checked, wide_share
+from penstock.kernels.aot.check import Checked
 from penstock.kernels.aot.config import Config
 from penstock.kernels.aot.registry import configs
-from penstock.kernels.aot.sass import SHARED_PER_CTA
 from penstock.kernels.filtered_topk.run import room_for, started_for
 
 SCORING = "filtered_topk/scan/"  # how the configs that score are called
@@ -27,39 +20,10 @@ MODELLED = (16, 64)  # queries of a batch
 ROWS, WIDTH = 10_000_000, 256
 
 
-def compile_all(jobs: int) -> tuple[list[Checked], str]:
-    """By the command, in a process without the interpreter: what was found, and Triton's version."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "found.json"
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        environment.setdefault("TRITON_CACHE_DIR", str(ROOT / ".cache" / "triton"))
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
-        command = "from benchmarks.kerneling.importing import from_checkout; from_checkout(); "
-        command += "import sys; from penstock.kernels.aot.__main__ import main; sys.exit(main(sys.argv[1:]))"
-        arguments = ["--json", str(path), "--jobs", str(jobs)]
-        subprocess.run([sys.executable, "-c", command, *arguments], cwd=ROOT, env=environment, check=False)
-        if not path.exists():
-            raise RuntimeError("the ahead-of-time suite wrote nothing: its error stands above")
-        read = json.loads(path.read_text())
-    return [Checked.from_json(one) for one in read["configs"]], read["triton"]
-
-
 def rows(checked: Sequence[Checked]) -> dict[str, float]:
-    """Of aot/. What was not compiled spills, as far as anybody knows."""
-    spilling = [one for one in checked if one.figures is None or one.figures.main.spills]
-    crowded = [one for one in checked if one.figures is None or one.figures.shared > SHARED_PER_CTA]
+    """Of aot/."""
     scoring = [one for one in checked if one.name.startswith((SCORING, SEEDING))]
-    return {
-        "aot/spilling_configs": len(spilling),
-        "aot/over_shared_memory": len(crowded),
-        "aot/configs": len(checked),
-        "aot/filtered_topk/tensor_core": float(bool(scoring) and all(_scores_well(one) for one in scoring)),
-    }
-
-
-def _scores_well(one: Checked) -> bool:
-    """Tensor-core instructions, and tiles by 128-bit asynchronous copies."""
-    return one.figures is not None and one.figures.main.tensor_core > 0 and wide_share(one.figures.main) >= MOSTLY
+    return {**counted(checked), "aot/filtered_topk/tensor_core": float(all_multiply_well(scoring))}
 
 
 def form(config: Config, checked: Checked) -> model.Form:
@@ -71,7 +35,7 @@ def form(config: Config, checked: Checked) -> model.Form:
     gate = int(str(config.constexprs.get("GATE", 1)))
     return model.Form(
         warps=found.warps,
-        ctas=found.ctas_per_sm,
+        ctas=min(found.ctas_per_sm, config.expects.ctas_per_sm),  # as many as are launched
         hot=found.hot,
         barriers=found.main.barriers,
         gate=found.beside,
@@ -94,19 +58,24 @@ def predictions(checked: Sequence[Checked], getting: Getting = LIKELY) -> dict[i
             work = model.Work(ROWS, WIDTH, batch)
             room = room_for(work.k, work.rows)
             found[batch] = model.filtered_topk(
-                work, seed, scan, _a_pair(by_name), room, started_for(work.k, room), got=getting
+                work, seed, scan, _ranking(by_name), room, started_for(work.k, room), got=getting
             )
     return found
 
 
-def _a_pair(by_name: dict[str, Checked]) -> float:
-    """Instructions of a warp of `rank` for each 32 pairs of rows that it compares."""
+def _ranking(by_name: dict[str, Checked]) -> model.Ranking:
     config = next(one for one in configs("filtered_topk") if one.name == RANKING)
-    figures = by_name[RANKING].figures
-    if figures is None:
+    found = by_name[RANKING].figures
+    if found is None:
         raise ValueError(f"{RANKING} did not compile: {'; '.join(by_name[RANKING].failures)}")
-    pairs = int(str(config.constexprs["ROWS"])) * int(str(config.constexprs["OTHERS"]))
-    return figures.hot * figures.warps * 32 / pairs
+    return model.Ranking(
+        rows=int(str(config.constexprs["ROWS"])),
+        others=int(str(config.constexprs["OTHERS"])),
+        warps=found.warps,
+        ctas=found.ctas_per_sm,
+        hot=found.hot,
+        exact=found.main.instructions,
+    )
 
 
 def _of(prefix: str, batch: int) -> Config | None:

@@ -24,7 +24,9 @@ where a CTA is alone on its SM.
 
 **seed** is the same over one block in 64. **threshold, select** are one CTA a query: 32 rounds of a reduction.
 **rescore** gathers rows of 2 D bytes and does some 15 float64 operations a value. **rank** compares all kept rows with
-all. Both are launched for as many rows as there is room for, and programs that find none cost what starting them does.
+all: a tile of them takes its instructions, or as long as the next one is on its way from the L2 cache; one tile of each
+program, its own, is compared exactly. Both start for more rows than are kept, and programs that find none cost what
+starting them does.
 **plan** reads the zone maps. The share of read bandwidth is
 
     (bytes that the answer cannot do without: planes and columns that are looked at, each once) / time / read bandwidth
@@ -98,6 +100,18 @@ class Form:
     @property
     def steps(self) -> int:
         return -(-self.run * BLOCK // self.gate_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What it takes of a compiled rank."""
+
+    rows: int  # whose places a program finds
+    others: int  # of a tile
+    warps: int
+    ctas: int  # an SM
+    hot: int  # instructions of a tile in which no two rows are equal, a thread
+    exact: int  # of one in which some are, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,22 +220,28 @@ def rescore(work: Work, started: int, gpu: Gpu = H200, got: Getting = LIKELY) ->
     return Launch("rescore", parts[bound] + empty, moved, bound=bound, parts=parts)
 
 
-def rank(
-    work: Work, instructions: float, started: int, gpu: Gpu = H200, got: Getting = LIKELY, rows: int = 32
-) -> Launch:
-    """`instructions`: of a warp, for each 32 pairs that are compared; `rows` a CTA, for all that are started."""
+def rank(work: Work, form: Ranking, started: int, gpu: Gpu = H200, got: Getting = LIKELY) -> Launch:
     kept = work.k * KEPT
-    pairs = work.batch * kept * kept
-    seconds = 3 * got.latency + pairs / 32 * instructions / (gpu.sms * gpu.partitions * got.issue * gpu.clock)
-    seconds += work.batch * started / rows * got.empty
-    return Launch("rank", seconds, work.batch * kept * 24, bound="instructions")
+    programs, tiles = work.batch * math.ceil(kept / form.rows), math.ceil(kept / form.others)
+    a_program = (tiles - 1) * form.hot + form.exact  # instructions of a warp
+    together = min(gpu.sms * form.ctas, programs)
+    parts = {
+        "issue": programs * form.warps * a_program / (gpu.sms * gpu.partitions * got.issue * gpu.clock),
+        "one CTA's turn": math.ceil(programs / together)
+        * tiles
+        * max(got.l2_latency, a_program / tiles * got.alone / gpu.clock),
+    }
+    bound = max(parts, key=lambda part: parts[part])
+    empty = work.batch * started / form.rows * got.empty
+    seconds = 3 * got.latency + parts[bound] + empty
+    return Launch("rank", seconds, work.batch * kept * 28, bound=bound, parts=parts)
 
 
 def filtered_topk(
     work: Work,
     seed_form: Form,
     scan_form: Form,
-    pair: float = 12.0,  # instructions of `rank`
+    ranking: Ranking,
     capacity: int = 8_192,  # survivors that a query has room for
     started: int = 1_564,  # rows of a query for which exact scores and ranks are started
     gpu: Gpu = H200,
@@ -236,6 +256,6 @@ def filtered_topk(
         scan(work, scan_form, gpu, got),
         selection("select", capacity, 512, work, gpu, got),
         rescore(work, started, gpu, got),
-        rank(work, pair, started, gpu, got),
+        rank(work, ranking, started, gpu, got),
     )
     return Prediction(work, tuple(launches), got)

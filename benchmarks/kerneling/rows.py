@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from benchmarks.report import Report
 
 CUDA = "cuda"
+OPERATORS = ("filtered_topk", "gather_topk", "int8_topk", "percolate", "scatter_rows")  # of kernels/: the retrieval's
 BANDWIDTH = "of measured read bandwidth"
 
 

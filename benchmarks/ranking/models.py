@@ -14,12 +14,11 @@ import numpy as np
 from benchmarks.streaming.source import Source
 from penstock.ranker.engine.plan import Request, Text, Tokens
 from penstock.ranker.engine.tokens import Tokenizer
-from penstock.ranker.engine.untrained import SMALL, ModelShape
+from penstock.ranker.engine.untrained import SMALL
 from penstock.ranker.summarizer.extractive import ExtractiveSummarizer
 from penstock.schemas.events import PostingText
 
 SUMMARY_TOKENS = 96  # the default of models.summary_tokens
-QWEN_0_6B = ModelShape(151_936, 1_024, 3_072, 28, 16, 8, 128)
 
 
 def item_texts(source: Source, count: int) -> list[str]:

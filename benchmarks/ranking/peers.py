@@ -17,14 +17,25 @@ BATCHES = (4, 8, 16, 32)  # prompts a batch that a peer may choose from
 
 
 class Transformers:
-    """transformers' forward with `logits_to_keep=1`, sdpa attention, padded on the left."""
+    """transformers' forward with `logits_to_keep=1`, padded on the left, on the model's device."""
 
-    def __init__(self, directory: Path, answers: tuple[int, int], dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: Any, answers: tuple[int, int]) -> None:
+        self.model = model.eval()
+        self.answers = answers
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        answers: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Transformers:
+        """With sdpa attention."""
         from transformers import AutoModelForCausalLM
 
         load: Any = AutoModelForCausalLM.from_pretrained
-        self.model = load(directory, dtype=dtype, local_files_only=True).eval()
-        self.answers = answers
+        return cls(load(directory, dtype=dtype, local_files_only=True).to(device), answers)
 
     def logits(self, requests: Sequence[Request], batch: int, *, ordered: bool) -> npt.NDArray[np.float64]:
         """One an item, in the requests' order. `ordered`: batches of like lengths, instead of as they come."""
@@ -41,10 +52,10 @@ class Transformers:
             found[chosen] = self._forward([prompts[at] for at in chosen])
         return found
 
-    def best_batch(self, requests: Sequence[Request], *, ordered: bool) -> int:
-        """The quickest of BATCHES on these requests."""
+    def best_batch(self, requests: Sequence[Request], *, ordered: bool, batches: Sequence[int] = BATCHES) -> int:
+        """The quickest of these on these requests."""
         took: dict[int, float] = {}
-        for batch in BATCHES:
+        for batch in batches:
             begin = time.perf_counter()
             self.logits(requests, batch, ordered=ordered)
             took[batch] = time.perf_counter() - begin
@@ -60,10 +71,12 @@ class Transformers:
         padding: dict[str, torch.Tensor] = {}
         if not mask.all():  # without a mask attention takes its quicker causal form
             padding = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        device = self.model.device
+        padding = {name: given.to(device) for name, given in padding.items()}
         with torch.inference_mode():
-            last = self.model(input_ids=ids, use_cache=False, logits_to_keep=1, **padding).logits[:, -1]
+            last = self.model(input_ids=ids.to(device), use_cache=False, logits_to_keep=1, **padding).logits[:, -1]
         yes, no = self.answers
-        difference: npt.NDArray[np.float64] = (last[:, yes] - last[:, no]).double().numpy()
+        difference: npt.NDArray[np.float64] = (last[:, yes] - last[:, no]).double().cpu().numpy()
         return difference
 
 
@@ -75,7 +88,7 @@ def oracle(directory: Path, answers: tuple[int, int], dtype: torch.dtype) -> Cal
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
-    peer = Transformers(directory, answers, dtype)
+    peer = Transformers.load(directory, answers, dtype)
     peer.model.double()
     for module in peer.model.modules():
         if type(module) is Qwen3RMSNorm:
@@ -83,7 +96,9 @@ def oracle(directory: Path, answers: tuple[int, int], dtype: torch.dtype) -> Cal
     return lambda request: peer.logits([request], 1, ordered=False)
 
 
-def cross_encoder(directory: Path, folder: Path) -> Callable[[Sequence[tuple[str, str]]], Any] | None:
+def cross_encoder(
+    directory: Path, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Callable[[Sequence[tuple[str, str]]], Any] | None:
     """sentence-transformers' CrossEncoder with the directory's body and a head of one label; None where it is absent.
 
     It reads (query, item text) pairs, without the template, and tokenises as it goes.
@@ -94,10 +109,10 @@ def cross_encoder(directory: Path, folder: Path) -> Callable[[Sequence[tuple[str
         return None
     from transformers import AutoTokenizer, Qwen3ForSequenceClassification
 
-    classifier = Qwen3ForSequenceClassification.from_pretrained(directory, num_labels=1, dtype=torch.float32)
+    classifier = Qwen3ForSequenceClassification.from_pretrained(directory, num_labels=1, dtype=dtype)
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     classifier.config.pad_token_id = tokenizer.pad_token_id
     classifier.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    model = CrossEncoder(str(folder), device="cpu")
+    model = CrossEncoder(str(folder), device=device, model_kwargs={"dtype": dtype})
     return lambda pairs: model.predict(list(pairs), batch_size=32, show_progress_bar=False)

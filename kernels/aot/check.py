@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -85,6 +85,13 @@ def failures(config: Config, found: Figures) -> tuple[str, ...]:
             f"{main.async_copies.get(128, 0)} asynchronous copies of 128 bits in the main loop: expected "
             f"{expects.least_async_copies_128}; is the base declared with tl.multiple_of?"
         )
+    moved = (("loads", expects.wide_loads, main.loads), ("stores", expects.wide_stores, main.stores))
+    for what, wide, by_bits in moved:
+        if wide and share_of_128(by_bits) < MOSTLY:
+            said.append(
+                f"{share_of_128(by_bits):.0%} of the bytes that it {what} go 128 bits at a time ({what} by bits: "
+                f"{by_bits}): expected {MOSTLY:.0%}; are pointers and widths multiples of 16?"
+            )
     if expects.max_loop_instructions is not None and main.instructions > expects.max_loop_instructions:
         said.append(
             f"{main.instructions} instructions in the main loop: expected {expects.max_loop_instructions} at most"
@@ -103,6 +110,12 @@ def wide_share(main: Part) -> float:
     wide = main.async_copies.get(128, 0) * 128
     waited_for = sum(bits * count for bits, count in main.loads.items())
     return wide / (wide + waited_for) if wide else 0.0
+
+
+def share_of_128(by_bits: Mapping[int, int]) -> float:
+    """The share of bytes that go 128 bits at a time; 1 where none go."""
+    whole = sum(bits * count for bits, count in by_bits.items())
+    return by_bits.get(128, 0) * 128 / whole if whole else 1.0
 
 
 def check(config: Config) -> Checked:

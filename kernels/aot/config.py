@@ -6,6 +6,7 @@ that what is checked here is what runs there. This file imports neither torch no
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ class Expectation:
     tensor_core: bool = False  # HGMMA or IGMMA in the main loop
     async_copies_128: bool = False  # the main loop's tiles come by 128-bit LDGSTS, or by TMA; none by narrower LDGSTS
     least_async_copies_128: int = 0  # 128-bit LDGSTS of a thread in the main loop: a tile, beside loads that are meant
+    wide_loads: bool = False  # most bytes are loaded 128 bits at a time a thread, for kernels that only move them
+    wide_stores: bool = False  # and stored
     max_registers: int = MOST_REGISTERS  # a thread's
     ctas_per_sm: int = 1  # what the launcher's grid and the model assume; the compiled form must allow as many
     max_loop_instructions: int | None = None  # of the main loop's SASS, all warps running the same code
@@ -54,3 +57,8 @@ class Config:
             raise ValueError(f"{self.name}: divisible names {sorted(strangers)}, which are not in its signature")
         if not self.name.startswith(f"{self.operator}/"):
             raise ValueError(f"{self.name}: expected a name that begins with its operator, {self.operator}/")
+
+
+def kernel_of(module: str, name: str) -> Callable[[], Any]:
+    """A config's `kernel`: the module is imported when its kernel is asked for."""
+    return lambda: getattr(importlib.import_module(module), name)

@@ -62,6 +62,11 @@ class Tunings:
         return found if isinstance(found, dict) else {}
 
 
+def operator_of(quantised: bool) -> str:
+    """Whose tunings a scan of that plane takes."""
+    return "int8_topk" if quantised else "filtered_topk"
+
+
 def key_of(operator: str, width: int, batch: int, terms: int, device: torch.device) -> str:
     """What a shape is kept by."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

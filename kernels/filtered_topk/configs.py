@@ -14,7 +14,8 @@ PAGE_BLOCKS = 512  # of a page of 65,536 rows
 LINES = 1_024  # of a sketch
 _INTEGERS = ("dense", "sketch", "capacity", "batch")  # that are multiples of 16
 
-_READ = {
+# What kernels of several operators take, by Triton's types.
+READ = {
     "table": "*i64",
     "offsets": "*i64",
     "live": "*i32",
@@ -30,8 +31,8 @@ _READ = {
     "tenants": "*i32",
     "filters": "i32",
 }
-_ASKED = {"weights": "*fp16", "terms": "*i32", "slack": "*fp32", "filter_of": "*i32", "tau": "*fp32"}
-_OUT = {
+ASKED = {"weights": "*fp16", "terms": "*i32", "slack": "*fp32", "filter_of": "*i32", "tau": "*fp32"}
+OUT = {
     "found": "*i32",
     "scores": "*fp32",
     "slots": "*i32",
@@ -67,7 +68,7 @@ def scan_config(
 ) -> Config:
     """The scan at one shape, for batches of so many filters: 1, 31 or 63."""
     tuning: Tuning = tuning_for(width, batch, terms, quantised=quantised)
-    signature = _READ | {"vectors": "*i8" if quantised else "*bf16"} | _ASKED | {"steps_of": "*fp32"} | _OUT
+    signature = READ | {"vectors": "*i8" if quantised else "*bf16"} | ASKED | {"steps_of": "*fp32"} | OUT
     signature |= {"totals": "*i64", "scratch_bits": "*i64" if filters > 31 else "*i32", "scratch_at": "*i64"}
     kind = "seed" if seed else "scan"
     return Config(
@@ -78,11 +79,12 @@ def scan_config(
         constexprs={
             "BLOCKS": PAGE_BLOCKS,
             "D": width,
-            "PIECE": next(size for size in (256, 128, 64, 32, 16) if width % size == 0),
+            "PIECE": tuning.piece(width),
             "L": LINES,
             "T": terms,
             "BN": tuning.queries,
             "TILE": tuning.tile,
+            "PARTS": tuning.parts,
             "RUN": 4 if seed else 16,
             "GATE": 4,
             "SINGLE": filters == 1,
@@ -95,7 +97,7 @@ def scan_config(
         divisible=divisible(signature),
         num_warps=tuning.warps,
         num_stages=tuning.stages,
-        expects=Expectation(tensor_core=tuning.tile >= 64, async_copies_128=True, ctas_per_sm=tuning.resident),
+        expects=Expectation(tensor_core=True, async_copies_128=True, ctas_per_sm=tuning.resident),
     )
 
 
@@ -128,7 +130,7 @@ def finish_configs() -> tuple[Config, ...]:
         "dense": "*fp64",
         "lexical": "*fp64",
         "ties": "*i64",
-        "doubtful": "*i8",
+        "near": "*fp32",
         "plane": "i32",
         "sketch": "i32",
         "hashes": "i32",
@@ -140,6 +142,7 @@ def finish_configs() -> tuple[Config, ...]:
         "dense": "*fp64",
         "lexical": "*fp64",
         "ties": "*i64",
+        "near": "*fp32",
         "best_slots": "*i64",
         "best_dense": "*fp64",
         "best_lexical": "*fp64",
@@ -147,7 +150,7 @@ def finish_configs() -> tuple[Config, ...]:
         "k": "i32",
     }
     threshold = {"maxima": "*fp32", "units": "*i64", "unit_of": "*i32", "tau": "*fp32", "width": "i32", "rank": "i32"}
-    plan = {name: _READ[name] for name in ("table", "offsets", "steps", "numbers", "bounds", "nows", "filters")}
+    plan = {name: READ[name] for name in ("table", "offsets", "steps", "numbers", "bounds", "nows", "filters")}
     plan |= {"marks": "*i64", "owners": "*i64", "live": "*i32", "live_bits": "*i64", "counters": "*i64"}
 
     def config(
@@ -190,7 +193,7 @@ def finish_configs() -> tuple[Config, ...]:
             for room in (2_048, 8_192, 16_384)
         ),
         *(config(f"rescore/d{width}", finish, "rescore", rescore, rescored | {"D": width}, 8) for width in (256, 384)),
-        config("rank", finish, "rank", rank, {"ROWS": 32, "OTHERS": 64}, 4),
+        config("rank", finish, "rank", rank, {"ROWS": 32, "OTHERS": 32}, 1),
     )
 
 
@@ -206,8 +209,10 @@ def configs() -> tuple[Config, ...]:
         (384, 64, 16),
         (384, 64, 64),
         (384, 64, 256),
-        (384, 128, 256),
+        (768, 16, 0),
+        (768, 64, 64),
         (1_024, 16, 0),
+        (1_024, 64, 0),
     )
     return (
         *(scan_config(OPERATOR, *shape) for shape in shapes),

@@ -8,7 +8,7 @@
 **K-th best without a sort.** A float32 is mapped to an integer of the same order, and the k-th largest is found a bit
 at a time: 32 counts, each a reduction over values that stay in registers. No sort is needed at all, since `rank` counts
 too: a row's place is how many rows come before it. That is quadratic in what is left (k and a few more), but it is
-nothing but comparisons, in any order, with no barrier; ties fall to the row's hash and equal inputs to equal bytes.
+nothing but comparisons, in any order; ties fall to the row's hash and equal inputs to equal bytes.
 
 **Exact scores.** A bfloat16 or int8 times a float32 is exact in float64. Sums are kept as s + e, both float64, by
 Knuth's TwoSum; what e's own additions would lose is looked at, and it is nearly always nothing. Then s + e is the exact
@@ -31,6 +31,7 @@ _NORMS, _SCALES = tl.constexpr(layout.NORMS), tl.constexpr(layout.SCALES)
 _VALUES = tl.constexpr(layout.VALUES)
 # A row of `status`, int32.
 FOUND, KEPT, PROVEN, DOUBTFUL, STATUS = 0, 1, 2, 3, 4
+_GREATEST = tl.constexpr(3.4028234663852886e38)  # of float32
 _FOUND, _KEPT, _PROVEN, _DOUBTFUL, _STATUS = (tl.constexpr(n) for n in range(5))
 
 
@@ -179,7 +180,7 @@ def rescore(
     dense,  # float64 [queries, capacity] out
     lexical,  # float64 [queries, capacity] out
     ties,  # int64 [queries, capacity] out: the rows' hashes
-    doubtful,  # int8 [queries, capacity] out: 1 where the caller must settle the score
+    near,  # float32 [queries, capacity] out: dense + lexical, rounded
     plane,  # byte offset of the dense plane
     sketch,  # byte offset of the sketch
     hashes,  # the entry of the rows' hashes in the table of offsets
@@ -245,7 +246,8 @@ def rescore(
         tl.store(dense + out, by_dense, mask=there)
         tl.store(lexical + out, by_term, mask=there)
         tl.store(ties + out, tl.load(hash_of, mask=there, other=0), mask=there)
-        tl.store(doubtful + out, doubt.to(tl.int8), mask=there)
+        score = tl.minimum(tl.maximum(by_dense + by_term, -_GREATEST), _GREATEST)  # so that differences are numbers
+        tl.store(near + out, score.to(tl.float32), mask=there)
         unsettled = tl.sum(tl.where(there, doubt, 0), axis=0)
         if unsettled > 0:
             tl.atomic_add(status + query * _STATUS + _DOUBTFUL, unsettled, sem="relaxed")
@@ -258,6 +260,7 @@ def rank(
     dense,
     lexical,
     ties,
+    near,
     best_slots,  # int64 [queries, k] out
     best_dense,  # float64 [queries, k] out
     best_lexical,  # float64 [queries, k] out
@@ -268,36 +271,51 @@ def rank(
 ):
     """Grid: (queries, programs): any number of programs, which share what was kept of a query.
 
-    Places past what was kept are not written."""
+    Places past what was kept are not written. Rounding to float32 turns no order about, so rows that differ in it are
+    compared by the sign of a difference alone, a tile of OTHERS while the next is on its way; a tile in which two do
+    not differ, as every row and itself, is compared by scores and hashes instead."""
     query = tl.program_id(0)
     count = tl.load(status + query * _STATUS + _KEPT)
     base = query.to(tl.int64) * capacity
     for start in range(tl.program_id(1) * ROWS, count, tl.num_programs(1) * ROWS):
         at = start + tl.arange(0, ROWS)
         there = at < count
-        by_dense = tl.load(dense + base + at, mask=there, other=0.0)
-        by_term = tl.load(lexical + base + at, mask=there, other=0.0)
-        score = by_dense + by_term
-        tie = tl.load(ties + base + at, mask=there, other=0)
-        before = tl.zeros([ROWS], tl.int32)
+        mine = tl.load(near + base + at, mask=there, other=float("inf"))[:, None]
+        better = tl.zeros([ROWS, OTHERS], tl.int32)
+        others = tl.arange(0, OTHERS)
+        ahead = tl.load(near + base + others, mask=others < count, other=float("-inf"))
         for begin in range(0, count, OTHERS):
-            other = begin + tl.arange(0, OTHERS)
-            counts = other < count
-            theirs = tl.load(dense + base + other, mask=counts, other=float("-inf"))
-            theirs += tl.load(lexical + base + other, mask=counts, other=0.0)
-            their_tie = tl.load(ties + base + other, mask=counts, other=0)
-            better = theirs[None, :] > score[:, None]
-            better = better | ((theirs[None, :] == score[:, None]) & (their_tie[None, :] < tie[:, None]))
-            before += tl.sum((better & counts[None, :]).to(tl.int32), axis=1)
+            other, theirs = begin + others, ahead[None, :]
+            upcoming = other + OTHERS
+            ahead = tl.load(near + base + upcoming, mask=upcoming < count, other=float("-inf"))
+            apart = mine - theirs
+            if tl.min(tl.abs(apart)) > 0:
+                better += (apart.to(tl.int32, bitcast=True) >> 31) & 1
+            else:
+                better += comes_first(dense, lexical, ties, base, at, other, count).to(tl.int32)
+        before = tl.sum(better, axis=1)
         chosen = there & (before < k)
         out = query.to(tl.int64) * k + before
         slot = tl.load(kept + base + at, mask=there, other=0).to(tl.int64)
         tl.store(best_slots + out, slot, mask=chosen)
-        tl.store(best_dense + out, by_dense, mask=chosen)
-        tl.store(best_lexical + out, by_term, mask=chosen)
+        tl.store(best_dense + out, tl.load(dense + base + at, mask=there, other=0.0), mask=chosen)
+        tl.store(best_lexical + out, tl.load(lexical + base + at, mask=there, other=0.0), mask=chosen)
 
 
 @triton.jit
+def comes_first(dense, lexical, ties, base, at, other, count):
+    """int1 [at, other]: whether the row of `other` is there and comes before that of `at` in the total order."""
+    there, counts = at < count, other < count
+    score = tl.load(dense + base + at, mask=there, other=0.0) + tl.load(lexical + base + at, mask=there, other=0.0)
+    theirs = tl.load(dense + base + other, mask=counts, other=0.0)
+    theirs += tl.load(lexical + base + other, mask=counts, other=0.0)
+    tie = tl.load(ties + base + at, mask=there, other=0)
+    their_tie = tl.load(ties + base + other, mask=counts, other=0)
+    by_hash = (theirs[None, :] == score[:, None]) & (their_tie[None, :] < tie[:, None])
+    return ((theirs[None, :] > score[:, None]) | by_hash) & counts[None, :]
+
+
+@triton.jit(do_not_specialize=["count"])
 def norms(table, offsets, slots, out, count, BLOCKS: tl.constexpr, QUANTISED: tl.constexpr):
     """Of slots (int32 [count]) the greatest norms of their blocks, and where QUANTISED what the row lost: float32
     [count, 3]. Grid: (ceil(count / 128),)."""

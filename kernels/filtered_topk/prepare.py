@@ -6,6 +6,7 @@ any query then, and scaling loses nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -67,6 +68,40 @@ def tensors_of(prepared: Prepared) -> dict[str, Any]:
     """Its tensors by name."""
     found = {field.name: getattr(prepared, field.name) for field in fields(prepared)}
     return {name: one for name, one in found.items() if isinstance(one, Tensor)}
+
+
+def picked(queries: Prepared, which: Sequence[int], batch: int) -> Prepared:
+    """Some queries of a batch, in this order, and nobody behind them up to `batch`. Waits for the device."""
+    device = queries.vectors.device
+    chosen = torch.tensor(which, dtype=torch.int64)
+    here = chosen.to(device)
+
+    def rows(values: Tensor, fill: float = 0) -> Tensor:
+        out = torch.full((batch, *values.shape[1:]), fill, dtype=values.dtype, device=device)
+        out[: len(which)] = values[here]
+        return out
+
+    begins = queries.starts.to("cpu", torch.int64)
+    lengths = begins.diff()[chosen]
+    starts = torch.full((batch + 1,), int(lengths.sum()), dtype=torch.int32)
+    starts[0] = 0
+    starts[1 : len(which) + 1] = torch.cumsum(lengths, 0)
+    of_terms = torch.arange(int(lengths.sum())) + torch.repeat_interleave(
+        begins[chosen] - starts[: len(which)], lengths
+    )
+    return replace(
+        queries,
+        count=len(which),
+        vectors=rows(queries.vectors),
+        weights=rows(queries.weights),
+        slack=rows(queries.slack.T).T.contiguous(),
+        steps_of=rows(queries.steps_of.T).T.contiguous(),
+        filter_of=rows(queries.filter_of, NOBODY),
+        exact=rows(queries.exact),
+        starts=starts.to(device),
+        exact_terms=queries.exact_terms[of_terms.to(device)],
+        exact_weights=queries.exact_weights[of_terms.to(device)],
+    )
 
 
 def bucket(count: int) -> int:
@@ -144,10 +179,19 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     row = int8 * step + rest, where the step is a float32: whoever multiplies by it multiplies by the same number.
     """
     wide = values.double()
-    step = (wide.abs().amax(1) / 127).to(torch.float32) if wide.numel() else torch.zeros(len(wide))
+    step = (
+        (wide.abs().amax(1) / 127).to(torch.float32) if wide.numel() else wide.new_zeros(len(wide), dtype=torch.float32)
+    )
     step = torch.where(step * 127 > 0, step, torch.ones_like(step)).double()
     rounded = torch.clamp(torch.round(wide / step[:, None]), -127, 127)
     return rounded.to(torch.int8), step, _norm(wide - rounded * step[:, None])
+
+
+def plane(dense: Tensor) -> tuple[Tensor, Tensor]:
+    """The int8 plane of rows: int8 [n, D] of bfloat16 [n, D], and float32 [n, 2]: a row's step, and the norm of its
+    rest, rounded up."""
+    values, step, lost = quantise(dense)
+    return values, _rounded_up(torch.stack([step, lost], dim=1))
 
 
 def _terms(queries: Queries, batch: int, lines: int, most: int) -> tuple[Tensor, Tensor, Tensor]:

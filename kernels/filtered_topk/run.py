@@ -8,7 +8,10 @@ threshold holds are read from device memory by the next launch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import triton
@@ -16,9 +19,11 @@ from torch import Tensor
 
 from penstock.kernels.filtered_topk import answer, finish, scan
 from penstock.kernels.filtered_topk.answer import Found
-from penstock.kernels.filtered_topk.autotune import Tunings, key_of
-from penstock.kernels.filtered_topk.prepare import Prepared
+from penstock.kernels.filtered_topk.autotune import Tunings, key_of, operator_of
+from penstock.kernels.filtered_topk.prepare import Prepared, bucket, picked
+from penstock.kernels.filtered_topk.result import Result
 from penstock.kernels.filtered_topk.tuning import Tuning, select_warps, tuning_for
+from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.slabs.batch import FILTERS, Filters, Slabs
 from penstock.kernels.slabs.layout import BLOCK, Layout
 
@@ -28,29 +33,9 @@ SAMPLED = 64  # one live block in so many seeds the thresholds
 DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too high once in millions
 WIDEST = 16_384  # survivors that are narrowed in registers
 RESCORED = 128 if INTERPRETED else 16  # rows that a program scores exactly
-RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds
+RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds, and others that it compares at a time
 RUN, SEEDS = 16, 4  # blocks whose rows are filtered before they are scored: of a scan, and of a seed, which has few
 GATE = 4  # of them, how many at a time
-
-
-class Workspace:
-    """Memory of one batch in flight, used over and over. `nbytes` is all of it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._held: dict[str, Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Uninitialised memory of this name, grown when it must be."""
-        count = math.prod(shape)
-        held = self._held.get(name)
-        if held is None or held.dtype != dtype or held.numel() < count:
-            held = self._held[name] = torch.empty(max(count, 1), dtype=dtype, device=self.device)
-        return held[:count].view(shape)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(held.nbytes for held in list(self._held.values()))  # others may look while one takes
 
 
 def seed_rank(k: int, sampled: int = SAMPLED) -> int:
@@ -70,7 +55,8 @@ def started_for(k: int, capacity: int) -> int:
 
 
 class Run:
-    """One batch of filtered_topk. Launches in order on the current stream; `answer` waits for them once, at its end."""
+    """One batch of filtered_topk. Launches in order on the current stream; `answer` waits for them once, at its end.
+    `doubted`: every query is asked again, as if none had been proven, so that what that launches is compiled."""
 
     def __init__(
         self,
@@ -84,6 +70,7 @@ class Run:
         tunings: Tunings | None = None,
         sampled: int = SAMPLED,
         quantised: bool = False,
+        doubted: bool = False,
     ) -> None:
         if not 0 < filters.count < FILTERS:
             raise ValueError(f"{filters.count} filters: expected 1 to {FILTERS - 1} in a batch")
@@ -97,7 +84,7 @@ class Run:
         self.device = slabs.table.device
         self.workspace = workspace or Workspace(self.device)
         self.asked, self.tunings = tuning, tunings
-        self.sampled, self.quantised = sampled, quantised
+        self.sampled, self.quantised, self.doubted = sampled, quantised, doubted
         self.blocks = slabs.pages * self.layout.blocks
 
     def answer(self, queries: Prepared) -> Found:
@@ -106,33 +93,46 @@ class Run:
     def launched(self, queries: Prepared) -> Launched:
         """Plan, seed, scan and finish. Nothing is waited for, so a CUDA graph may capture it."""
         capacity = room_for(self.k, self.blocks * BLOCK, self.sampled)
-        tau, totals = self.scanned(queries, capacity)
-        return Launched(tau, totals, capacity, None if capacity > WIDEST else self.finish(queries, tau, capacity))
-
-    def scanned(self, queries: Prepared, capacity: int) -> tuple[Tensor, Tensor]:
-        """Thresholds by query and totals by filter, behind plan, seed and scan."""
-        self.tuning = self.asked or self.tuned(queries)
+        in_registers = capacity <= WIDEST
+        self.result = Result.taken(self.workspace, queries.count, self.filters.count, self.k if in_registers else 0)
+        self.tuning = self.tuned(queries)
         self.plan()
         tau = self.workspace.take("tau", (queries.batch,), torch.float32)
-        totals = self.workspace.take("totals", (self.filters.count,), torch.int64)
         self.seed(queries, tau)
-        self.scan(queries, tau, totals, capacity)
-        return tau, totals
+        self.scan(queries, tau, self.result.totals, capacity)
+        if in_registers:
+            self.finish(queries, tau, capacity)
+        return Launched(self.result, tau, capacity, in_registers)
 
     def tuned(self, queries: Prepared) -> Tuning:
         """How to launch the scan."""
-        if INTERPRETED:
-            return Tuning()
+        if self.asked is not None or INTERPRETED:
+            return self.asked or Tuning()
         width, terms = self.layout.width, queries.terms.shape[0]
         kept = None
         if self.tunings is not None:
-            operator = "int8_topk" if self.quantised else "filtered_topk"
-            kept = self.tunings.get(key_of(operator, width, queries.batch, terms, self.device))
+            key = key_of(operator_of(self.quantised), width, queries.batch, terms, self.device)
+            kept = self.tunings.get(key)
         return kept or tuning_for(width, queries.batch, terms, quantised=self.quantised)
 
-    def only(self, queries: Prepared, query: int) -> Prepared:
-        """The batch with this query in the first place, and nobody else."""
-        return answer.only(queries, query)
+    def picked(self, queries: Prepared, which: Sequence[int]) -> tuple[Prepared, list[int]]:
+        """Some queries as a batch of their own, and which they are: those asked for, perhaps with others of theirs."""
+        return picked(queries, which, bucket(len(which))), list(which)
+
+    # What is scanned: live blocks. A rerun may look at them in parts.
+    unit = BLOCK  # rows of one of them, at most
+
+    def units(self) -> int:
+        """How many there are; waits for the device."""
+        return int(self.counters[scan.LIVE])
+
+    def part(self, asked: Prepared, first: int, last: int) -> Self:
+        """This run of other queries over some of what is scanned: behind `launched`, and for `scan` alone."""
+        part = copy(self)
+        part.tuning = self.tuned(asked)
+        part.live, part.live_bits = self.live[first:last], self.live_bits[first:last]
+        part.counters = torch.tensor([last - first, 0], dtype=torch.int64, device=self.device)
+        return part
 
     # --- launches --------------------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Run:
         take, filters, blocks = self.workspace.take, self.filters, self.layout.blocks
         self.live = take("live", (self.blocks,), torch.int32)
         self.live_bits = take("live_bits", (self.blocks,), torch.int64)
-        self.counters = take("counters", (2,), torch.int64).zero_()
+        self.counters = self.result.counters.zero_()
         width = min(1_024, 1 << (blocks - 1).bit_length())
         scan.plan[(self.slabs.pages, triton.cdiv(blocks, width))](
             self.slabs.table,
@@ -169,7 +169,7 @@ class Run:
             return
         maxima = self.workspace.take("maxima", (queries.batch, width), torch.float32)
         self._scan(queries, tau, maxima=maxima)
-        nobody = torch.zeros_like(queries.filter_of)  # every query's blocks are the same
+        nobody = self.workspace.take("unit_of", (queries.batch,), torch.int32).zero_()  # every query's are the same
         finish.threshold[(queries.count,)](
             maxima,
             self.counters,
@@ -237,11 +237,12 @@ class Run:
             queries.batch,
             BLOCKS=layout.blocks,
             D=layout.width,
-            PIECE=self.piece(),
+            PIECE=tuning.piece(layout.width),
             L=layout.sketch,
             T=queries.terms.shape[0],
             BN=tile,
             TILE=tuning.tile,
+            PARTS=tuning.parts,
             RUN=run,
             GATE=min(GATE, run),
             SINGLE=filters.count == 1,
@@ -252,11 +253,6 @@ class Run:
             INTERPRET=INTERPRETED,
             num_warps=tuning.warps,
         )
-
-    def piece(self) -> int:
-        """Values of a row that are loaded together."""
-        width = self.layout.width
-        return self.tuning.piece or next(size for size in (256, 128, 64, 32, 16) if width % size == 0)
 
     def programs(self, most: int, tiles: int = 1) -> int:
         """How many programs a launch has for each of its tiles of queries: together as many as run at once.
@@ -271,11 +267,10 @@ class Run:
         held = torch.cuda.get_device_properties(self.device).multi_processor_count * self.tuning.resident
         return max(1, min(held // tiles, most))
 
-    def finish(self, queries: Prepared, tau: Tensor, capacity: int) -> Finished:
-        take, batch = self.workspace.take, queries.batch
-        kept = take("kept", (batch, capacity), torch.int32)
-        reached = take("reached", (batch,), torch.float32)
-        status = take("status", (batch, finish.STATUS), torch.int32)
+    def finish(self, queries: Prepared, tau: Tensor, capacity: int) -> None:
+        """The best k of the survivors, in `result`."""
+        status = self.result.status
+        kept = self.workspace.take("kept", (queries.count, capacity), torch.int32)
         finish.select[(queries.count,)](
             self.slabs.table,
             self.slabs.offsets,
@@ -285,40 +280,31 @@ class Run:
             tau,
             queries.slack,
             kept,
-            reached,
+            self.result.reached,
             status,
             self.k,
-            batch,
+            queries.batch,
             queries.steps_of[1],
             BLOCKS=self.layout.blocks,
             CAPACITY=capacity,
             QUANTISED=self.quantised,
             num_warps=select_warps(capacity),
         )
-        return self.ranked(queries, kept, reached, status)
-
-    def ranked(self, queries: Prepared, kept: Tensor, reached: Tensor, status: Tensor) -> Finished:
-        """Exact scores and places of what was kept."""
-        take, (batch, capacity) = self.workspace.take, kept.shape
         likely = self.likely(queries, status, capacity)
-        dense, lexical, ties, _ = self.rescored(queries, kept, status, likely)
-        best = tuple(
-            take(f"best_{name}", (batch, self.k), dtype)
-            for name, dtype in (("slots", torch.int64), ("dense", torch.float64), ("lexical", torch.float64))
-        )
+        exact = self.rescored(queries, kept, status, likely)
+        best = (self.result.slots, self.result.dense, self.result.lexical)
         finish.rank[(queries.count, triton.cdiv(likely, RANKED))](
-            kept, status, dense, lexical, ties, *best, capacity, self.k, ROWS=RANKED, OTHERS=64, num_warps=4
+            kept, status, *exact, *best, capacity, self.k, ROWS=RANKED, OTHERS=RANKED, num_warps=1
         )
-        return Finished(best[0], best[1], best[2], reached, status)
 
     def rescored(
         self, queries: Prepared, kept: Tensor, status: Tensor, rows: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """dense, lexical float64, ties int64, doubtful int8: [batch, capacity] each, of what was kept; programs are
+        """dense, lexical float64, ties int64, near float32: [batch, capacity] each, of what was kept; programs are
         launched for so many `rows` of a query, and take more in turns."""
         take, shape, layout = self.workspace.take, tuple(kept.shape), self.layout
         dense, lexical = take("dense", shape, torch.float64), take("lexical", shape, torch.float64)
-        ties, doubtful = take("ties", shape, torch.int64), take("doubtful", shape, torch.int8)
+        ties, near = take("ties", shape, torch.int64), take("near", shape, torch.float32)
         column = min(64, layout.width) or 16
         finish.rescore[(queries.count, triton.cdiv(max(rows, 1), RESCORED))](
             self.slabs.table,
@@ -332,7 +318,7 @@ class Run:
             dense,
             lexical,
             ties,
-            doubtful,
+            near,
             layout.arrays["dense"].offset,
             layout.arrays["sketch"].offset,
             self.hashes,
@@ -347,7 +333,7 @@ class Run:
             LINE_LEVELS=4,
             num_warps=8,
         )
-        return dense, lexical, ties, doubtful
+        return dense, lexical, ties, near
 
     def likely(self, queries: Prepared, status: Tensor, capacity: int) -> int:
         """For how many rows of a query programs are launched: k and half as many more is about what is kept.
@@ -359,23 +345,11 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """What `rank` and the kernels before it left. slots int64, dense and lexical float64 [batch, k]; reached float32
-    [batch]; status int32 [batch, STATUS]."""
-
-    slots: Tensor
-    dense: Tensor
-    lexical: Tensor
-    reached: Tensor
-    status: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class Launched:
-    """A batch on its way. tau float32 [batch], totals int64 [F]; finished: None where survivors may be too many to be
-    narrowed in registers. All of it is the workspace's."""
+    """A batch on its way. tau float32 [batch], the workspace's. `finished`: the result has the best k; else survivors
+    may be too many to be narrowed in registers."""
 
+    result: Result
     tau: Tensor
-    totals: Tensor
     capacity: int  # survivors that a query has room for
-    finished: Finished | None
+    finished: bool

@@ -98,6 +98,41 @@ def slack_of(slack, queries, nd, ns, batch):
     return tl.load(slack + queries) * nd + tl.load(slack + batch + queries) * ns + tl.load(slack + 2 * batch + queries)
 
 
+@triton.jit
+def resident_queries(vectors, queries, D: tl.constexpr, PIECE: tl.constexpr, AS_FLOAT: tl.constexpr):
+    """The batch's vectors [D, queries] in pieces of PIECE values: a tuple, which stays in shared memory."""
+    piece = tl.arange(0, PIECE)
+    resident = ()
+    for p in tl.static_range(D // PIECE):
+        q = tl.load(vectors + queries[None, :] * D + p * PIECE + piece[:, None])
+        if AS_FLOAT:
+            q = q.to(tl.float32)
+        resident = resident + (q,)  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples are joined so
+    return resident
+
+
+@triton.jit
+def keep_best(score, off, passes, queries, first, maxima, width):
+    """Of each GROUP rows of a tile, the `first` of which have that number, the best lower bound of every query."""
+    TILE: tl.constexpr = score.shape[0]
+    lower = tl.where(passes, score - off, float("-inf"))
+    best = tl.max(tl.reshape(lower, [TILE // _GROUP, _GROUP, score.shape[1]]), axis=1)
+    groups = first + tl.arange(0, TILE // _GROUP)
+    tl.store(maxima + queries[None, :] * width + groups[:, None], best, mask=(groups < width)[:, None])
+
+
+@triton.jit
+def append(score, off, passes, queries, threshold, slot, found, scores, slots, capacity):
+    """Survivors of a tile: rows that pass and whose upper bound reaches the threshold. slot int32 [TILE]."""
+    hit = passes & (score >= threshold[None, :] - off)
+    counter = tl.broadcast_to((found + queries)[None, :], score.shape)
+    taken = tl.atomic_add(counter, 1, mask=hit, sem="relaxed")
+    stored = hit & (taken < capacity)
+    out = queries[None, :] * capacity + taken
+    tl.store(scores + out, score, mask=stored)
+    tl.store(slots + out, tl.broadcast_to(slot[:, None], score.shape), mask=stored)
+
+
 @triton.jit(do_not_specialize=["filters", "width"])
 def scan(
     table,
@@ -140,6 +175,7 @@ def scan(
     T: tl.constexpr,  # terms of the batch, padded; 0: none
     BN: tl.constexpr,
     TILE: tl.constexpr,  # rows at a time: BLOCK, or 64 where whole blocks would not fit
+    PARTS: tl.constexpr,  # of a tile's columns that are multiplied after one another; queries stay only where it is 1
     RUN: tl.constexpr,  # blocks whose rows are filtered before they are scored
     GATE: tl.constexpr,  # of them, how many at a time
     SINGLE: tl.constexpr,  # one filter: a row passes for every query or for none
@@ -160,21 +196,19 @@ def scan(
     places = scratch_at + program * RUN * 2
     WORD: tl.constexpr = scratch_bits.dtype.element_ty  # a bit a filter
     filter_bits = tl.minimum(tl.load(filter_of + queries), WORD.primitive_bitwidth - 1).to(WORD)
+    VALUE: tl.constexpr = vectors.dtype.element_ty
+    WIDE: tl.constexpr = VALUE.primitive_bitwidth // 8
+    SUM: tl.constexpr = tl.int32 if QUANTISED else tl.float32
     piece = tl.arange(0, PIECE)
-    resident = ()
-    for p in tl.static_range(D // PIECE):
-        q = tl.load(vectors + queries[None, :] * D + p * PIECE + piece[:, None])
-        if INTERPRET and not QUANTISED:
-            q = q.to(tl.float32)
-        resident = resident + (q,)  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples are joined so
+    as_float: tl.constexpr = INTERPRET and not QUANTISED
+    if PARTS == 1:
+        resident = resident_queries(vectors, queries, D, PIECE, as_float)
     if T > 0:
         lines = tl.arange(0, T)
         line = tl.load(terms + lines) * _BLOCK
         w = tl.load(weights + queries[None, :] * T + lines[:, None])
         if INTERPRET:
             w = w.to(tl.float32)
-    slack_dense, slack_sketch = tl.load(slack + queries), tl.load(slack + batch + queries)
-    slack_least = tl.load(slack + 2 * batch + queries)
     norms_at, scales_at = tl.load(offsets + _NORMS), tl.load(offsets + _SCALES)
     tile_rows = tl.arange(0, TILE)
     if not SEED:  # which nobody's queries never reach
@@ -212,57 +246,66 @@ def scan(
             tl.store(places + 2 * (done + gate) + 1, block.to(tl.int64), mask=there & (gate_rows == 0))
         tl.debug_barrier()
 
-        # B: their scores.
-        for i in tl.range(length * (_BLOCK // TILE), num_stages=STAGES):
-            place = i // (_BLOCK // TILE)
+        # B: their scores, a part of a tile's columns a turn.
+        if PARTS > 1:
+            sums = tl.zeros([TILE, BN], SUM)
+        for i in tl.range(length * (_BLOCK // TILE) * PARTS, num_stages=STAGES):
+            turn = i // PARTS
+            part = i % PARTS
+            place = turn // (_BLOCK // TILE)
             page = tl.load(places + 2 * place)
             block = tl.load(places + 2 * place + 1)
-            begin = (i - place * (_BLOCK // TILE)) * TILE  # of the tile in its block
+            begin = (turn - place * (_BLOCK // TILE)) * TILE  # of the tile in its block
             at = (block % BLOCKS) * _BLOCK + begin
-            if QUANTISED:
-                tile = tl.multiple_of((page + dense + at * D).to(tl.pointer_type(tl.int8)), 16)
-                plane = tile + tile_rows[:, None] * D + piece[None, :]
-                dots = tl.zeros([TILE, BN], tl.int32)
-                for p in tl.static_range(D // PIECE):
-                    dots = tl.dot(tl.load(plane + p * PIECE), resident[p], dots, out_dtype=tl.int32)
-                scales = (page + scales_at).to(tl.pointer_type(tl.float32)) + (at + tile_rows) * 2
-                row_step, row_lost = tl.load(scales), tl.load(scales + 1)
-                score = dots.to(tl.float32) * (row_step[:, None] * query_step[None, :])
-            else:
-                tile = tl.multiple_of((page + dense + at * (2 * D)).to(tl.pointer_type(tl.bfloat16)), 16)
-                plane = tile + tile_rows[:, None] * D + piece[None, :]
-                score = tl.zeros([TILE, BN], tl.float32)
-                for p in tl.static_range(D // PIECE):
-                    x = tl.load(plane + p * PIECE)
-                    if INTERPRET:
-                        x = x.to(tl.float32)
-                    score = tl.dot(x, resident[p], score)
+            tile = tl.multiple_of((page + dense + at * (D * WIDE)).to(tl.pointer_type(VALUE)), 16)
+            plane = tile + part * (D // PARTS) + tile_rows[:, None] * D + piece[None, :]
+            if PARTS == 1:
+                sums = tl.zeros([TILE, BN], SUM)
+            for p in tl.static_range(D // PARTS // PIECE):
+                x = tl.load(plane + p * PIECE)
+                if PARTS == 1:
+                    q = resident[p]
+                else:
+                    q = tl.load(vectors + part * (D // PARTS) + queries[None, :] * D + p * PIECE + piece[:, None])
+                if as_float:
+                    x, q = x.to(tl.float32), q.to(tl.float32)
+                sums = tl.dot(x, q, sums, out_dtype=SUM)
             if T > 0:
                 lexical = (page + sketch + (block % BLOCKS) * (L * _BLOCK) + begin).to(tl.pointer_type(tl.int8))
-                s = tl.load(tl.multiple_of(lexical, 16) + line[:, None] + tile_rows[None, :])
+                named = tl.multiple_of(lexical, 16) + line[:, None] + tile_rows[None, :]
+                # Once a tile, but not under the condition below: what is loaded there is not loaded ahead.
+                if PARTS > 1:
+                    due = tl.full([T, TILE], part, tl.int32) == PARTS - 1
+                s = tl.load(named) if PARTS == 1 else tl.load(named, mask=due, other=0)
                 s = tl.trans(s.to(tl.float32) if INTERPRET else s.to(tl.float16))
-                score = tl.dot(s, w, score)
+                if not QUANTISED:
+                    sums = tl.dot(s, w, sums)
             norms = (page + norms_at).to(tl.pointer_type(tl.float32)) + (block % BLOCKS) * 2
-            off = (slack_dense * tl.load(norms) + slack_sketch * tl.load(norms + 1) + slack_least)[None, :]
-            if QUANTISED:
-                off = off + row_lost[:, None] * query_norm[None, :]
+            off = tl.load(slack + queries) * tl.load(norms) + tl.load(slack + 2 * batch + queries)
+            if T > 0:
+                off += tl.load(slack + batch + queries) * tl.load(norms + 1)
+            off = off[None, :]
             bits = tl.load(bits_of + place * _BLOCK + begin + tile_rows)
-            if SINGLE:
-                passes = tl.broadcast_to((bits != 0)[:, None], [TILE, BN])
-            else:
-                passes = ((bits[:, None] >> filter_bits[None, :]) & 1) != 0
-            if SEED:
-                lower = tl.where(passes, score - off, float("-inf"))
-                best = tl.max(tl.reshape(lower, [TILE // _GROUP, _GROUP, BN]), axis=1)
-                groups = (run * RUN * (_BLOCK // TILE) + i) * (TILE // _GROUP) + tl.arange(0, TILE // _GROUP)
-                tl.store(maxima + queries[None, :] * width + groups[:, None], best, mask=(groups < width)[:, None])
-            else:
-                hit = passes & (score >= threshold[None, :] - off)
-                counter = tl.broadcast_to((found + queries)[None, :], [TILE, BN])
-                taken = tl.atomic_add(counter, 1, mask=hit, sem="relaxed")
-                stored = hit & (taken < capacity)
-                out = queries[None, :] * capacity + taken
-                tl.store(scores + out, score, mask=stored)
-                slot = (block * _BLOCK).to(tl.int32) + begin + tile_rows
-                tl.store(slots + out, tl.broadcast_to(slot[:, None], [TILE, BN]), mask=stored)
+            if QUANTISED:
+                scales = (page + scales_at).to(tl.pointer_type(tl.float32)) + (at + tile_rows) * 2
+                row_step, row_lost = tl.load(scales), tl.load(scales + 1)
+            if part == PARTS - 1:
+                score, bound = sums, off
+                if QUANTISED:
+                    score = sums.to(tl.float32) * (row_step[:, None] * query_step[None, :])
+                    bound = off + row_lost[:, None] * query_norm[None, :]
+                    if T > 0:
+                        score = tl.dot(s, w, score)
+                if SINGLE:
+                    passes = tl.broadcast_to((bits != 0)[:, None], [TILE, BN])
+                else:
+                    passes = ((bits[:, None] >> filter_bits[None, :]) & 1) != 0
+                if SEED:
+                    group = (run * RUN * (_BLOCK // TILE) + turn) * (TILE // _GROUP)
+                    keep_best(score, bound, passes, queries, group, maxima, width)
+                else:
+                    slot = (block * _BLOCK).to(tl.int32) + begin + tile_rows
+                    append(score, bound, passes, queries, threshold, slot, found, scores, slots, capacity)
+                if PARTS > 1:
+                    sums = tl.zeros([TILE, BN], SUM)
         tl.debug_barrier()

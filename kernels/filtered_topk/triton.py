@@ -7,9 +7,9 @@
 
 Nothing waits for the host before the answer is copied: how many blocks are live, how many survive and which threshold
 holds are all read from device memory by the next launch. With the answer comes whether it is proven: at least k rows
-reach the threshold that others were left out by, and no survivor was dropped for want of room. A query of which that
-does not hold is asked again with what it learnt (`reruns` counts them): a lower threshold that is certain, or room for
-as many as there are. What cannot be narrowed in registers (thousands of rows that tie) is narrowed by torch.
+reach the threshold that others were left out by, and no survivor was dropped for want of room. Queries of which that
+does not hold are asked again together, with what they learnt (answer.py; `reruns` counts them): a lower threshold that
+is certain, or room for as many as there are.
 
 The specification is reference.py; the launches run as they are on a CPU under Triton's interpreter.
 """
@@ -22,10 +22,11 @@ from collections.abc import Callable
 import torch
 
 from penstock.kernels.filtered_topk.answer import Found
-from penstock.kernels.filtered_topk.autotune import Tunings, key_of, quickest
+from penstock.kernels.filtered_topk.autotune import Tunings, key_of, operator_of, quickest
 from penstock.kernels.filtered_topk.prepare import prepared
-from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run, Workspace
+from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run
 from penstock.kernels.filtered_topk.tuning import Tuning, fitting
+from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 
 __all__ = ["INTERPRETED", "SAMPLED", "Found", "Run", "Tuning", "Workspace", "autotune", "filtered_topk"]
@@ -42,13 +43,25 @@ def filtered_topk(
     tuning: Tuning | None = None,
     tunings: Tunings | None = None,
     sampled: int = SAMPLED,
+    doubted: bool = False,
 ) -> Found:
     """The exact best `k` rows of each query among those that pass its filter.
 
     `queries` on the host, `filters` on the slabs' device; `hashes` names the HASH column that orders equal scores. One
-    live block in `sampled` seeds the thresholds. Raises ValueError for a batch that is too large or has wrong shapes.
+    live block in `sampled` seeds the thresholds. `doubted`: every query is asked again (Run). Raises ValueError for a
+    batch that is too large or has wrong shapes.
     """
-    run = Run(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, tunings=tunings, sampled=sampled)
+    run = Run(
+        slabs,
+        filters,
+        k,
+        hashes,
+        workspace=workspace,
+        tuning=tuning,
+        tunings=tunings,
+        sampled=sampled,
+        doubted=doubted,
+    )
     return run.answer(prepared(queries, slabs.layout).to(slabs.table.device))
 
 
@@ -82,6 +95,5 @@ def autotune(
         return time.perf_counter()
 
     found = quickest(list(fitting(width, ready.batch, terms, quantised=quantised)), run, clock or now)
-    operator = "int8_topk" if quantised else "filtered_topk"
-    tunings.keep(key_of(operator, width, ready.batch, terms, device), found)
+    tunings.keep(key_of(operator_of(quantised), width, ready.batch, terms, device), found)
     return found

@@ -1,19 +1,24 @@
 """How a scan is launched on a Hopper GPU: by what fits into a multiprocessor's shared memory.
 
-In it lie the query tile, for the whole launch; the tiles of rows in flight; and the scores on their way from the tensor
-cores' layout to the appends'. The ahead-of-time suite (kernels/filtered_topk/configs.py) holds every choice to what the
-compiler says of it, and docs/kernels.md shows the table.
+In it lie the query tile, for the whole launch (of rows so wide that they come in parts: a part of it); the tiles of
+rows in flight; and the scores on their way from the tensor cores' layout to the appends'. The ahead-of-time suite
+(kernels/filtered_topk/configs.py) holds every choice to what the compiler says of it, and docs/kernels.md shows the
+table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from penstock.kernels.slabs.layout import BLOCK
 
 SHARED = 227 * 1024  # bytes of shared memory that a program may have, on sm_90
-SPARE = 6 * 1024  # of it, for masks, norms and barriers
+SHARED_OF_ALL = 228 * 1024  # that a multiprocessor's programs share
+SPARE = 6 * 1024  # of a program's, for masks, norms and barriers, so that it fits whatever a release of Triton adds
+OVERHEAD = 1_536  # what they take on the releases that are known, the system's kilobyte with them
+WIDEST = 4_096  # values of a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +28,14 @@ class Tuning:
     tile: int = BLOCK  # rows multiplied together
     queries: int = 64  # queries that a program has at a time
     warps: int = 8
-    stages: int = 3  # tiles in flight and being multiplied
+    stages: int = 3  # of the pipeline: see `shared`
     resident: int = 1  # programs that a multiprocessor holds
-    piece: int = 0  # values of a row loaded together; 0: the greatest power of two up to 256 that divides the width
+    parts: int = 1  # a tile's columns are multiplied in so many turns; more than 1 where whole rows do not fit
     programs: int = 0  # of a launch; 0: as many as the device holds at once
+
+    def piece(self, width: int) -> int:
+        """Values of a row that are loaded together: the greatest power of two up to 256 that divides a turn's."""
+        return next(size for size in (256, 128, 64, 32, 16) if width // self.parts % size == 0)
 
 
 def tuning_for(width: int, batch: int, terms: int, *, quantised: bool = False) -> Tuning:
@@ -35,32 +44,40 @@ def tuning_for(width: int, batch: int, terms: int, *, quantised: bool = False) -
 
 
 def fitting(width: int, batch: int, terms: int, *, quantised: bool = False) -> Iterator[Tuning]:
-    """What fits, the likeliest to be quick first: many queries a pass, then great tiles, then more of them in flight.
+    """What fits, the likeliest to be quick first: many queries a pass, small tiles before great ones, and rows in parts
+    where whole ones do not fit beside 32 queries: the queries are read again with each tile then.
 
-    Raises ValueError where nothing does.
+    Raises ValueError for rows that are wider than anybody has tried.
     """
-    fits = False
-    # Whole warp groups multiply 64 rows or more; narrower tiles are for rows so wide that nothing else fits.
-    # Two programs a multiprocessor hide each other's waits, for filter columns above all: smaller tiles before greater.
-    for tiles in (((64, 4), (BLOCK, 8)), ((32, 4),)):
-        queries = min(batch, 128)
-        while queries >= 16:
-            for tile, warps in tiles:
-                if queries > 64 and tile == BLOCK:
-                    continue  # too many scores for the registers
-                for stages in (4, 3):
-                    taken = shared(width, tile, queries, terms, stages, quantised=quantised) + SPARE
-                    if taken <= SHARED:
-                        fits, threads = True, (8 if queries > 64 else warps)
-                        resident = min(SHARED // taken, 65_536 // (threads * 32 * 255), 4)
-                        yield Tuning(
-                            tile=tile, queries=queries, warps=threads, stages=stages, resident=max(resident, 1)
-                        )
-            queries //= 2
-    if not fits:
-        raise ValueError(
-            f"rows of {width} values: expected at most about 1,500, so that a tile fits into shared memory"
-        )
+    if width > WIDEST:
+        raise ValueError(f"rows of {width} values: expected at most {WIDEST:,}")
+    queries, fits = min(batch, 128), False
+    while queries >= 16:
+        for tuning in _of(width, queries, terms, quantised, (1,)):
+            fits = True
+            yield tuning
+        if not fits and queries == min(batch, 32):
+            parts = list(_of(width, min(batch, 64), terms, quantised, divisions(width)))
+            # Two programs a multiprocessor hide each other's waits, for filter columns above all; then, fewer parts.
+            yield from sorted(parts, key=lambda tuning: tuning.resident == 1)[:2]
+        queries //= 2
+
+
+def divisions(width: int) -> list[int]:
+    """In how many parts a row may come: of 128 values, or a multiple."""
+    return [parts for parts in range(2, width // 128 + 1) if width % (128 * parts) == 0]
+
+
+def _of(width: int, queries: int, terms: int, quantised: bool, parts: Iterable[int]) -> Iterator[Tuning]:
+    # 5 stages hold a tile more than 3: see `shared`.
+    for part, (tile, warps), stages in product(parts, ((64, 4), (BLOCK, 8)), (3, 5)):
+        if tile == BLOCK and (queries > 64 or part > 1):
+            continue  # too many scores for the registers; or too great for what parts are for
+        taken = shared(width, tile, queries, terms, stages, quantised=quantised, parts=part)
+        if taken + SPARE <= SHARED:
+            threads = 8 if queries > 64 else warps
+            resident = min(SHARED_OF_ALL // (taken + OVERHEAD), 65_536 // (threads * 32 * 255), 4)
+            yield Tuning(tile, queries, threads, stages, max(resident, 1), part)
 
 
 def select_warps(capacity: int) -> int:
@@ -68,9 +85,13 @@ def select_warps(capacity: int) -> int:
     return 8 if capacity <= 4_096 else 16 if capacity <= 8_192 else 32
 
 
-def shared(width: int, tile: int, queries: int, terms: int, stages: int, *, quantised: bool) -> int:
-    """Bytes of shared memory, about."""
-    value = 1 if quantised else 2
-    rows = (stages - 1) * tile * width * value
-    lexical = (tile + queries) * terms * 2
-    return rows + queries * width * value + lexical + tile * queries * 4
+def shared(width: int, tile: int, queries: int, terms: int, stages: int, *, quantised: bool, parts: int = 1) -> int:
+    """Bytes of shared memory, about.
+
+    A tile's address is loaded in the loop that loads the tile, and Triton divides its stages between both: 3 stages
+    hold two tiles, 5 hold three. Of rows in parts the queries are loaded with them.
+    """
+    value, held = (1 if quantised else 2), (stages + 1) // 2
+    rows = held * tile * (width // parts) * value
+    asked = (held if parts > 1 else 1) * queries * (width // parts) * value
+    return rows + asked + (tile + queries) * terms * 2 + tile * queries * 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.kernels.aot.config import Config, Expectation
-from penstock.kernels.filtered_topk.configs import _ASKED, _OUT, _READ, LINES, PAGE_BLOCKS, divisible, kernel
+from penstock.kernels.filtered_topk.configs import ASKED, LINES, OUT, PAGE_BLOCKS, READ, divisible, kernel
 from penstock.kernels.gather_topk.tuning import gather_tuning
 
 OPERATOR = "gather_topk"
@@ -11,7 +11,7 @@ OPERATOR = "gather_topk"
 
 def configs() -> tuple[Config, ...]:
     lists = {"lists": "*i32", "lengths": "*i64", "room": "i32"}
-    collect = _READ | lists
+    collect = READ | lists
     return (
         Config(
             name=f"{OPERATOR}/collect",
@@ -23,7 +23,10 @@ def configs() -> tuple[Config, ...]:
             num_warps=4,
             num_stages=3,
         ),
-        *(_gather(*shape, seed=False) for shape in ((128, 0), (256, 0), (384, 0), (384, 16), (384, 64))),
+        *(
+            _gather(*shape, seed=False)
+            for shape in ((128, 0), (256, 0), (384, 0), (384, 16), (384, 64), (1_024, 0), (768, 64))
+        ),
         _gather(384, 16, seed=True),
     )
 
@@ -31,7 +34,7 @@ def configs() -> tuple[Config, ...]:
 def _gather(width: int, terms: int, *, seed: bool) -> Config:
     tuning = gather_tuning(width, terms)
     signature = {"table": "*i64", "offsets": "*i64", "lists": "*i32", "lengths": "*i64", "room": "i32"}
-    signature |= {"vectors": "*bf16"} | _ASKED | _OUT
+    signature |= {"vectors": "*bf16"} | ASKED | OUT
     return Config(
         name=f"{OPERATOR}/{'seed' if seed else 'gather'}/d{width}/t{terms}",
         operator=OPERATOR,
@@ -40,11 +43,12 @@ def _gather(width: int, terms: int, *, seed: bool) -> Config:
         constexprs={
             "BLOCKS": PAGE_BLOCKS,
             "D": width,
-            "PIECE": next(size for size in (256, 128, 64, 32, 16) if width % size == 0),
+            "PIECE": tuning.piece(width),
             "L": LINES,
             "T": terms,
             "BN": tuning.queries,
             "TILE": tuning.tile,
+            "PARTS": tuning.parts,
             "SEED": seed,
             "SAMPLED": 64,
             "STAGES": tuning.stages,

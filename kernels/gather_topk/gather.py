@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from penstock.kernels.filtered_topk.scan import GROUP, LIVE, sampled_entry
+from penstock.kernels.filtered_topk.scan import GROUP, LIVE, append, keep_best, resident_queries, sampled_entry
 from penstock.kernels.slabs import layout
 from penstock.kernels.slabs.program import rows_pass, rows_visible
 
@@ -99,6 +99,7 @@ def gather(
     T: tl.constexpr,
     BN: tl.constexpr,
     TILE: tl.constexpr,  # rows at a time
+    PARTS: tl.constexpr,  # of a tile's columns, as in a scan
     SEED: tl.constexpr,
     SAMPLED: tl.constexpr,
     STAGES: tl.constexpr,
@@ -113,12 +114,10 @@ def gather(
     length = tl.minimum(tl.load(lengths + one), room).to(tl.int32)
     tiles = (length + TILE - 1) // TILE
     units = (tiles + SAMPLED - 1) // SAMPLED if SEED else tiles
-    resident = ()
-    for p in tl.static_range(D // PIECE):
-        q = tl.load(vectors + queries[None, :] * D + p * PIECE + piece[:, None])
-        if INTERPRET:
-            q = q.to(tl.float32)
-        resident = resident + (q,)  # type: ignore[assignment]  # noqa: RUF005  # Triton's tuples are joined so
+    if PARTS == 1:
+        resident = resident_queries(vectors, queries, D, PIECE, INTERPRET)
+    else:
+        score = tl.zeros([TILE, BN], tl.float32)
     if T > 0:
         lines = tl.arange(0, T)
         line = tl.load(terms + tl.program_id(1) * T + lines) * _BLOCK
@@ -132,7 +131,10 @@ def gather(
         threshold = tl.load(tau + queries)
     mine = lists + tl.full([], 1, tl.int64) * one * room
 
-    for i in tl.range(tl.program_id(0), units, tl.num_programs(0), num_stages=STAGES):
+    turns = tl.cdiv(units - tl.program_id(0), tl.num_programs(0)) * PARTS
+    for turn in tl.range(turns, num_stages=STAGES):
+        part = turn % PARTS
+        i = tl.program_id(0) + (turn // PARTS) * tl.num_programs(0)
         number = tl.minimum(sampled_entry(i, SAMPLED), tiles - 1) if SEED else i
         at = number * TILE + rows
         there = at < length
@@ -142,30 +144,33 @@ def gather(
         within = block % BLOCKS
         row = within.to(tl.int64) * _BLOCK + slot % _BLOCK
         plane = tl.multiple_of((page + dense + row * (2 * D)).to(tl.pointer_type(tl.bfloat16)), [16])
-        score = tl.zeros([TILE, BN], tl.float32)
-        for p in tl.static_range(D // PIECE):
-            x = tl.load(plane[:, None] + p * PIECE + piece[None, :])
+        plane = plane[:, None] + part * (D // PARTS) + piece[None, :]
+        if PARTS == 1:
+            score = tl.zeros([TILE, BN], tl.float32)
+        for p in tl.static_range(D // PARTS // PIECE):
+            x = tl.load(plane + p * PIECE)
+            if PARTS == 1:
+                q = resident[p]
+            else:
+                q = tl.load(vectors + part * (D // PARTS) + queries[None, :] * D + p * PIECE + piece[:, None])
             if INTERPRET:
-                x = x.to(tl.float32)
-            score = tl.dot(x, resident[p], score)
+                x, q = x.to(tl.float32), q.to(tl.float32)
+            score = tl.dot(x, q, score)
         if T > 0:
             lexical = (page + sketch + within.to(tl.int64) * (L * _BLOCK) + slot % _BLOCK).to(tl.pointer_type(tl.int8))
-            s = tl.load(lexical[:, None] + line[None, :])
+            named = lexical[:, None] + line[None, :]
+            if PARTS > 1:
+                due = tl.full([TILE, T], part, tl.int32) == PARTS - 1  # once a tile
+            s = tl.load(named) if PARTS == 1 else tl.load(named, mask=due, other=0)
             score = tl.dot(s.to(tl.float32) if INTERPRET else s.to(tl.float16), w, score)
         norms = (page + norms_at).to(tl.pointer_type(tl.float32)) + within * 2
         nd, ns = tl.load(norms), tl.load(norms + 1)
         off = slack_dense[None, :] * nd[:, None] + slack_sketch[None, :] * ns[:, None] + slack_least[None, :]
-        passes = there[:, None] & asked[None, :]
-        if SEED:
-            lower = tl.where(passes, score - off, float("-inf"))
-            best = tl.max(tl.reshape(lower, [TILE // _GROUP, _GROUP, BN]), axis=1)
-            groups = i * (TILE // _GROUP) + tl.arange(0, TILE // _GROUP)
-            tl.store(maxima + queries[None, :] * width + groups[:, None], best, mask=(groups < width)[:, None])
-        else:
-            hit = passes & (score >= threshold[None, :] - off)
-            counter = tl.broadcast_to((found + queries)[None, :], [TILE, BN])
-            taken = tl.atomic_add(counter, 1, mask=hit, sem="relaxed")
-            stored = hit & (taken < capacity)
-            out = queries[None, :] * capacity + taken
-            tl.store(scores + out, score, mask=stored)
-            tl.store(slots + out, tl.broadcast_to(slot[:, None], [TILE, BN]), mask=stored)
+        if part == PARTS - 1:
+            passes = there[:, None] & asked[None, :]
+            if SEED:
+                keep_best(score, off, passes, queries, i * (TILE // _GROUP), maxima, width)
+            else:
+                append(score, off, passes, queries, threshold, slot, found, scores, slots, capacity)
+            if PARTS > 1:
+                score = tl.zeros([TILE, BN], tl.float32)

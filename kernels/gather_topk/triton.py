@@ -14,7 +14,10 @@ get; a list that would be longer is made again with room for all.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
+from typing import Self
 
 import torch
 import triton
@@ -22,9 +25,10 @@ from torch import Tensor
 
 from penstock.kernels.filtered_topk import finish, scan
 from penstock.kernels.filtered_topk.answer import Found
-from penstock.kernels.filtered_topk.prepare import NOBODY, Prepared, prepared
-from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run, Workspace, seed_rank
+from penstock.kernels.filtered_topk.prepare import NOBODY, Prepared, picked, prepared
+from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run, seed_rank
 from penstock.kernels.filtered_topk.tuning import Tuning
+from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.gather_topk import gather
 from penstock.kernels.gather_topk.tuning import MOST_TERMS, QUERIES, gather_tuning
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
@@ -44,9 +48,12 @@ def gather_topk(
     tuning: Tuning | None = None,
     sampled: int = SAMPLED,
     room: int = ROOM,
+    doubted: bool = False,
 ) -> Found:
     """As `filtered_topk`. `room`: rows of a filter's list, about as many as are expected to pass."""
-    run = _Gather(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, room=room)
+    run = _Gather(
+        slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, room=room, doubted=doubted
+    )
     arranged, places = by_filter(queries, QUERIES)
     ready = tiled(arranged, slabs.layout).to(slabs.table.device)
     while True:
@@ -55,16 +62,8 @@ def gather_topk(
         if longest <= run.room:
             break
         run.room = 1 << (longest - 1).bit_length()
-    here, host = places.to(slabs.table.device), places
-    return replace(
-        found,
-        slots=found.slots[here],
-        dense=found.dense[here],
-        lexical=found.lexical[here],
-        counts=found.counts[host],
-        settled=found.settled[host],
-        rescored=found.rescored[host],
-    )
+    by_query = ("slots", "dense", "lexical", "counts", "settled", "rescored")
+    return replace(found, **{name: getattr(found, name)[places] for name in by_query})
 
 
 def by_filter(queries: Queries, tile: int) -> tuple[Queries, Tensor]:
@@ -143,15 +142,33 @@ class _Gather(Run):
         tuning: Tuning | None,
         sampled: int,
         room: int,
+        doubted: bool = False,
     ) -> None:
-        super().__init__(slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled)
+        super().__init__(
+            slabs, filters, k, hashes, workspace=workspace, tuning=tuning, sampled=sampled, doubted=doubted
+        )
         self.room = room
 
     def tuned(self, queries: Prepared) -> Tuning:
-        return gather_tuning(self.layout.width, queries.terms.shape[1])
+        return self.asked or gather_tuning(self.layout.width, queries.terms.shape[1])
 
-    def only(self, queries: Prepared, query: int) -> Prepared:
-        return replace(super().only(queries, query), terms=queries.terms[query // QUERIES][None])
+    def picked(self, queries: Prepared, which: Sequence[int]) -> tuple[Prepared, list[int]]:
+        """Whole tiles, whose queries share a filter and terms."""
+        tiles = sorted({query // QUERIES for query in which})
+        rows = [tile * QUERIES + at for tile in tiles for at in range(QUERIES)]
+        terms = queries.terms[torch.tensor(tiles, device=self.device)]
+        return replace(picked(queries, rows, len(rows)), terms=terms), rows
+
+    unit = 1  # what is scanned are the lists' rows
+
+    def units(self) -> int:
+        return min(int(self.lengths.max()), self.room)
+
+    def part(self, asked: Prepared, first: int, last: int) -> Self:
+        part = copy(self)
+        part.lists = self.lists[:, first:last]  # its rows are `room` apart as before
+        part.lengths = (self.lengths - first).clamp_(min=0, max=last - first)
+        return part
 
     def plan(self) -> None:
         super().plan()
@@ -231,11 +248,12 @@ class _Gather(Run):
             queries.batch,
             BLOCKS=layout.blocks,
             D=layout.width,
-            PIECE=self.piece(),
+            PIECE=tuning.piece(layout.width),
             L=layout.sketch,
             T=queries.terms.shape[1],
             BN=tuning.queries,
             TILE=tuning.tile,
+            PARTS=tuning.parts,
             SEED=seed,
             SAMPLED=self.sampled,
             STAGES=tuning.stages,

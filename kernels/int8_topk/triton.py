@@ -10,8 +10,9 @@ from __future__ import annotations
 from penstock.kernels.filtered_topk.answer import Found
 from penstock.kernels.filtered_topk.autotune import Tunings
 from penstock.kernels.filtered_topk.prepare import prepared
-from penstock.kernels.filtered_topk.run import SAMPLED, Run, Workspace
+from penstock.kernels.filtered_topk.run import SAMPLED, Run
 from penstock.kernels.filtered_topk.tuning import Tuning
+from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 
 
@@ -26,9 +27,19 @@ def int8_topk(
     tuning: Tuning | None = None,
     tunings: Tunings | None = None,
     sampled: int = SAMPLED,
+    doubted: bool = False,
 ) -> Found:
     """As `filtered_topk`, of pages whose layout is `quantised`. Raises ValueError for others."""
     run = Run(
-        slabs, filters, k, hashes, workspace=workspace, tuning=tuning, tunings=tunings, sampled=sampled, quantised=True
+        slabs,
+        filters,
+        k,
+        hashes,
+        workspace=workspace,
+        tuning=tuning,
+        tunings=tunings,
+        sampled=sampled,
+        quantised=True,
+        doubted=doubted,
     )
     return run.answer(prepared(queries, slabs.layout, quantised=True).to(slabs.table.device))

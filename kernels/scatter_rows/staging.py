@@ -79,6 +79,7 @@ class Publication:
         """Publishes an epoch behind everything that was sent on the stream; returns at once.
 
         birth, death: byte offsets of the two arrays in a page; word int64 [1]: the newest epoch, on the device.
+        Slots that are given back are of no epoch: 0.
         """
         values = [epoch, len(dead), len(born), len(freed), *dead, *born, *freed]
         if len(values) > HEADER + self.slots:

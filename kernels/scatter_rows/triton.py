@@ -100,7 +100,8 @@ def publish(pages, staged, word, per_page, birth, death, SLOTS: tl.constexpr):
 
     pages         int64 [pages]: addresses of the arenas
     staged        int64 [4 + n]: the epoch; how many die, are born, are given back; the slots of each, in this order
-    word          int64 [1]: the newest epoch. Released when everything before it is visible; who acquires it sees all
+    word          int64 [1]: the newest epoch of all publications, whatever their order. Released when everything before
+                  it is visible; who acquires it sees all
     birth, death  byte offsets of the two arrays in a page
 
     A slot that is given back has birth NEVER: what else its row holds means nothing.
@@ -120,7 +121,7 @@ def publish(pages, staged, word, per_page, birth, death, SLOTS: tl.constexpr):
         tl.store(p_death, tl.where(at < dead, epoch, _NEVER), mask=m_inside & (at < living))
         tl.store(p_birth, tl.where(at < living, epoch, _NEVER), mask=m_inside & (at >= dead))
     tl.debug_barrier()
-    tl.atomic_xchg(word, epoch, sem="release", scope="gpu")
+    tl.atomic_max(word, epoch, sem="release", scope="gpu")
 
 
 def scatter_rows(

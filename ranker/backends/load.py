@@ -10,7 +10,6 @@ from penstock.ranker.backends.prompt import Template
 from penstock.ranker.backends.remote.options import RemoteOptions
 from penstock.ranker.backends.scorer import LanguageModel
 from penstock.ranker.engine.untrained import is_untrained
-from penstock.ranker.errors import UnfitScorer
 from penstock.ranker.scoring import Scorers
 
 log = structlog.get_logger(role="ranker")
@@ -51,16 +50,12 @@ def _language_model(settings: RankerSettings) -> LanguageModel | None:
         from penstock.ranker.backends.yes_no import YesNoScorer
 
         return YesNoScorer(settings.model, threads=settings.threads, device=settings.device)
-    if settings.device != "cpu":
-        raise UnfitScorer(
-            f"ranker.device is {settings.device!r}: the engine runs on 'cpu'; for a GPU set ranker.scorer to "
-            "'transformers', or to 'remote' and serve the model there"
-        )
     from penstock.ranker.engine.engine import Limits
     from penstock.ranker.engine.scorer import EngineScorer
 
     return EngineScorer.load(
         settings.model,
+        device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads,
         limits=Limits(settings.forward_tokens, settings.interactive_tokens, settings.waiting_tokens),

@@ -15,7 +15,6 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,22 +22,34 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penstock.ranker.engine.backend import Scored
 from penstock.ranker.engine.plan import Forward, MalformedRequest
-from penstock.ranker.engine.weights import Layer, Weights
+from penstock.ranker.engine.weights import Layer, Shape, Weights
 
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of a probability; held by tests/ranker/engine/test_determinism.py
 CHUNK_TOKENS = 512  # a chunk of the MLP's input, output and weights fits a core's share of the last-level cache
 
 
-class Backend(Protocol):
-    """What runs forwards. Safe to call from several threads; forwards run one at a time."""
-
-    def logits(self, forward: Forward) -> NDArray[np.float64]:
-        """Log-odds of yes against no, float64 [N], in the forward's order. Raises MalformedRequest."""
+def check_fits(forward: Forward, shape: Shape, longest: int) -> None:
+    """Raises MalformedRequest where this model, with prompts of at most `longest` tokens, cannot score the forward."""
+    if len(forward.rows) and forward.rows.shape[1] != shape.hidden:
+        raise MalformedRequest(f"vectors of {forward.rows.shape[1]} numbers: the model's have {shape.hidden}")
+    if not len(forward):
+        return
+    low, high, length = forward.tokens.min(), forward.tokens.max(), int(forward.positions.max()) + 1
+    if low < 0 or high >= shape.vocabulary:
+        raise MalformedRequest(f"tokens from {low} to {high}: the model has 0 to {shape.vocabulary - 1}")
+    if length > longest:
+        raise MalformedRequest(f"a prompt of {length} tokens: the model takes {longest}")
 
 
 class TorchBackend:
-    """On the CPU, in the weights' dtype; the residual stream is float32 at least. Owns its scratch under a lock."""
+    """On the CPU, in the weights' dtype; the residual stream is float32 at least. Owns its scratch under a lock.
+
+    Safe to call from several threads; forwards run one at a time, each as it is launched.
+    """
+
+    in_flight = 1
 
     def __init__(self, weights: Weights, threads: int | None = None) -> None:
         """`threads` is torch's number for the whole process; as many as there are cores by default."""
@@ -48,24 +59,17 @@ class TorchBackend:
         self._scratch = _Scratch()
         self._lock = threading.Lock()
 
+    def launch(self, forward: Forward) -> Scored:
+        """Raises MalformedRequest."""
+        return Scored(self.logits(forward))
+
     def logits(self, forward: Forward) -> NDArray[np.float64]:
-        self._check(forward)
+        """Log-odds of yes against no, float64 [N], in the forward's order. Raises MalformedRequest."""
+        check_fits(forward, self.weights.shape, self.weights.shape.max_positions)
         if not len(forward.items):
             return np.zeros(0)
         with self._lock, torch.inference_mode():
             return self._run(forward)
-
-    def _check(self, forward: Forward) -> None:
-        shape = self.weights.shape
-        if len(forward.rows) and forward.rows.shape[1] != shape.hidden:
-            raise MalformedRequest(f"vectors of {forward.rows.shape[1]} numbers: the model's have {shape.hidden}")
-        if not len(forward):
-            return
-        low, high, longest = forward.tokens.min(), forward.tokens.max(), int(forward.positions.max()) + 1
-        if low < 0 or high >= shape.vocabulary:
-            raise MalformedRequest(f"tokens from {low} to {high}: the model has 0 to {shape.vocabulary - 1}")
-        if longest > shape.max_positions:
-            raise MalformedRequest(f"a prompt of {longest} tokens: the model takes {shape.max_positions}")
 
     def _run(self, forward: Forward) -> NDArray[np.float64]:
         shape = self.weights.shape

@@ -12,19 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from penstock.infra.telemetry import STAGE_SECONDS
 from penstock.ranker.backends.prompt import item_text
 from penstock.ranker.backends.scorer import ANYONE, Caller, Health, Scores, ScoringItem, ScoringQuery, probability
 from penstock.ranker.engine.arena import Arena, Filler, key_of
-from penstock.ranker.engine.engine import TOLERANCE, Engine, EngineStatus, Limits
+from penstock.ranker.engine.backend import Backend
+from penstock.ranker.engine.engine import Engine, EngineStatus, Limits
+from penstock.ranker.engine.keeper import TOLERANCE
 from penstock.ranker.engine.plan import Request, Text
 from penstock.ranker.engine.tokens import Encoded, Tokenizer, identity_of, notes
 from penstock.ranker.errors import RankerError, UnfitScorer
 from penstock.schemas.events import IndexUpdate
 
+log = structlog.get_logger(role="ranker")
+
 ARENA_BYTES = 64 << 20  # 100,000 postings of 160 tokens
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _KNOWN = ("registered nurse in Ohio, night shift", "Registered Nurse, Columbus General Hospital. Night shifts.")
 
 
@@ -57,36 +61,43 @@ class EngineScorer:
         cls,
         directory: Path,
         *,
-        dtype: str = "fp32",
+        device: str = "cpu",
+        dtype: str = "auto",
         threads: int = 1,
         limits: Limits | None = None,
         arena_bytes: int = ARENA_BYTES,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> EngineScorer:
-        """A warm engine on a Qwen3-architecture directory. `now_ms` gives epoch milliseconds. Raises UnfitScorer."""
-        import torch
+        """A warm engine on a Qwen3-architecture directory. `now_ms` gives epoch milliseconds. Raises UnfitScorer.
 
-        from penstock.ranker.engine.forward import BOUND, Backend, TorchBackend
+        `device` and `dtype` are as in ranker/engine/devices.py. The model id names the dtype and not the device: those
+        of one dtype agree within its BOUND, which is what a cached score may be off by in any case.
+        """
+        from penstock.ranker.engine import devices
+        from penstock.ranker.engine.forward import BOUND
         from penstock.ranker.engine.weights import Weights
 
-        if dtype not in DTYPES:
-            raise UnfitScorer(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+        devices.checked(device)  # before anything is read
+        dtype = devices.dtype_for(device, dtype)
+        limits = limits or Limits()
         tokenizer = Tokenizer(directory, threads=threads)
 
         def make_backend() -> Backend:
-            weights = Weights.load(directory, getattr(torch, DTYPES[dtype]), (tokenizer.yes, tokenizer.no))
+            weights = Weights.load(directory, devices.DTYPES[dtype], (tokenizer.yes, tokenizer.no))
             if tokenizer.longest > weights.shape.max_positions:
                 raise UnfitScorer(
                     f"{directory}: its positions end at {weights.shape.max_positions} (max_position_embeddings), a "
                     f"prompt of its template has up to {tokenizer.longest} tokens"
                 )
-            return TorchBackend(weights, threads)
+            most_tokens = max(limits.budget, limits.interactive)
+            return devices.made(weights, device, threads=threads, most_tokens=most_tokens, longest=tokenizer.longest)
 
         engine = Engine(
             make_backend, _request(tokenizer.prefix(_KNOWN[0]), tokenizer.items([_KNOWN[1]]), False), limits
         )
         model_id = f"engine-{dtype}:{directory.name}:{identity_of(directory, tokenizer)}"
-        tolerance = max(TOLERANCE, BOUND[getattr(torch, DTYPES[dtype])])  # it may be asked in company
+        log.info("engine", device=device, dtype=dtype, model=directory.name)
+        tolerance = max(TOLERANCE, BOUND[devices.DTYPES[dtype]])  # it may be asked in company
         scorer = cls(engine, tokenizer, Arena(arena_bytes, now_ms), model_id, tolerance)
         try:
             engine.start()

@@ -40,9 +40,11 @@ class Pending:
     number: int  # by arrival
     has_left: Callable[[], bool] = nobody_left
     future: Future[Answer] = field(default_factory=Future)
-    remaining: deque[int] = field(init=False)  # items without a score, shortest first
+    lengths: list[int] = field(init=False)  # of its items
+    cost: int = field(init=False)  # tokens of the whole request
+    remaining: deque[int] = field(init=False)  # items that are in no forward, shortest first
+    unscored: int = field(init=False)  # items without a score, those in flight included
     logits: NDArray[np.float64] = field(init=False)
-    began_s: float | None = None  # its first forward
     alone: bool = False  # it shares no forward: one that it was in gave nothing
     failures: int = 0  # of forwards that held a part of it
     forwards: int = 0
@@ -50,14 +52,11 @@ class Pending:
     _gone: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        lengths = np.array([len(item) for item in self.request.items], dtype=np.int64)
-        self.remaining = deque(np.argsort(lengths, kind="stable").tolist())
-        self.logits = np.full(len(lengths), np.nan)
-
-    @property
-    def cost(self) -> int:
-        """Tokens of the whole request."""
-        return len(self.request.prefix) + sum(len(item) for item in self.request.items)
+        self.lengths = [len(item) for item in self.request.items]
+        self.cost = len(self.request.prefix) + sum(self.lengths)
+        self.remaining = deque(np.argsort(np.array(self.lengths, np.int64), kind="stable").tolist())
+        self.unscored = len(self.lengths)
+        self.logits = np.full(len(self.lengths), np.nan)
 
     @property
     def gone(self) -> bool:
@@ -100,7 +99,7 @@ def choose(waiting: Iterable[Pending], budget: int, interactive: int) -> list[Pa
         left = room if prefix in prefixes else room - len(one.request.prefix)
         items: list[int] = []
         for at in one.remaining:
-            length = len(one.request.items[at])
+            length = one.lengths[at]
             if length > left and (parts or items):
                 break
             items.append(at)
@@ -122,6 +121,6 @@ def taken(parts: Sequence[Part]) -> None:
 
 
 def given_back(parts: Sequence[Part]) -> None:
-    """Undo `taken`: their forward gave no scores."""
+    """Undo `taken`: their forwards gave no scores. Those of the last one stand first."""
     for part in parts:
         part.of.remaining.extendleft(reversed(part.items))

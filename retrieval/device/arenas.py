@@ -41,9 +41,10 @@ COLUMNS = tuple(
 )
 
 
-def layout_of(rows: int, dense: int, sketch: int) -> Layout:
-    """The layout of pages with so many rows, and so many values a row of either plane."""
-    return Layout(rows, dense, sketch, COLUMNS)
+def layout_of(rows: int, dense: int, sketch: int, *, quantised: bool = False) -> Layout:
+    """The layout of pages with so many rows, and so many values a row of either plane; with an int8 plane beside the
+    dense one where `quantised`."""
+    return Layout(rows, dense, sketch, COLUMNS, quantised)
 
 
 class Arena:

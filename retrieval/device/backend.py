@@ -3,8 +3,7 @@
     choose     a name from settings -> a Backend; None: the host's scan answers
     Budget     what the stores of this process may take of the device, and what they do
 
-Nothing here imports Triton: a process that stays on the host never pays for it. `Backend.ready` imports kernels,
-once TRITON_INTERPRET is what it has to be: Triton decides for good, kernel by kernel, when a module is imported.
+Nothing here imports Triton: a process that stays on the host never pays for it. `Backend.ready` imports kernels.
 """
 
 from __future__ import annotations
@@ -20,20 +19,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from penstock.kernels.runtime import INTERPRETING, DeviceUnavailable, ready
 from penstock.retrieval.store.errors import OutOfRoom
 
 if TYPE_CHECKING:
     from penstock.kernels.filtered_topk.autotune import Tunings
 
+DEVICE = "retrieval.device"
 SETTING = "retrieval.device_bytes"
-SHARE = 0.9  # of what a device has free at the start; the rest is for what searches need while they run
-
-# Triton's interpreter keeps one grid for the whole process, so one kernel runs at a time.
-INTERPRETING = threading.RLock()
-
-
-class DeviceUnavailable(Exception):
-    """The device that settings name cannot be used in this process: says why and what to do."""
+SHARE = 0.9  # of what a device has free at the start; the rest is for what is on its way, and for reruns
+BF16, INT8 = "bf16", "int8"  # planes that scans read
 
 
 class Budget:
@@ -84,12 +79,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Backend:
-    """A device and what may be taken of it. `name`: cuda or interpreter. `scatters`: kernels write rows, else torch."""
+    """A device and what may be taken of it. `name`: cuda or interpreter. `scatters`: kernels write rows, else torch.
+    `planes`: what scans read, BF16 or INT8."""
 
     name: str
     device: torch.device
     budget: Budget = field(default_factory=lambda: Budget(None))
     scatters: bool = True
+    planes: str = BF16
 
     @cached_property
     def tunings(self) -> Tunings:
@@ -109,40 +106,14 @@ class Backend:
 
     def ready(self) -> None:
         """Imports the kernels. Raises DeviceUnavailable where they were imported for the other way of running."""
-        if not self.is_cuda:
-            os.environ["TRITON_INTERPRET"] = "1"
-        try:
-            from triton.runtime.interpreter import InterpretedFunction
-        except ImportError as error:
-            raise DeviceUnavailable(
-                f"retrieval.device is {self.name} and this installation has no Triton ({error}): an image for CPUs "
-                "has none; build one with ACCELERATOR=cuda, or set retrieval.device to cpu"
-            ) from error
-
-        from penstock.kernels.slabs import program
-
-        interpreted = isinstance(program.rows_pass, InterpretedFunction)
-        import triton.language as tl
-
-        library = isinstance(tl.standard.sum, InterpretedFunction)  # its own functions are kernels as well
-        if interpreted is library is not self.is_cuda:
-            return
-        if self.is_cuda:
-            raise DeviceUnavailable(
-                "kernels of this process run in Triton's interpreter, not on the device: "
-                "start without TRITON_INTERPRET=1, or set retrieval.device to interpreter"
-            )
-        raise DeviceUnavailable(
-            "Triton was imported before its interpreter was chosen: start with TRITON_INTERPRET=1 in the environment, "
-            "or choose the device before anything that imports triton"
-        )
+        ready(DEVICE, self.name, "penstock.kernels.slabs.program:rows_pass")
 
 
-def choose(name: str, device_bytes: int | None = None) -> Backend | None:
+def choose(name: str, device_bytes: int | None = None, planes: str = BF16) -> Backend | None:
     """The backend that settings name; None: the host alone. Raises DeviceUnavailable, a ValueError of an unknown name.
 
     `device_bytes`: what the stores of this process may take of it; None: SHARE of what a CUDA device has free now, and
-    whatever there is in the interpreter.
+    whatever there is in the interpreter. `planes`: what scans read there, BF16 or INT8.
     """
     if name not in ("auto", "cpu", "cuda", "interpreter"):
         raise ValueError(f"retrieval.device: got {name!r}, expected auto, cpu, cuda or interpreter")
@@ -151,7 +122,7 @@ def choose(name: str, device_bytes: int | None = None) -> Backend | None:
     if name == "cpu":
         return None
     if name == "interpreter":
-        made = Backend(name, torch.device("cpu"), Budget(device_bytes), scatters=False)
+        made = Backend(name, torch.device("cpu"), Budget(device_bytes), scatters=False, planes=planes)
     elif not torch.cuda.is_available():
         raise DeviceUnavailable(
             "retrieval.device is cuda and torch finds no CUDA device: set it to auto or cpu, or give the process a "
@@ -159,8 +130,7 @@ def choose(name: str, device_bytes: int | None = None) -> Backend | None:
         )
     else:
         free, _ = torch.cuda.mem_get_info()
-        made = Backend(
-            name, torch.device("cuda", torch.cuda.current_device()), Budget(device_bytes or int(SHARE * free))
-        )
+        budget = Budget(device_bytes or int(SHARE * free))
+        made = Backend(name, torch.device("cuda", torch.cuda.current_device()), budget, planes=planes)
     made.ready()
     return made

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ import torch
 
 from penstock.kernels.slabs.layout import BLOCK, Layout
 from penstock.retrieval.device.arenas import Arena, Arenas, arenas, layout_of, page_bytes
-from penstock.retrieval.device.backend import Backend
+from penstock.retrieval.device.backend import INT8, Backend
 from penstock.retrieval.device.scatter import BLOCKS, STEP, Indexed, Scatter, Writes
 from penstock.retrieval.device.values import Values, of_blocks, of_rows
 from penstock.retrieval.store.page import NEVER, Doubles, Longs, split
@@ -47,23 +48,26 @@ class Mirror:
         self._norms: list[npt.NDArray[np.float32]] = []  # of each page, by block
         self._stream = torch.cuda.Stream() if backend.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
         with self._writing():
-            self.arenas = arenas(backend, layout_of(page_rows, 0, 0), ())
+            self.arenas = arenas(backend, layout_of(page_rows, 0, 0, quantised=backend.planes == INT8), ())
             self._writes = self._made(self.arenas.layout)
 
     @property
     def nbytes(self) -> int:
         return self.arenas.nbytes
 
+    def _layout(self, dense: int, sketch: int) -> Layout:
+        return replace(self.arenas.layout, dense=dense, sketch=sketch)
+
     # --- pages ---------------------------------------------------------------------------------------------------
 
     def admit(self, dense: int, sketch: int) -> None:
         """Raises OutOfRoom where another page, its planes of these widths, does not fit."""
-        layout = layout_of(self.arenas.layout.rows, dense, sketch)
+        layout = self._layout(dense, sketch)
         self.backend.budget.admit(f"a page of {layout.rows:,} rows on the device", page_bytes(layout))
 
     def admit_wider(self, dense: int, sketch: int) -> None:
         """Raises OutOfRoom where the pages with planes of these widths do not fit beside those there are."""
-        layout = layout_of(self.arenas.layout.rows, dense, sketch)
+        layout = self._layout(dense, sketch)
         if layout != self.arenas.layout:
             needed = len(self.arenas.pages) * page_bytes(layout)
             self.backend.budget.admit("planes of another width on the device", needed)
@@ -71,7 +75,7 @@ class Mirror:
     def grow(self, dense: int, sketch: int) -> Arenas:
         """With an empty page more, its planes of these widths: those of all pages, if there are any. Raises OutOfRoom
         before anything is allocated."""
-        layout = layout_of(self.arenas.layout.rows, dense, sketch)
+        layout = self._layout(dense, sketch)
         with self._writing():
             page = Arena(self.backend, layout)
             if layout != self.arenas.layout:
@@ -83,7 +87,7 @@ class Mirror:
     def widen(self, dense: int, sketch: int) -> Arenas:
         """With planes of these widths: those of another width are made anew, empty, all else is copied on the device.
         Raises OutOfRoom, and then all is as it was."""
-        before, layout = self.arenas, layout_of(self.arenas.layout.rows, dense, sketch)
+        before, layout = self.arenas, self._layout(dense, sketch)
         if layout == before.layout:
             return before
         self.admit_wider(dense, sketch)
@@ -130,10 +134,10 @@ class Mirror:
                     self._writes.publish(self.arenas, epoch, _NONE, born, _NONE)
 
     def _rows(self, table: Table, slots: Longs) -> None:
-        width = self.arenas.layout.width
+        layout = self.arenas.layout
         for start in range(0, len(slots), STEP):
             some = slots[start : start + STEP]
-            parts = [(some[at], of_rows(table.pages[page], rows, width)) for page, at, rows in table.split(some)]
+            parts = [(some[at], of_rows(table.pages[page], rows, layout)) for page, at, rows in table.split(some)]
             self._writes.rows(self.arenas, *_together(parts))
 
     def _zones(self, table: Table, blocks: Longs) -> None:

@@ -19,24 +19,29 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from triton.runtime.errors import OutOfResources
 
-from penstock.kernels.filtered_topk.triton import Found, Workspace, filtered_topk
+from penstock.kernels.filtered_topk.answer import Found
+from penstock.kernels.filtered_topk.triton import filtered_topk
 from penstock.kernels.filtered_topk.tuning import tuning_for
+from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.gather_topk.triton import gather_topk
+from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs.batch import FILTERS, QUERIES, TERMS, Filters, Queries, Slabs
 from penstock.retrieval.device.arenas import Arenas
-from penstock.retrieval.device.backend import Backend
-from penstock.retrieval.device.graphs import Graphs
+from penstock.retrieval.device.backend import INT8, Backend, Claim
+from penstock.retrieval.device.graphs import Capture, Graphs, captured
 from penstock.retrieval.device.mirror import Mirror
 from penstock.retrieval.device.programs import Compiled, compiled, joined
 from penstock.retrieval.device.staging import Staging
 from penstock.retrieval.search.plan import Choice
 from penstock.retrieval.search.program import Overflow
 from penstock.retrieval.search.scan import Best
+from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.page import HASHED, Doubles
 from penstock.retrieval.store.pages import Table
 from penstock.retrieval.store.planes import QueryPlanes
@@ -82,10 +87,15 @@ class Device:
         self.mirror = Mirror(backend, page_rows)
         self._backend = backend
         self._lock = threading.Lock()  # over all below
-        self._workspace = Workspace(backend.device)
-        self._graphs = Graphs(backend.device, tunings=backend.tunings) if backend.is_cuda else None
+        self._workspace = workspace_of(backend)
+        self._graphs = self.graphs() if backend.is_cuda else None
+        self._doubting = False
         self._staging = Staging(backend.device)
         self._stream = torch.cuda.Stream() if backend.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
+
+    def graphs(self, capture: Capture = captured) -> Graphs:
+        quantised = self._backend.planes == INT8
+        return Graphs(self._workspace, capture, self._backend.tunings, quantised=quantised)
 
     @property
     def name(self) -> str:
@@ -94,7 +104,7 @@ class Device:
     @property
     def nbytes(self) -> int:
         """The pages' arenas, and what searches use over and over."""
-        return self.mirror.nbytes + self._workspace.nbytes + (self._graphs.nbytes if self._graphs is not None else 0)
+        return self.mirror.nbytes + self._workspace.nbytes
 
     def best_many(self, table: Table, overflow: Overflow, asks: Sequence[Scored]) -> list[Answer | str]:
         """The best of each ask, or why the host has to say. `table`: the one that the asks are pinned to."""
@@ -119,9 +129,10 @@ class Device:
                 theirs = {asks[place].sought: filters[asks[place].sought] for place in places}
                 try:
                     answers = self._answers(arenas, theirs, [asks[place] for place in places])
-                except (torch.OutOfMemoryError, OutOfResources) as error:
-                    lacks_memory = isinstance(error, torch.OutOfMemoryError)
-                    answers = [NO_MEMORY if lacks_memory else NO_SHARED_MEMORY] * len(places)
+                except (torch.OutOfMemoryError, OutOfRoom):
+                    answers = [NO_MEMORY] * len(places)
+                except OutOfResources:
+                    answers = [NO_SHARED_MEMORY] * len(places)
                 for place, answer in zip(places, answers, strict=True):
                     out[place] = answer
         return out
@@ -141,16 +152,34 @@ class Device:
                 plan = Choice.DEVICE_SCAN
             else:
                 room = room_of(max(one for one in expected if one is not None))
-                found = gather_topk(arenas.slabs, sent, queries, k, hashes=HASHED, workspace=self._workspace, room=room)
+                found = self._gathered(arenas.slabs, sent, queries, k, room)
                 plan = Choice.DEVICE_GATHER
             return _read(found, asks, filter_of, [one.looked_at for one in filters.values()], plan)
 
     def _scanned(self, slabs: Slabs, filters: Filters, queries: Queries, k: int) -> Found:
         found = None if self._graphs is None else self._graphs.answer(slabs, filters, queries, k)
-        if found is None:
-            tunings = self._backend.tunings
-            return filtered_topk(slabs, filters, queries, k, hashes=HASHED, workspace=self._workspace, tunings=tunings)
+        if found is None or self._doubting:
+            search = int8_topk if self._backend.planes == INT8 else filtered_topk
+            how: dict[str, Any] = {"workspace": self._workspace, "tunings": self._backend.tunings}
+            return search(slabs, filters, queries, k, hashes=HASHED, doubted=self._doubting, **how)
         return found
+
+    def _gathered(self, slabs: Slabs, filters: Filters, queries: Queries, k: int, room: int) -> Found:
+        how: dict[str, Any] = {"workspace": self._workspace, "hashes": HASHED}
+        if self._doubting:  # without a seed, as for short lists, and with one
+            gather_topk(slabs, filters, queries, k, room=room, **how)
+            room = slabs.pages * slabs.layout.rows
+        return gather_topk(slabs, filters, queries, k, room=room, doubted=self._doubting, **how)
+
+    @contextmanager
+    def doubting(self) -> Iterator[None]:
+        """Searches launch all that a search may: what asks again what was not proven, and seeds where there is room
+        for them. For who compiles ahead, and nobody else searches meanwhile."""
+        self._doubting = True
+        try:
+            yield
+        finally:
+            self._doubting = False
 
     @contextmanager
     def _launching(self) -> Iterator[None]:
@@ -173,6 +202,11 @@ def _filtered(sought: Sought, arenas: Arenas, overflow: Overflow) -> Filtered:
     planned = plan_of(sought.scope, sought.program)
     few = planned.choice in (Choice.GATHER, Choice.NOTHING)
     return Filtered(program, int(planned.share * planned.rows) if few else None, planned.rows)
+
+
+def workspace_of(backend: Backend) -> Workspace:
+    """Taken from the budget, which has it back when nobody holds it any more."""
+    return Workspace(backend.device, functools.partial(Claim(backend.budget).resize, "what searches work in"))
 
 
 @functools.cache
@@ -260,8 +294,8 @@ def _read(
     found: Found, asks: Sequence[Scored], filter_of: Sequence[int], looked_at: Sequence[int | None], plan: Choice
 ) -> list[Answer | str]:
     """Each ask's own of what came back. `looked_at`: of each filter, where its plan says it."""
-    slots, dense, lexical = (one.cpu().numpy() for one in (found.slots, found.dense, found.lexical))
-    counts, totals = found.counts.cpu().tolist(), found.totals.cpu().tolist()
+    slots, dense, lexical = (one.numpy() for one in (found.slots, found.dense, found.lexical))
+    counts, totals = found.counts.tolist(), found.totals.tolist()
     settled, rescored = found.settled.tolist(), found.rescored.tolist()
     out: list[Answer | str] = []
     for query, ask in enumerate(asks):

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from penstock.kernels.filtered_topk.prepare import term_bucket
+from penstock.kernels.filtered_topk.prepare import plane, term_bucket
 from penstock.kernels.filtered_topk.triton import Tuning, autotune
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
 from penstock.kernels.slabs.layout import page_table
 from penstock.retrieval.device.arenas import Arena, layout_of
-from penstock.retrieval.device.backend import Backend
+from penstock.retrieval.device.backend import INT8, Backend
 from penstock.retrieval.device.warmup import BATCHES, TERMS, Compiled
 from penstock.retrieval.store.page import HASHED, PAGE_ROWS
 
@@ -49,6 +49,7 @@ def tuned(
                     k,
                     hashes=HASHED,
                     tunings=backend.tunings,
+                    quantised=backend.planes == INT8,
                     clock=clock,
                 )
             yield Compiled(f"{batch} queries, {term_bucket(asked)} terms: {_said(found)}", time.perf_counter() - began)
@@ -56,13 +57,16 @@ def tuned(
 
 
 def _drawn(backend: Backend, dense: int, sketch: int, pages: int, rows: int) -> tuple[Slabs, list[Arena]]:
-    layout, arenas = layout_of(rows, dense, sketch), []
+    layout, arenas = layout_of(rows, dense, sketch, quantised=backend.planes == INT8), []
     g = torch.Generator(backend.device).manual_seed(1)
     for _ in range(pages):
         arena = Arena(backend, layout)
         arenas.append(arena)
-        plane = layout.view(arena.bytes, "dense")[:, :dense]
-        plane.normal_(std=max(dense, 1) ** -0.5, generator=g)
+        drawn = layout.view(arena.bytes, "dense")[:, :dense]
+        drawn.normal_(std=max(dense, 1) ** -0.5, generator=g)
+        if layout.quantised:
+            values, scales = plane(layout.view(arena.bytes, "dense"))
+            layout.view(arena.bytes, "quantised")[:], layout.view(arena.bytes, "scales")[:] = values, scales
         if sketch:
             layout.view(arena.bytes, "sketch").random_(-3, 4, generator=g)
         layout.view(arena.bytes, f"column.{HASHED}").random_(generator=g)

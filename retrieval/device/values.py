@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.kernels.slabs.layout import BLOCK
+from penstock.kernels.filtered_topk.prepare import plane
+from penstock.kernels.slabs.layout import BLOCK, Layout
 from penstock.retrieval.store.page import HASHED, Doubles, Longs, Page
 from penstock.retrieval.store.zones import Zones
 
@@ -29,9 +30,9 @@ def on_sphere(lat: Doubles, lon: Doubles) -> Doubles:
     return out
 
 
-def of_rows(page: Page, rows: Longs, width: int) -> Values:
+def of_rows(page: Page, rows: Longs, layout: Layout) -> Values:
     """Everything but births and deaths, each with its rows first. dense is int16, the bits of bfloat16, [n, width]."""
-    dense = np.zeros((len(rows), width), np.int16)
+    dense = np.zeros((len(rows), layout.width), np.int16)
     dense[:, : page.dense.shape[1]] = page.dense.view(torch.int16).numpy()[rows]
     out: Values = {
         "dense": dense,
@@ -40,6 +41,9 @@ def of_rows(page: Page, rows: Longs, width: int) -> Values:
         "tenant": page.tenant[rows],
         f"column.{HASHED}": signed(page.ties[rows]),
     }
+    if layout.quantised:
+        quantised, scales = plane(torch.from_numpy(dense).view(torch.bfloat16))
+        out |= {"quantised": quantised.numpy(), "scales": scales.numpy()}
     for arrays in (page.symbols, page.codes, page.numbers, page.many):
         out |= {f"column.{field}": array[rows] for field, array in arrays.items()}
     out |= {f"column.{field}.counts": array[rows] for field, array in page.counts.items()}

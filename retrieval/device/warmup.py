@@ -1,6 +1,7 @@
 """Compiles what a shard's searches and writes will launch, ahead of the first: a small store on the device, with rows
-and searches of the shapes that are served. They take the very way of those to come, so what is compiled is what will be
-launched; Triton keeps it in its cache, for every process of this user.
+and searches of the shapes that are served. They take the very way of those to come, and the ways that few take as well:
+every query is asked again, and gathers have seeds. So what is compiled is what will be launched; Triton keeps it in its
+cache, for every process of this user.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def warmed(
 ) -> Iterator[Compiled]:
     """A shape after the other, as it is done. Raises OutOfRoom where the device cannot hold one page."""
     store = Store(page_rows=page_rows, hold_ms=0, backend=backend)
+    device = store.mirrored
+    assert device is not None
     began = time.perf_counter()
     for version in (1, 2):  # the second time rows die as well, and then they are given back
         applied = store.apply([_row(i, version, dense, sketch) for i in range(ROWS)], now_ms=version)
@@ -57,7 +60,8 @@ def warmed(
             for terms in TERMS if sketch else TERMS[:1]:
                 for name, tree in (("scan", scanned), ("gather", gathered)):
                     began = time.perf_counter()
-                    _search(store, tree, k, batch, dense, sketch, min(terms, sketch))
+                    with device.doubting():
+                        _search(store, tree, k, batch, dense, sketch, min(terms, sketch))
                     what = f"{name} of {batch} queries, {terms} terms, k {k}"
                     yield Compiled(what, time.perf_counter() - began)
 

@@ -6,8 +6,8 @@
     4. float64   the same exact scores and the same comparison as on a CPU (`exact.py`)
 
 A block never changes, so what a place holds is right for as long as its block is in the view. Blocks that the device
-has no memory for, or for whose launch, are left to the host, with the reason. One batch at a time: a second one waits,
-and finds the device's time as free as if it had not.
+has no memory for, or for whose launch, or whose space its multiprocessors are too small for, are left to the host, with
+the reason. One batch at a time: a second one waits, and finds the device's time as free as if it had not.
 
 Where it stands: life-of-an-alert.md, step 5.
 """
@@ -31,7 +31,7 @@ from penstock.retrieval.percolate.batch import Batch, Group
 from penstock.retrieval.percolate.blocks import Block, Scored, gathered
 from penstock.retrieval.percolate.conditions import Bits, pack, unpack
 from penstock.retrieval.percolate.exact import Exact
-from penstock.retrieval.percolate.held import NO_MEMORY, Held, Slabs, space_of
+from penstock.retrieval.percolate.held import NO_MEMORY, NO_SHARED_MEMORY, Held, Slabs, space_of
 from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.planes import Space
 
@@ -68,6 +68,8 @@ class DeviceScan:
 
     def pairs(self, blocks: Sequence[Block], batch: Batch) -> Told:
         """Every match of a batch that is prepared for these blocks."""
+        from triton.runtime.errors import OutOfResources  # here: a process without a device never loads triton
+
         with self._lock, self._backend.launching():
             left = self._held.bring(blocks)
             spaces: dict[Space | None, list[int]] = {}
@@ -80,6 +82,8 @@ class DeviceScan:
                     found, others = self._of_space(space, blocks, numbers, batch)
                 except (OutOfRoom, torch.OutOfMemoryError):
                     left |= dict.fromkeys(numbers, NO_MEMORY)
+                except OutOfResources:
+                    left |= dict.fromkeys(numbers, NO_SHARED_MEMORY)
                 else:
                     out += found
                     other_space += others
@@ -143,7 +147,7 @@ class DeviceScan:
 
     def _launched(self, held: Slabs, places: Pairs, batch: Postings) -> Survivors:
         """All that is found: again, with more room, where it was too little."""
-        from penstock.kernels.percolate.triton import percolate  # here: a process without a device never loads triton
+        from penstock.kernels.percolate.triton import percolate  # here, as above
 
         while True:
             room = self._held.room()

@@ -33,6 +33,7 @@ ROOM = 1 << 16  # pairs that a launch may find at first
 CALM = 64  # launches in a row that need a quarter of a larger room, before it is let go of
 
 NO_MEMORY = "the device has no memory left for these standing queries"
+NO_SHARED_MEMORY = "standing queries of this width do not fit into the device's shared memory"
 TOO_MANY_TERMS = "standing queries with more terms than a device's records can name"
 
 Pairs = npt.NDArray[np.int64]

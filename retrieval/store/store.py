@@ -126,6 +126,11 @@ class Store:
         return self._epoch
 
     @property
+    def mirrored(self) -> Device | None:
+        """The device that answers searches by vector, where there is one."""
+        return self._device
+
+    @property
     def device(self) -> str:
         """What answers searches by vector: cpu, cuda or interpreter."""
         return "cpu" if self._device is None else self._device.name

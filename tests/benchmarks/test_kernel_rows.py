@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kerneling.gpu import BAD, H200, LIKELY
-from benchmarks.kerneling.model import Form, Work, filtered_topk, scan, tensor_cycles
+from benchmarks.kerneling.model import Form, Ranking, Work, filtered_topk, rank, scan, tensor_cycles
 from benchmarks.kerneling.rows import DEVICE, KERNELS, Row, add
 from benchmarks.report import Report, Result, table
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = Work(10_000_000, 256, 16)
 # 128 rows of 256 values at a time by eight warps, two buffers; the gate takes 1,024 rows a step.
 FORM = Form(warps=8, ctas=1, hot=400, barriers=6, gate=600, flight=65_536, tile_rows=128, run=16, gate_rows=1_024)
+RANKING = Ranking(rows=32, others=32, warps=1, ctas=12, hot=120, exact=480)
 
 
 def test_a_row_that_could_not_be_measured_is_null_and_says_what_it_needs():
@@ -94,6 +95,19 @@ def test_what_costs_more_takes_longer():
     assert scan(WORK, replace(FORM, hot=2_500, waits=True)).seconds > scan(WORK, replace(FORM, hot=2_500)).seconds
 
 
+def test_a_rank_is_bound_by_what_it_compares_or_by_the_way_of_what_it_compares_with():
+    work = replace(WORK, batch=64)
+    base = rank(work, RANKING, 1_564)
+    assert base.bound == "issue"
+    for slower in (replace(RANKING, hot=240), replace(RANKING, exact=4_800), replace(RANKING, warps=4)):
+        assert rank(work, slower, 1_564).seconds > base.seconds
+    assert rank(work, replace(RANKING, ctas=4), 1_564).bound == "one CTA's turn"
+    assert rank(replace(work, k=2_000), RANKING, 1_564).parts["issue"] == pytest.approx(
+        4 * base.parts["issue"], rel=0.1
+    )
+    assert rank(work, RANKING, 8_192).seconds > base.seconds  # programs that find no rows
+
+
 def test_a_gate_is_free_where_another_cta_fills_its_time():
     slow = replace(FORM, gate_rows=128)
     assert scan(WORK, replace(slow, ctas=2)).bound == "memory"
@@ -110,7 +124,7 @@ def test_small_query_tiles_are_bound_by_what_tensor_cores_read():
 def test_the_share_counts_every_launch_and_is_never_more_than_all():
     for batch in (16, 64):
         work = replace(WORK, batch=batch)
-        likely, bad = (filtered_topk(work, FORM, FORM, got=got) for got in (LIKELY, BAD))
+        likely, bad = (filtered_topk(work, FORM, FORM, RANKING, got=got) for got in (LIKELY, BAD))
         assert [launch.name for launch in likely.launches] == [
             "plan",
             "seed",
@@ -153,5 +167,6 @@ def test_every_device_cell_runs_and_finds_rows_that_there_are(tried):
 def test_cells_say_what_was_timed(tried):
     cells = {cell["cell"]: cell for cell in tried["cells"]}
     assert {"batch/B1", "batch/B2", "clustered", "int8", "linr", "percolate", "churn"} <= cells.keys()
-    assert {"ours", "torch eager", "torch chunked", "ours, k=10"} <= cells["batch/B2"]["ms"].keys()
+    assert {"ours", "ours, eager", "torch eager", "torch chunked", "ours, k=10"} <= cells["batch/B2"]["ms"].keys()
+    assert {"int8", "int8, eager", "bf16", "bf16, eager"} == cells["int8"]["ms"].keys()
     assert cells["churn"]["visible_ms"][0] > 0

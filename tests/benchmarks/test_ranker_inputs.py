@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.ranker import score, whole
+from benchmarks.ranker import BUDGET, whole
+from benchmarks.ranking.launching import score
 from benchmarks.ranking.models import item_texts, queries, real
 from benchmarks.ranking.peers import Transformers, oracle
 from benchmarks.streaming.source import load
@@ -52,15 +53,15 @@ def test_prompts_are_the_template_around_query_and_posting(directory, request_, 
 
 def test_contenders_agree(directory, tokenizer, request_):
     answers = tokenizer.yes, tokenizer.no
-    peer = Transformers(directory, answers)
+    peer = Transformers.load(directory, answers)
     backend = TorchBackend(Weights.load(directory, torch.float32, answers), 1)
     right = oracle(directory, answers, torch.float32)(request_)
     assert np.ptp(right) > 1e-3
     for found in (
         peer.logits([request_], 4, ordered=True),
         peer.logits([request_], 4, ordered=False),
-        score(backend, [request_]),
-        score(backend, [whole(request_)]),
+        score(backend, [request_], BUDGET),
+        score(backend, [whole(request_)], BUDGET),
         score(backend, [request_], 100),
     ):
         np.testing.assert_allclose(found, right, rtol=0, atol=1e-5)

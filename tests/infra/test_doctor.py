@@ -246,6 +246,16 @@ def test_a_scorer_that_lacks_something(scorer, directory, url, reason):
     assert not check.ok and reason in check.found and check.needed and check.remedy
 
 
+def test_a_device_needs_its_driver_where_one_is_named(tmp_path):
+    (tmp_path / "penstock.toml").write_text('[ranker]\ndevice = "cuda:1"\n[models]\ndevice = "cpu"\n')
+    named = doctor.configured_devices({"PENSTOCK_RETRIEVAL__DEVICE": "cuda"}, tmp_path)
+    assert named == [("models.device", "cpu"), ("retrieval.device", "cuda"), ("ranker.device", "cuda:1")]
+    assert doctor.check_device(named, tmp_path).found == "retrieval.device, ranker.device are cuda"
+    check = doctor.check_device(named, tmp_path / "nvidiactl")
+    assert not check.ok and check.found.endswith("nvidiactl is not here") and "set it to cpu" in check.remedy
+    assert doctor.check_device(doctor.configured_devices({}, tmp_path / "none"), tmp_path / "none").ok
+
+
 def test_a_scorer_elsewhere_and_none_at_all():
     assert doctor.check_scorer("remote", None, "https://rerank.example/v1").ok
     assert doctor.check_scorer("fused", None, "").ok

@@ -92,6 +92,8 @@ def test_a_kernel_that_holds_is_let_through(samples):
         ("too_large", "bytes of shared memory: a CTA has 232448"),
         ("no_tensor_core", "no warpgroup tensor-core instruction in the main loop"),
         ("short", "instructions in the main loop: expected 10 at most"),
+        ("narrow", "0% of the bytes that it stores go 128 bits at a time"),
+        ("narrower", "0% of the bytes that it loads go 128 bits at a time"),
         ("misnamed", "not an argument ['tile']"),
     ],
 )

@@ -87,6 +87,13 @@ def test_publication_is_more_slots_than_one_step_has():
     assert held.wrong() == 0 and held.word.item() == 42
 
 
+def test_the_newest_epoch_stays_when_rows_are_given_back_or_filled_in_any_order():
+    held = Pages(Layout(2 * BLOCK, 0, 0, ()), 2, 5, DEVICE)
+    for epoch, dead, born, freed in ((7, 10, 20, 0), (0, 0, 0, 30), (3, 0, 9, 0)):
+        held.publish(epoch, dead, born, freed)
+        assert held.wrong() == 0 and held.word.item() == 7
+
+
 def test_a_slot_that_died_is_born_again_in_a_later_epoch():
     layout = Layout(BLOCK, 0, 0, ())
     held = Pages(layout, 1, 3, DEVICE)

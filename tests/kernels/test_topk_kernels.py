@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,9 @@ from penstock.kernels.filtered_topk import autotune as autotune_module
 from penstock.kernels.filtered_topk import run
 from penstock.kernels.filtered_topk.autotune import Tunings, key_of
 from penstock.kernels.filtered_topk.triton import Workspace, autotune, filtered_topk
+from penstock.kernels.filtered_topk.tuning import tuning_for
 from penstock.kernels.gather_topk.triton import gather_topk
+from penstock.kernels.gather_topk.tuning import gather_tuning
 from penstock.kernels.int8_topk.triton import int8_topk
 from penstock.kernels.slabs import program
 from penstock.kernels.slabs.batch import FILTERS, Queries
@@ -80,7 +84,7 @@ views = st.builds(
 
 
 @every_operator
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 1_000),
     pages=st.integers(1, 3),
@@ -128,6 +132,21 @@ def test_rows_that_all_tie_come_by_their_hashes(operator):
 
 
 @every_operator
+def test_rows_that_float32_cannot_tell_apart_keep_their_order(operator):
+    """Scores of 1 and a little that float64 holds: some rows tie there too, most do not."""
+    world = World(dense=16, sketch=0, free=0)
+    world.planes[:] = 0
+    world.planes[:, 0] = 1
+    world.planes[:, 1] = torch.arange(world.count).fmod(97).bfloat16()
+    world.arenas = [world._arena(number) for number in range(world.pages)]
+    queries = world.queries([0, 0], alike=True)
+    queries.dense[:] = 0
+    queries.dense[:, 0], queries.dense[:, 1] = 1, torch.tensor([2.0**-40, -(2.0**-44)])
+    rows, _ = found(operator, world, [EVERYTHING], queries, 60)
+    assert rows == world.oracle(queries, [EVERYTHING], 60)
+
+
+@every_operator
 def test_a_seed_that_promised_too_much_is_asked_again(operator, monkeypatch):
     """With no doubt left in it a seed is too high half of the time."""
     monkeypatch.setattr(run, "DOUBT", 0.0)
@@ -164,6 +183,20 @@ def test_a_k_of_thousands_is_narrowed_one_query_after_the_other(operator, monkey
     rows, out = found(operator, world, [EVERYTHING], queries, 6, sampled=64)
     assert rows == world.oracle(queries, [EVERYTHING], 6)
     assert out.reruns > 0
+
+
+@every_operator
+@pytest.mark.parametrize("sampled", [2, 64])
+def test_rows_that_do_not_fit_whole_come_in_parts(operator, sampled):
+    """As wide rows do on a device: also in a seed, with another program's part between two."""
+    wide = gather_tuning(1_024, 16) if operator is gather_topk else tuning_for(1_024, 16, 16)
+    assert wide.parts > 1
+    world = World(pages=3, dense=1_000, seed=7)
+    queries = world.queries([0, 1, 0])
+    seen = [EVERYTHING, Seen(Clause(program.CODES, (1, 2, 3)))]
+    tuning = replace(wide, programs=2)
+    rows, _ = found(operator, world, seen, queries, 12, sampled=sampled, tuning=tuning)
+    assert rows == world.oracle(queries, seen, 12)
 
 
 @every_operator

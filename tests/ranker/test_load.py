@@ -125,6 +125,9 @@ def test_a_remote_one_that_scores_otherwise_than_at_the_start_is_seen(load, monk
         ({"scorer": "transformers"}, r"expected the directory of a model in ranker\.model"),
         ({"scorer": "remote"}, r"expected where it is in ranker\.remote\.url"),
         ({"scorer": "/models/qwen3"}, r"a model's directory goes in ranker\.model"),
+        ({"device": "tpu"}, "device"),
+        ({"device": "cuda:x"}, "device"),
+        ({"scorer": "transformers", "model": ".", "device": "interpreter"}, "expected cpu, cuda, cuda:1"),
         ({"lm_depths": (32, 16)}, "each once, the least first"),
         ({"lm_depths": ()}, "at least 1 item"),
         ({"remote": {"url": "10.0.0.5:8000"}}, "expected a URL"),
@@ -139,8 +142,8 @@ def test_what_is_not_a_model(load, tmp_path, directory):
     for scorer in ("engine", "transformers"):
         with pytest.raises(UnfitScorer, match=r"has no config\.json"):
             load(scorer=scorer, model=tmp_path)
-    with pytest.raises(UnfitScorer, match=r"the engine runs on 'cpu'; for a GPU set ranker\.scorer"):
-        load(scorer="engine", model=directory, device="cuda")
+    with pytest.raises(UnfitScorer, match=r"ranker\.device is cuda:99 and torch finds \d+ CUDA devices"):
+        load(scorer="engine", model=directory, device="cuda:99")
     with pytest.raises(UnfitScorer, match="forward_tokens"):
         load(scorer="engine", model=directory, forward_tokens=64)
     with pytest.raises(UnfitScorer, match="expected one of"):

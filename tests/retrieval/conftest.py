@@ -12,7 +12,11 @@ from penstock.retrieval.store.store import Store
 if not torch.cuda.is_available():
     replace_once_a_launch()
 
-BACKENDS = [pytest.param("cpu"), pytest.param("interpreter"), pytest.param("cuda", marks=pytest.mark.cuda)]
+BACKENDS = [
+    pytest.param("cpu"),
+    pytest.param("interpreter", marks=pytest.mark.interpreter),
+    pytest.param("cuda", marks=pytest.mark.cuda),
+]
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

@@ -144,6 +144,7 @@ def test_what_is_published_is_searched_exactly(log, start):
     assert role.client.holds(HoldsRequest(clauses=clauses), CALL_S).held == (True, False)
 
 
+@pytest.mark.interpreter
 def test_a_shard_on_a_device_answers_the_same_before_and_after_a_restart(log, start):
     """In the interpreter, which is slow: its searches may take a while beside the one whose answer is known."""
     before = [upsert(f"p{i}", vector=ROWS[i], company=f"c{i % 3}") for i in range(5)]

@@ -20,7 +20,7 @@ def differences(store):
         births = arenas.view(number, "birth").cpu().numpy()
         if (births != page.birth).any():
             wrong.append((number, "birth"))
-        wanted = {"death": page.death[born], **of_rows(page, born, arenas.layout.width)}
+        wanted = {"death": page.death[born], **of_rows(page, born, arenas.layout)}
         for name, values in wanted.items():
             found = arenas.view(number, name).cpu()
             if name == "sketch":

@@ -30,7 +30,7 @@ def make_directory(path, *, words=WORDS, vocabulary=64, seed=0, unknown="<unk>",
         "max_position_embeddings": 2_048,
     }
     if architecture == "Qwen3":
-        sizes["head_dim"] = 8
+        sizes["head_dim"] = 16  # the least that kernels take
     config = getattr(transformers, f"{architecture}Config")(**sizes)
     getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(path)
     return path

@@ -68,6 +68,7 @@ COPY = Config(
     divisible=("source", "out"),
     num_warps=4,
     num_stages=1,
+    expects=Expectation(wide_loads=True, wide_stores=True),
 )
 SAMPLES = (
     GOOD,
@@ -78,6 +79,8 @@ SAMPLES = (
     replace(GOOD, name="sample/crowded", expects=replace(GOOD.expects, ctas_per_sm=8, max_registers=24)),
     replace(GOOD, name="sample/too_large", constexprs={**GOOD.constexprs, "D": 512}, num_stages=4),
     replace(COPY, name="sample/no_tensor_core", expects=Expectation(tensor_core=True, async_copies_128=True)),
+    replace(COPY, name="sample/narrow", divisible=("source",)),
+    replace(COPY, name="sample/narrower", divisible=()),
     replace(GOOD, name="sample/short", expects=replace(GOOD.expects, max_loop_instructions=10)),
     replace(GOOD, name="sample/misnamed", signature={**GOOD.signature, "tile": "i32"}),
 )

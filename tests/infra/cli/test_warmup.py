@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from qwen3_directory import make_directory
 from typer.testing import CliRunner
 
 from penstock.infra.cli.main import app
@@ -42,6 +43,31 @@ def test_without_a_device_there_is_nothing_to_do(device, why, monkeypatch, tmp_p
 def test_a_device_that_is_not_there_is_an_error(tmp_path):
     code, _, said = warmup(PENSTOCK_DATA_DIR=str(tmp_path), PENSTOCK_RETRIEVAL__DEVICE="cuda")
     assert code == 1 and "finds no CUDA device" in said
+
+
+@WITHOUT_DEVICE
+def test_a_rankers_device_that_is_not_there_is_an_error(tmp_path):
+    engine = {"PENSTOCK_RANKER__SCORER": "engine", "PENSTOCK_RANKER__MODEL": str(tmp_path)}
+    own = {"PENSTOCK_DATA_DIR": str(tmp_path), "PENSTOCK_RETRIEVAL__DEVICE": "cpu"}
+    code, _, said = warmup(**own, **engine, PENSTOCK_RANKER__DEVICE="cuda")
+    assert code == 1 and "ranker.device is cuda and torch finds 0 CUDA devices" in said
+    code, _, said = warmup(**own, **engine, PENSTOCK_RANKER__DEVICE="cpu")
+    assert code == 0 and "retrieval.device is cpu" in said
+
+
+@pytest.mark.cuda
+def test_a_rankers_engine_is_compiled_on_its_device(tmp_path):
+    model = make_directory(tmp_path / "model")
+    engine = {
+        "PENSTOCK_RANKER__SCORER": "engine",
+        "PENSTOCK_RANKER__MODEL": str(model),
+        "PENSTOCK_RANKER__DEVICE": "cuda",
+    }
+    own = {"PENSTOCK_DATA_DIR": str(tmp_path), "PENSTOCK_RETRIEVAL__DEVICE": "cpu"}
+    code, told, said = warmup("--json", **own, **engine)
+    assert code == 0, said
+    (made,) = json.loads(told)["compiled"]
+    assert made["name"].startswith("ranker/engine-bf16:model:")
 
 
 def test_for_a_gpu_that_is_not_here_it_compiles_and_says_what_and_how_long(tmp_path):

@@ -44,9 +44,16 @@ def test_without_headers_the_image_fails_too(tmp_path):
 
 def test_an_image_for_gpus_imports_every_kernel():
     names = {name for folder in imports.FOLDERS["cuda"] for name in imports.modules(folder)}
-    for operator in ("filtered_topk", "gather_topk", "percolate", "scatter_rows"):
+    for operator in ("filtered_topk", "gather_topk", "percolate", "scatter_rows", "prefix_attention", "yes_no_head"):
         assert f"penstock.kernels.{operator}.triton" in names
     assert imports.BESIDE["cuda"] == imports.BESIDE["roles"]
+
+
+def test_a_ranker_in_an_image_for_cpus_may_lack_its_kernels_and_nothing_else():
+    """ranker/engine/devices.py, which chooses, is imported wherever the engine is."""
+    lacking = [name for name in imports.modules("penstock.ranker") if imports.loads_kernels(name)]
+    assert lacking == ["penstock.ranker.engine.device"]
+    assert imports.loads_kernels("penstock.retrieval.device.backend")
 
 
 def test_every_stage_that_asks_for_the_accelerator_declares_it():

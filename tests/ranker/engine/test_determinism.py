@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from random_qwen3 import random_qwen3
 
 from penstock.ranker.backends.scorer import probability
-from penstock.ranker.engine.forward import BOUND, TorchBackend
+from penstock.ranker.engine.forward import BOUND
 from penstock.ranker.engine.plan import Request, Text, Vectors, plan, unpack
 from penstock.ranker.engine.weights import Weights
 
@@ -17,7 +17,7 @@ EXAMPLES = {torch.float32: 40, torch.bfloat16: 8}  # a core without AMX or AVX-5
 
 
 @pytest.fixture(scope="module")
-def backends(tmp_path_factory):
+def backends(tmp_path_factory, backend_of):
     directory = random_qwen3(
         tmp_path_factory.mktemp("qwen3"),
         hidden_size=HIDDEN,
@@ -26,7 +26,7 @@ def backends(tmp_path_factory):
         head_dim=64,
         initializer_range=0.08,  # logits of some units, so that probabilities stand where they are steepest and beyond
     )
-    return {dtype: TorchBackend(Weights.load(directory, dtype), threads=1) for dtype in BOUND}
+    return {dtype: backend_of(Weights.load(directory, dtype)) for dtype in BOUND}
 
 
 LENGTHS = st.sampled_from([1, 2, 3, 17, 63, 64, 65, 120])
@@ -41,13 +41,13 @@ def _items(draw, rng):
 
 
 @st.composite
-def _requests(draw):
+def _requests(draw, most):
     """Some with a prefix in common, some without any, and items that stand in several of them."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     prefixes = [rng.integers(0, 64, length, dtype=np.int32) for length in (0, draw(LENGTHS), draw(LENGTHS))]
     items = [draw(_items(rng)) for _ in range(draw(st.integers(1, 6)))]
     return [
-        Request(draw(st.sampled_from(prefixes)), tuple(draw(st.lists(st.sampled_from(items), max_size=5))))
+        Request(draw(st.sampled_from(prefixes)), tuple(draw(st.lists(st.sampled_from(items), max_size=most))))
         for _ in range(draw(st.integers(1, 3)))
     ]
 
@@ -61,15 +61,19 @@ def scores(backend, requests, budget, interactive):
 def alone(backend, request):
     """One item a forward."""
     single = [Request(request.prefix, (item,)) for item in request.items]
-    return np.array([scores(backend, [one], 1 << 20, 1 << 20)[0][0] for one in single])
+    return np.array([scores(backend, [one], 2_048, 2_048)[0][0] for one in single])
 
 
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
-def test_a_probability_moves_by_no_more_than_the_bound_whatever_shares_its_forwards(backends, dtype):
+def test_a_probability_moves_by_no_more_than_the_bound_whatever_shares_its_forwards(backends, dtype, slow):
     backend, worst = backends[dtype], [0.0]
 
-    @settings(max_examples=EXAMPLES[dtype])
-    @given(_requests(), st.integers(1, 500), st.integers(1, 500), st.randoms(use_true_random=False))
+    least = 250 if slow else 1  # tokens a forward
+
+    @settings(max_examples=4 if slow else EXAMPLES[dtype])
+    @given(
+        _requests(2 if slow else 5), st.integers(least, 500), st.integers(least, 500), st.randoms(use_true_random=False)
+    )
     def holds(requests, budget, interactive, random):
         expected = [alone(backend, request) for request in requests]
         order = random.sample(range(len(requests)), len(requests))
@@ -84,5 +88,5 @@ def test_a_probability_moves_by_no_more_than_the_bound_whatever_shares_its_forwa
             assert moved <= BOUND[dtype]
 
     holds()
-    assert worst[0] > 0  # packings do differ in their last digits, so there is something to bound
+    assert worst[0] > 0 or slow  # packings do differ in their last digits, so there is something to bound
     print(f"{dtype}: {worst[0]:.1e}")

@@ -17,6 +17,8 @@ from penstock.ranker.engine.plan import MalformedRequest, Request, Vectors, plan
 from penstock.ranker.engine.turns import Pending, choose, given_back, taken
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore
 
+pytestmark = pytest.mark.usefixtures("in_flight")
+
 
 def test_an_item_scores_what_it_scores_alone(engines):
     engine = engines()

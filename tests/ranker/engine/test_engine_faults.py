@@ -15,6 +15,8 @@ from penstock.ranker.engine.errors import EngineClosed, EngineStalled, ForwardFa
 from penstock.ranker.engine.plan import MalformedRequest
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore
 
+pytestmark = pytest.mark.usefixtures("in_flight")
+
 
 class Factory:
     """Makes backends; `breaks` of them refuse to be made, after the first."""

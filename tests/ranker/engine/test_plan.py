@@ -39,7 +39,7 @@ def prompts(forward: Forward):
     """(token, vector or None, position) of each place of each prompt, by (request, item)."""
     rows = dict(zip(forward.embedded.tolist(), forward.rows.tolist(), strict=True))
     found = {}
-    for at, of in enumerate(forward.scores_of):
+    for at, of in enumerate(map(tuple, forward.scores_of.tolist())):
         prefix, span = forward.prefixes[forward.prefix_of[at]], forward.items[at]
         assert forward.last[at] == span[1] - 1
         places = [*range(*prefix), *range(*span)]
@@ -73,7 +73,7 @@ def test_every_prompt_is_in_one_forward_as_it_was_written(requests, budget, inte
 def test_forwards_stay_within_their_budget_or_hold_one_item(requests, budget, interactive):
     seen_other = False
     for forward in plan(requests, budget, interactive):
-        urgent = {requests[request].interactive for request, _ in forward.scores_of}
+        urgent = {requests[request].interactive for request, _ in forward.scores_of.tolist()}
         assert len(urgent) == 1
         assert len(forward) <= (interactive if urgent == {True} else budget) or len(forward.items) == 1
         assert not (seen_other and urgent == {True})
@@ -109,11 +109,11 @@ def test_tiles_let_each_place_see_its_prefix_and_what_is_before_it_in_its_own_se
             for place in range(start, end)
         }
         seen = {}
-        for first, end, own, prefix_first, prefix_end in forward.tiles.tolist():
+        for first, end, prefix_first, prefix_end in forward.tiles.tolist():
             assert 0 < end - first <= TILE_TOKENS
             for place in range(first, end):
                 assert place not in seen
-                seen[place] = {*range(prefix_first, prefix_end), *range(own, place + 1)}
+                seen[place] = {*range(prefix_first, prefix_end), *range(forward.starts[place], place + 1)}
         assert seen == wanted
 
 
@@ -135,15 +135,9 @@ def test_requests_with_one_prefix_share_it_and_their_items_stand_by_length():
     (forward,) = plan(requests, 100, 100)
     assert forward.tokens.tolist() == [1, 2, 6, 8, 8, 5, 5, 5, 3, 7]
     assert forward.positions.tolist() == [0, 1, 2, 2, 3, 2, 3, 4, 0, 1]
-    assert forward.scores_of == ((0, 1), (2, 0), (0, 0), (1, 0))
-    assert forward.tiles.tolist() == [
-        [0, 2, 0, 0, 0],
-        [2, 3, 2, 0, 2],
-        [3, 5, 3, 0, 2],
-        [5, 8, 5, 0, 2],
-        [8, 9, 8, 8, 8],
-        [9, 10, 9, 8, 9],
-    ]
+    assert forward.scores_of.tolist() == [[0, 1], [2, 0], [0, 0], [1, 0]]
+    assert forward.starts.tolist() == [0, 0, 2, 3, 3, 5, 5, 5, 8, 9]
+    assert forward.tiles.tolist() == [[0, 2, 0, 0], [2, 8, 0, 2], [8, 9, 8, 8], [9, 10, 8, 9]]
 
 
 def test_a_request_longer_than_a_forward_is_split_and_its_prefix_repeated():
@@ -155,11 +149,25 @@ def test_a_request_longer_than_a_forward_is_split_and_its_prefix_repeated():
     assert [each.tolist() for each in scores] == [[0.3, 0.4, 0.5]]
 
 
+@given(requests_of, room, st.randoms(use_true_random=False))
+def test_logits_go_back_to_the_items_they_are_of(requests, budget, random):
+    forwards = plan(requests, budget, budget)
+    given_ = {(at, item): random.random() for at, one in enumerate(requests) for item in range(len(one.items))}
+    logits = [np.array([given_[of] for of in map(tuple, forward.scores_of.tolist())]) for forward in forwards]
+    for at, found in enumerate(unpack(requests, forwards, logits)):
+        assert found.tolist() == [given_[at, item] for item in range(len(requests[at].items))]
+
+
+def test_great_numbers_are_finite():
+    (forward,) = plan([Request(tokens(1), (Vectors(np.full((2, 3), 3e38, np.float32), tokens(1)),))], 10, 10)
+    assert (forward.rows == np.float32(3e38)).all()
+
+
 def test_a_request_goes_whole_into_the_first_forward_with_room():
     requests = [Request(tokens(n), (Text(np.full(n, n, np.int32)),)) for n in (6, 7, 2)]
     first, second = plan(requests, 10, 10)
-    assert [of for of, _ in first.scores_of] == [0, 2]
-    assert [of for of, _ in second.scores_of] == [1]
+    assert [of for of, _ in first.scores_of.tolist()] == [0, 2]
+    assert [of for of, _ in second.scores_of.tolist()] == [1]
 
 
 def test_five_thousand_items():
@@ -184,6 +192,7 @@ def test_nothing_to_score():
         (Request(tokens(1), (_vectors(0, tokens()),)), "has no token"),
         (Request(tokens(1), (Vectors(np.zeros(3, np.float32), tokens(1)),)), r"float32 \[3\]"),
         (Request(tokens(1), (Vectors(np.full((1, 3), np.nan, np.float32), tokens(1)),)), "expected finite float32"),
+        (Request(tokens(1), (Vectors(np.float32([[1, -np.inf, np.inf]]), tokens(1)),)), "expected finite float32"),
         (
             Request(tokens(1), (_vectors(1, tokens(1)), Vectors(np.zeros((1, 4), np.float32), tokens(1)))),
             "one hidden size",

@@ -1,6 +1,9 @@
 """The engine as a scorer, on real tiny Qwen3 directories: against the plain yes/no scorer, and with bad input."""
 
 import itertools
+import re
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +17,7 @@ from qwen3_directory import WORDS, make_directory
 from penstock.ranker.backends.prompt import MAX_ITEM_TOKENS, MAX_QUERY_TOKENS
 from penstock.ranker.backends.scorer import Caller, ScoringItem, ScoringQuery
 from penstock.ranker.backends.yes_no import YesNoScorer
+from penstock.ranker.engine import devices
 from penstock.ranker.engine.arena import LOOKED_UP
 from penstock.ranker.engine.engine import Limits
 from penstock.ranker.engine.forward import BOUND
@@ -145,6 +149,73 @@ def test_no_items(scorer):
     assert scorer.score(QUERY, []).p.shape == (0,)
 
 
+# --- devices -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[pytest.param("interpreter"), pytest.param("cuda", marks=pytest.mark.cuda)])
+def there(request, directory):
+    made = EngineScorer.load(
+        directory, device=request.param, dtype="fp32", limits=Limits(900, 900, 32_768), now_ms=lambda: 0
+    )
+    yield made
+    made.close(20)
+
+
+def test_a_device_scores_as_the_processor_does_and_the_cache_may_take_one_for_the_other(there, scorer, plain):
+    some = random_items(12, seed=5)
+    found = there.score(QUERY, some)
+    assert np.abs(found.parts - plain.score(QUERY, some).parts).max() < TOLERANCE
+    assert len(set(found.p.round(4))) > 6
+    assert list(found.timings) == ["tokenise", "queue", "pack", "forward", "reply"]
+    assert there.model_id == scorer.model_id
+    assert there.health().ready
+
+
+def test_queries_at_once_on_a_device_get_their_own_scores(there, scorer):
+    some = random_items(3, seed=6)
+    queries = [ScoringQuery(" ".join(WORDS[number : number + 4]), None) for number in range(6)]
+    expected = [scorer.score(query, some).p for query in queries]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda query: there.score(query, some).p, queries))
+    assert np.abs(np.array(found) - np.array(expected)).max() < TOLERANCE
+    assert there.status().waiting_tokens == 0
+
+
+def test_auto_is_the_dtype_that_suits_the_device():
+    assert [devices.dtype_for(device, "auto") for device in ("cpu", "interpreter", "cuda", "cuda:1")] == [
+        "fp32",
+        "fp32",
+        "bf16",
+        "bf16",
+    ]
+    assert devices.dtype_for("cuda", "fp32") == "fp32"
+
+
+def test_a_device_that_cannot_be_used_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for device, reason in (
+        ("cuda:1", "ranker.device is cuda:1 and torch finds 1 CUDA devices: set it to cpu"),
+        ("tpu", "ranker.device is 'tpu': expected cpu, cuda, cuda:1, ... or interpreter"),
+        ("cuda:x", "expected cpu"),
+        ("interpreter:1", "expected cpu"),
+    ):
+        with pytest.raises(UnfitScorer, match=re.escape(reason)):
+            EngineScorer.load(tmp_path / "missing", device=device)
+
+
+def test_a_ranker_on_the_processor_loads_neither_triton_nor_a_kernel(directory):
+    script = f"""
+import sys
+from pathlib import Path
+from penstock.ranker.engine.scorer import EngineScorer
+EngineScorer.load(Path({str(directory)!r})).close(20)
+print(*(name for name in sys.modules if name == "triton" or name.startswith("penstock.kernels.add")))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""
+
+
 # --- input that is not as it should be -----------------------------------------------------------------------------
 
 
@@ -251,7 +322,7 @@ def test_weights_with_nan_missing_or_damaged_do_not_start(tmp_path):
 def test_no_directory_no_such_dtype_and_forwards_too_small(tmp_path, directory):
     with pytest.raises(UnfitScorer):
         EngineScorer.load(tmp_path / "missing")
-    with pytest.raises(UnfitScorer, match="expected one of fp32, bf16"):
+    with pytest.raises(UnfitScorer, match="expected one of auto, fp32, bf16"):
         EngineScorer.load(directory, dtype="fp64")
     with pytest.raises(UnfitScorer, match="raise the forward's budget"):
         EngineScorer.load(directory, limits=Limits(100, 4_096))

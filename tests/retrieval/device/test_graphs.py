@@ -7,7 +7,7 @@ from store_oracle import Oracle, shown
 
 from penstock.kernels.filtered_topk import run
 from penstock.retrieval.device.arenas import FIRST_PAGES
-from penstock.retrieval.device.graphs import MOST, Graphs, captured
+from penstock.retrieval.device.graphs import MOST, captured
 from penstock.retrieval.search.plan import Choice
 from penstock.retrieval.store.records import Ask
 from penstock.retrieval.store.store import Store
@@ -20,12 +20,16 @@ def rows(first, count):
     return [upsert(f"p{first + i}", vector=vector(planes[i], sketches[i]), company=f"c{i % 50}") for i in range(count)]
 
 
+def relaunched(launch):
+    launch()
+    return launch
+
+
 @pytest.fixture
 def store(device_backend):
     """One whose scans are graphs: launched step by step where there is nothing to capture with."""
     made = Store(page_rows=128, hold_ms=0, expiry_grace_ms=0, backend=device_backend)
-    capture = captured if device_backend.is_cuda else lambda launch: launch
-    made._device._graphs = Graphs(device_backend.device, capture)
+    made._device._graphs = made._device.graphs(captured if device_backend.is_cuda else relaunched)
     return made
 
 
@@ -45,7 +49,7 @@ def test_searches_by_graph_are_the_same_and_rows_that_come_and_go_capture_nothin
             found = store.search(vector_, tree, k, now_ms=now_ms)
             assert shown(found) == oracle.search(vector_, tree, k, now_ms=now_ms)
             assert found.plan == Choice.DEVICE_SCAN
-    assert graphs.captures == 1 and graphs.nbytes > 0
+    assert graphs.captures == 1
 
 
 def test_another_bucket_and_another_page_table_are_captured(store):
@@ -82,7 +86,22 @@ def test_what_is_not_proven_is_asked_again_outside_of_the_graph(store, monkeypat
         found = store.search(query(row), None, 5, now_ms=0)
         assert shown(found) == Oracle(batch).search(query(row), None, 5, now_ms=0)
         assert found.rescored == 150
-    assert graphs.captures == 1 and graphs._reruns.nbytes > 0
+    assert graphs.captures == 1
+
+
+def test_graphs_work_in_the_memory_of_the_greatest_of_them(store):
+    """Each is captured again at most once when a greater one has moved what it works in, and none costs more memory."""
+    batch = rows(0, 100)
+    store.apply(batch, now_ms=0)
+    graphs, workspace, oracle = store._device._graphs, store._device._workspace, Oracle(batch)
+    asked = query([1.0, -2.0, 0.5, 0.0, 1.0, 0.0])
+    sizes = []
+    for k in (5, 90, 5, 90, 5, 90):
+        assert shown(store.search(asked, None, k, now_ms=0)) == oracle.search(asked, None, k, now_ms=0)
+        sizes.append((workspace.nbytes, graphs.captures, len(graphs._kept)))
+    assert sizes[1][0] > sizes[0][0] and len({size for size, _, _ in sizes[1:]}) == 1
+    assert [captures for _, captures, _ in sizes] == [1, 2, 3, 3, 3, 3]
+    assert [kept for _, _, kept in sizes] == [1, 1, 2, 2, 2, 2]  # what has moved is not kept by those it was moved from
 
 
 def test_a_batch_too_large_for_a_bucket_is_launched_step_by_step(store):

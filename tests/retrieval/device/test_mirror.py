@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mirrored import differences
-from store_inputs import gone, updates, upsert, vector
+from store_inputs import gone, query, updates, upsert, vector
+from store_oracle import Oracle, shown
 
 from penstock.retrieval.device.arenas import FIRST_PAGES, layout_of, page_bytes
 from penstock.retrieval.device.backend import Budget
+from penstock.retrieval.device.search import NO_MEMORY
+from penstock.retrieval.search.plan import Choice
 from penstock.retrieval.store.errors import OutOfRoom
 from penstock.retrieval.store.slabs import POSTINGS
 from penstock.retrieval.store.snapshot import Covered, Snapshots
@@ -161,6 +164,24 @@ def test_what_is_counted_is_held_and_goes_back_when_nobody_holds_it(writing_back
     del store
     gc.collect()
     assert backend.budget.held == 0
+
+
+def test_what_searches_work_in_is_the_budget_s_and_a_batch_that_it_has_no_room_for_is_the_host_s(device_backend):
+    batch = [upsert(f"p{i}", vector=vector(ROW)) for i in range(100)]
+    for room, plan in ((1 << 22, Choice.DEVICE_SCAN), (100, f"{Choice.DENSE} on the host: {NO_MEMORY}")):
+        backend = replace(device_backend, budget=Budget(None))
+        store = Store(page_rows=128, hold_ms=0, backend=backend)
+        store.apply(batch, now_ms=0)
+        pages = backend.budget.held
+        backend.budget.limit = pages + room
+        found = store.search(query(ROW), None, 5, now_ms=0)
+        assert shown(found) == Oracle(batch).search(query(ROW), None, 5, now_ms=0)
+        assert found.plan == plan
+        assert backend.budget.held == pages + store._device._workspace.nbytes <= backend.budget.limit
+        assert (store._device._workspace.nbytes > 0) is (plan == Choice.DEVICE_SCAN)
+        del store
+        gc.collect()
+        assert backend.budget.held == 0
 
 
 def test_a_page_that_came_after_a_reader_stays_as_long_as_the_reader_s_page_table_names_it(writing_backend):

@@ -24,7 +24,7 @@ from penstock.kernels.percolate.tuning import PLACE
 from penstock.retrieval.device.backend import Budget, Claim
 from penstock.retrieval.percolate import held
 from penstock.retrieval.percolate.batch import Batch
-from penstock.retrieval.percolate.held import CALM, NO_MEMORY, TOO_MANY_TERMS, Tenants, Tide
+from penstock.retrieval.percolate.held import CALM, NO_MEMORY, NO_SHARED_MEMORY, TOO_MANY_TERMS, Tenants, Tide
 from penstock.retrieval.percolate.service import PercolationService
 from penstock.retrieval.percolate.store import StandingQueries
 from penstock.retrieval.store.errors import OutOfRoom
@@ -213,6 +213,27 @@ def test_a_device_that_runs_out_while_it_works_leaves_the_rest_to_the_host(devic
     monkeypatch.setattr(triton, "percolate", honest)
     answer, _ = store.percolate(BATCH, now_ms=0)
     assert [shown(each.matches) for each in answer.found] == wanted and answer.on_host == {}
+
+
+def test_a_device_whose_multiprocessors_are_too_small_for_a_space_leaves_it_to_the_host(device_backend, monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    from penstock.kernels.percolate import triton
+
+    honest = triton.percolate
+
+    def small(standing_, *given_):
+        if standing_.layout.terms:
+            raise OutOfResources(230_400, 101_376, "shared memory")
+        return honest(standing_, *given_)
+
+    monkeypatch.setattr(triton, "percolate", small)
+    store, records = StandingQueries(backend=device_backend), mixed(9)
+    store.apply(records, now_ms=0)
+    answer, _ = store.percolate(BATCH, now_ms=0)
+    oracle = StandingOracle(records)
+    assert [shown(each.matches) for each in answer.found] == [oracle.percolate(update, 0) for update in BATCH]
+    assert answer.on_host == {NO_SHARED_MEMORY: 3}
 
 
 def test_terms_that_a_record_cannot_name_are_the_hosts(device_backend, monkeypatch):
