@@ -16,10 +16,7 @@ Penstock. The exit status is 1 when a value is wrong, an expectation of the ahea
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,109 +27,23 @@ from benchmarks.kerneling.importing import from_checkout, silent  # noqa: E402  
 from_checkout()
 silent("structlog", "prometheus_client")  # the engine logs and counts with them
 
-from benchmarks.kerneling.rows import CUDA, add  # noqa: E402
+from benchmarks.kerneling.command import Benchmark  # noqa: E402
 from benchmarks.ranker_kerneling.rows import DEVICE, KERNELS, OPERATORS  # noqa: E402
-from benchmarks.report import Report, machine, table, written_as  # noqa: E402
 
-ANYWHERE = ("interpreter", "aot", "model")
-ON_DEVICE = ("text", "peers", "servers", "serving", "attention")
-
-
-def without_device(report: Report, chosen: list[str], jobs: int) -> bool:
-    """The rows that any machine can fill; whether something is wrong."""
-    found: dict[str, float] = {}
-    needs: dict[str, str] = {}
-    wrong = False
-    if "interpreter" in chosen:
-        from benchmarks.kerneling import interpreting
-
-        counts, needed = interpreting.judged(OPERATORS)
-        report.notes["mismatches"] = counts
-        wrong |= any(counts.values())
-        if needed:
-            needs["interpreter/mismatches"] = needed
-        else:
-            found["interpreter/mismatches"] = sum(counts.values())
-    if {"aot", "model"} & set(chosen):
-        from benchmarks.kerneling.compiling import compile_all
-        from benchmarks.ranker_kerneling import compiled
-
-        checked, report.notes["triton"] = compile_all(OPERATORS, jobs)
-        wrong |= any(one.failures for one in checked)
-        report.notes["aot"] = [one.as_json() for one in checked]
-        if "aot" in chosen:
-            found |= compiled.rows(checked)
-        if "model" in chosen:
-            found["model/forward_share"] = compiled.forward_share(checked)
-            report.notes["model"] = compiled.model_notes(checked)
-    add(report, tuple(row for row in KERNELS if row.name.split("/", 1)[0] in chosen), found, needs)
-    return wrong
-
-
-def with_device(report: Report, chosen: list[str], given: argparse.Namespace) -> tuple[dict[str, object], bool]:
-    """The rows of the device: what the report says of it, and whether a cell failed. Without one all are null."""
-    wanted = [name for name in ON_DEVICE if name in chosen]
-    if given.device != CUDA or not wanted:
-        add(report, DEVICE, {}, CUDA)
-        return {}, False
-    import torch
-
-    from benchmarks.ranker_kerneling import cells
-
-    if not torch.cuda.is_available():
-        raise SystemExit("--device cuda: torch sees no GPU here; leave the option out, and the device rows stay null")
-    session = cells.Session(torch.device(CUDA), runs=given.runs, seconds=given.seconds)
-    session.roofline()
-    print(f"  bf16 {session.flops / 1e12:.0f} TFLOPS", flush=True)
-    found: dict[str, float] = {}
-    needs: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    for name in wanted:
-        print(f"{name}", flush=True)
-        try:
-            found |= cells.CELLS[name](session)
-        except cells.Lacking as error:
-            needs |= error.rows
-        except Exception as error:  # one cell that does not fit or is wrong leaves the others their figures
-            traceback.print_exc()
-            failed[name] = f"{type(error).__name__}: {error}"
-        torch.cuda.empty_cache()
-    everything = {row.name: "its cell to be run and to succeed" for row in DEVICE}
-    add(report, DEVICE, found, everything | needs)
-    report.notes["failed"] = failed
-    report.notes |= session.notes
-    report.cells = session.cells
-    about = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "bf16_flops": session.flops}
-    return about, bool(failed)
+BENCHMARK = Benchmark(
+    subject="ranker_kernels",
+    folder="benchmarks.ranker_kerneling",
+    operators=OPERATORS,
+    rows=KERNELS,
+    device_rows=DEVICE,
+    cells=("text", "peers", "servers", "serving", "attention"),
+)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write machine, results and notes here")
-    parser.add_argument("--device", choices=("none", CUDA), default="none", help="also the rows that need a GPU")
-    parser.add_argument("--cells", default=",".join((*ANYWHERE, *ON_DEVICE)), help="some of them")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile at once")
-    parser.add_argument("--runs", type=int, default=20, help="of each contender on the device")
+    parser = BENCHMARK.parser(__doc__ or "", runs=20)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each load on the engine")
-    given = parser.parse_args()
-    chosen = given.cells.split(",")
-    if unknown := set(chosen) - {*ANYWHERE, *ON_DEVICE}:
-        parser.error(f"no cell {', '.join(sorted(unknown))}: there are {', '.join((*ANYWHERE, *ON_DEVICE))}")
-    about = machine()
-    here, there = Report("ranker_kernels"), Report(CUDA)
-    wrong = without_device(here, chosen, given.jobs)
-    device, failed = with_device(there, chosen, given)
-    results = [*here.results, *there.results]
-    print("\n" + table(results))
-    if given.json:
-        whole = {
-            "machine": {**about, **device},
-            "results": [result.as_json() for result in results],
-            "cells": there.cells,
-            "notes": {**here.notes, **there.notes},
-        }
-        written_as(given.json, whole)
-    return 1 if wrong or failed else 0
+    return BENCHMARK.main(parser)
 
 
 if __name__ == "__main__":

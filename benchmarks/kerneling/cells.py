@@ -16,16 +16,18 @@ score of ours may be further from torch's at the same place than float32 explain
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from benchmarks.kerneling import peers
 from benchmarks.kerneling.model import Work
+from benchmarks.kerneling.session import DeviceSession
 from benchmarks.kerneling.stores import BUCKET, HASH, Store, asked, drawn, share
-from benchmarks.kerneling.timing import BUFFERS, RUNS, Timed, interleaved, peak_flops, read_bandwidth
+from benchmarks.kerneling.timing import BUFFERS, read_bandwidth
 from penstock.kernels.filtered_topk.answer import Found, read
 from penstock.kernels.filtered_topk.prepare import Prepared, prepared, tensors_of
 from penstock.kernels.filtered_topk.run import Run
@@ -42,26 +44,24 @@ STANDING, STANDING_WIDTH = 1_000_000, 384
 TopK = Callable[..., Any]
 
 
-@dataclass(slots=True)
-class Session:
-    """One device, what it could do when the session began, and everything that was timed."""
-
-    device: torch.device
-    rows: int = 10_000_000
-    runs: int = RUNS
+@dataclass
+class Session(DeviceSession):
+    rows: int = 10_000_000  # of a store
     page_rows: int = 65_536
-    cells: list[dict[str, Any]] = field(default_factory=list)
     bandwidth: float = 0.0
-    flops: float = 0.0
 
-    def roofline(self, nbytes: int = 2 << 30, size: int = 8_192) -> None:
+    def roofline(self, size: int = 8_192, nbytes: int = 2 << 30) -> None:
+        super().roofline(size)
         self.bandwidth = read_bandwidth(self.device, nbytes, self.runs)
-        self.flops = peak_flops(self.device, size, self.runs)
 
-    def timed(self, cell: str, contenders: dict[str, Callable[[int], Any]], **about: object) -> dict[str, Timed]:
-        found = interleaved(contenders, self.device, self.runs)
-        self.cells.append({"cell": cell, **about, "ms": {name: asdict(one) for name, one in found.items()}})
-        return found
+    @property
+    def measured(self) -> dict[str, float]:
+        return {"read_bytes_per_s": self.bandwidth, **super().measured}
+
+
+def begun(device: torch.device, given: argparse.Namespace) -> Session:
+    """As the command was asked."""
+    return Session(device, given.runs, rows=given.rows)
 
 
 def ours(search: TopK, store: Store, filters: Filters, queries: list[Queries], k: int) -> Callable[[int], Any]:

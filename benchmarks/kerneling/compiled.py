@@ -63,6 +63,11 @@ def predictions(checked: Sequence[Checked], getting: Getting = LIKELY) -> dict[i
     return found
 
 
+def predicted(checked: Sequence[Checked]) -> dict[str, float]:
+    """Of model/."""
+    return {f"model/filtered_topk/B{batch}": found.share for batch, found in predictions(checked).items()}
+
+
 def _ranking(by_name: dict[str, Checked]) -> model.Ranking:
     config = next(one for one in configs("filtered_topk") if one.name == RANKING)
     found = by_name[RANKING].figures

@@ -14,6 +14,7 @@ answer is not.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import itertools
 import math
@@ -21,14 +22,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.kerneling.timing import BUFFERS, WARM, Timed, interleaved, peak_flops
+from benchmarks.kerneling.session import DeviceSession, Lacking
+from benchmarks.kerneling.timing import BUFFERS, WARM
 from benchmarks.ranker_kerneling import attending, loading, models, servers, shapes
 from benchmarks.ranker_kerneling.model import PEAK, needed_flops
 from benchmarks.ranker_kerneling.shapes import BUDGET, EMBEDDED, TEXT, TEXT_900, Asked
@@ -48,32 +50,14 @@ SHARE = 0.8  # of the throughput
 URGENT = 8_192  # tokens a forward of interactive requests
 
 
-class Lacking(Exception):
-    """A cell that cannot run here: what each of its rows needs."""
-
-    def __init__(self, rows: Mapping[str, str]) -> None:
-        super().__init__(str(rows))
-        self.rows = dict(rows)
-
-
-@dataclass(slots=True)
-class Session:
-    """One device, what it could do when the session began, and everything that was timed."""
-
-    device: torch.device
-    runs: int = 20
+@dataclass
+class Session(DeviceSession):
     seconds: float = 30.0  # of each load
     shapes: Mapping[str, ModelShape] = field(default_factory=lambda: dict(shapes.MODELS))
     asked: tuple[Asked, Asked, Asked] = (TEXT, TEXT_900, EMBEDDED)
     candidates: int = CANDIDATES
     budget: int = BUDGET
-    flops: float = 0.0
-    cells: list[dict[str, Any]] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
     _models: dict[str, Any] = field(default_factory=dict)
-
-    def roofline(self, size: int = 8_192) -> None:
-        self.flops = peak_flops(self.device, size, self.runs)
 
     def model(self, name: str) -> Any:
         """transformers' model of that name. One is kept: the other's memory is needed."""
@@ -88,10 +72,10 @@ class Session:
         weights = models.weights_of(self.model(name))
         return DeviceBackend(weights, self.device, self.budget, longest=longest, capture=capture)
 
-    def timed(self, cell: str, contenders: dict[str, Callable[[int], Any]], **about: object) -> dict[str, Timed]:
-        found = interleaved(contenders, self.device, self.runs)
-        self.cells.append({"cell": cell, **about, "ms": {name: asdict(one) for name, one in found.items()}})
-        return found
+
+def begun(device: torch.device, given: argparse.Namespace) -> Session:
+    """As the command was asked."""
+    return Session(device, given.runs, seconds=given.seconds)
 
 
 def text(session: Session) -> dict[str, float]:
@@ -106,8 +90,7 @@ def text(session: Session) -> dict[str, float]:
 def items_per_s(session: Session, name: str, asked: Asked) -> float:
     """Forwards one after the other, as many in flight as the backend takes; as many requests each as fit the budget."""
     backend, shape = session.backend(name), session.shapes[name]
-    tokens = asked.queries * (asked.prefix + asked.items * asked.item)
-    asked = replace(asked, queries=asked.queries * max(1, session.budget // tokens))
+    asked = asked.filling(session.budget)
     buffers = [asked.requests(shape, seed) for seed in range(BUFFERS)]
 
     def run(times: int) -> float:

@@ -70,11 +70,11 @@ def attending(name: str, found: Figures, shape: ModelShape) -> attention.Form:
     )
 
 
-def forward_share(checked: Sequence[Checked]) -> float:
-    """Of 0.6B, one request of 50 items of 150 a forward."""
+def predicted(checked: Sequence[Checked]) -> dict[str, float]:
+    """Of model/: 0.6B, requests of 50 items of 150, as many as a forward holds, which cells.py times for text."""
     shape = shapes.QWEN_0_6B
-    (forward,) = shapes.TEXT.forwards(shape)
-    return model.predicted(shape, forward, forms(checked, shape)).share
+    (forward,) = shapes.PACKED.forwards(shape)
+    return {"model/forward_share": model.predicted(shape, forward, forms(checked, shape)).share}
 
 
 def model_notes(checked: Sequence[Checked]) -> dict[str, Any]:
@@ -109,9 +109,10 @@ def _by_kind(found: Sequence[model.Prediction]) -> dict[str, float]:
 
 
 def _a_layer(checked: Sequence[Checked]) -> dict[str, Any]:
-    """The second layer of 0.6B/text, launch by launch: microseconds, bytes, what bounds it and what might have."""
+    """The second layer of 0.6B/text_packed, launch by launch: microseconds, bytes, what bounds it and what might
+    have."""
     shape = shapes.QWEN_0_6B
-    (forward,) = shapes.TEXT.forwards(shape)
+    (forward,) = shapes.PACKED.forwards(shape)
     found = model.predicted(shape, forward, forms(checked, shape))
     layer: dict[str, Any] = {}
     for one in found.launches[1 + model.A_LAYER : 1 + 2 * model.A_LAYER]:
@@ -128,21 +129,21 @@ def _a_layer(checked: Sequence[Checked]) -> dict[str, Any]:
 
 
 def _alternatives(checked: Sequence[Checked]) -> dict[str, float]:
-    """The share of 0.6B/text if one thing were otherwise: what is not known, and what could be changed."""
+    """The share of 0.6B/text_packed if one thing were otherwise: what is not known, and what could be changed."""
     shape = shapes.QWEN_0_6B
-    compiled, (forward,) = forms(checked, shape), shapes.TEXT.forwards(shape)
-    two = replace(shapes.TEXT, queries=2).forwards(shape)[0]
+    compiled, (forward,) = forms(checked, shape), shapes.PACKED.forwards(shape)
+    (alone,) = shapes.TEXT.forwards(shape)
 
     def share(**other: Any) -> float:
         return round(model.predicted(shape, **{"forward": forward, "forms": compiled, **other}).share, 4)
 
     return {
         "as it is": share(),
-        "two requests a forward": share(forward=two),
+        "one request a forward": share(forward=alone),
         "the clock is not held down (1.98 GHz)": share(gpu=replace(H200, clock=1.98e9)),
         "1.3 us between launches": share(got=replace(LIKELY, launch=1.3e-6)),
         "all bad": share(got=BAD, library=BAD_CUBLAS),
-        **{step: share(steps=frozenset({step})) for step in model.STEPS},
+        **{step: share(steps=frozenset({step})) for step in (*model.STEPS, model.GATED_BY_TRITON)},
         "all of these steps": share(steps=frozenset(model.STEPS)),
-        "all of these steps, two requests a forward": share(steps=frozenset(model.STEPS), forward=two),
+        "all of these steps, one request a forward": share(steps=frozenset(model.STEPS), forward=alone),
     }

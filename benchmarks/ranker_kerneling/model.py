@@ -26,13 +26,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from benchmarks.kerneling.gpu import H200, LIKELY, Getting, Gpu
 from benchmarks.kerneling.model import Launch
 from benchmarks.ranker_kerneling.attention import Form as AttentionForm
 from benchmarks.ranker_kerneling.attention import attention, pairs
-from benchmarks.ranker_kerneling.products import CUBLAS, Library, product
+from benchmarks.ranker_kerneling.products import CUBLAS, TRITON, Library, product
 from penstock.ranker.engine.buffers import Bucket
 from penstock.ranker.engine.plan import Forward
 from penstock.ranker.engine.untrained import ModelShape
@@ -47,8 +45,8 @@ A_LAYER = 9  # launches
 TURNED = "attention turns its queries itself"  # and a launch turns keys alone
 ADDED = "products add to the residual stream"  # in float32, behind their last tile's loop
 GATED = "a product of our own, as quick as cuBLAS, applies SwiGLU"
-SORTED = "tiles stand longest first"
-STEPS = (TURNED, ADDED, GATED, SORTED)
+STEPS = (TURNED, ADDED, GATED)
+GATED_BY_TRITON = "a product of our own in Triton applies SwiGLU"  # which gives nothing: it is why there is none
 TURNING = 250  # instructions more of attention's beginning, about: a head's norm, two tables, a second reading
 
 
@@ -148,9 +146,6 @@ def predicted(
     bucket = Bucket.of(len(forward), len(forward.items), len(forward.tiles))
     if TURNED in steps:
         forms = replace(forms, attention=replace(forms.attention, outside=forms.attention.outside + TURNING))
-    if SORTED in steps:
-        keys = np.diff(forward.tiles[:, 2:]).ravel() + forward.tiles[:, 1] - forward.starts[forward.tiles[:, 0]]
-        forward = replace(forward, tiles=forward.tiles[np.argsort(-keys, kind="stable")])
     launches = _Launches(model, forms, bucket, forward, gpu, got, library, steps)
     inputs = WIDE * bucket.numbers + forward.rows.nbytes + WIDE * bucket.places
     copies = (2 + bool(len(forward.rows))) * TRANSFER + inputs / PCIE
@@ -230,13 +225,24 @@ class _Launches:
                 "add + RMSNorm", rows, self.forms.norm, {x: residual, "delta": narrow}, {x: residual, "h": narrow}
             )
         gate_up, activated = NARROW * rows * 2 * inner, NARROW * rows * inner
-        self._multiply("gate and up product", rows, 2 * inner, hidden, "h", "gate_up")
-        if GATED not in self.steps:
+        by = TRITON if GATED_BY_TRITON in self.steps else self.library
+        self._multiply("gate and up product", rows, 2 * inner, hidden, "h", "gate_up", by=by)
+        if not self.steps & {GATED, GATED_BY_TRITON}:
             blocks = rows * -(-inner // self.forms.block)
             self._stream("SwiGLU", blocks, self.forms.swiglu, {"gate_up": gate_up}, {"activated": activated})
         self._multiply("down product", rows, hidden, inner, "activated", "delta", added)
 
-    def _multiply(self, name: str, rows: int, columns: int, depth: int, source: str, out: str, added: str = "") -> None:
+    def _multiply(
+        self,
+        name: str,
+        rows: int,
+        columns: int,
+        depth: int,
+        source: str,
+        out: str,
+        added: str = "",
+        by: Library | None = None,
+    ) -> None:
         """`added`: what it adds to, in place, rather than writing `out`."""
         reads = {source: NARROW * rows * depth, f"weights {len(self.made)}": NARROW * columns * depth}
         writes = {out: NARROW * rows * columns}
@@ -244,7 +250,9 @@ class _Launches:
             reads[added] = WIDE * rows * columns
             writes = {added: WIDE * rows * columns}
         moved, _ = self._moved(reads, writes)
-        self.made.append(product(name, rows, columns, depth, moved, self.gpu, self.got, self.library))
+        self.made.append(
+            product(name, rows, columns, depth, moved, self.gpu, self.got, by or self.library, bool(added))
+        )
 
     def _stream(self, name: str, programs: int, form: Form, reads: Bytes, writes: Bytes) -> None:
         gpu, got = self.gpu, self.got

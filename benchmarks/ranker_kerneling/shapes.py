@@ -16,7 +16,7 @@ from penstock.ranker.engine.untrained import DEVIATION, ModelShape
 QWEN_0_6B = ModelShape(151_936, 1_024, 3_072, 28, 16, 8, 128)
 PRUNED_375M = replace(QWEN_0_6B, intermediate_size=1_536, num_hidden_layers=20)  # half of the MLP, eight blocks fewer
 MODELS = {"0.6B": QWEN_0_6B, "375M": PRUNED_375M}
-BUDGET = 16_384  # tokens a forward
+BUDGET = 16_384  # tokens a forward: those of infra/compose's ranker-gpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,20 @@ class Asked:
     def forwards(self, model: ModelShape, seed: int = 0, budget: int = BUDGET) -> list[Forward]:
         return plan(self.requests(model, seed), budget, budget)
 
+    def filling(self, budget: int = BUDGET) -> Asked:
+        """As many requests as a forward holds, as under load."""
+        tokens = self.queries * (self.prefix + self.items * self.item)
+        return replace(self, queries=self.queries * max(1, budget // tokens))
+
     @property
     def scored(self) -> int:
         return self.items * self.queries
 
 
 TEXT = Asked("text", 70, 150, 50)
+PACKED = replace(TEXT.filling(), name="text_packed")
 TEXT_900 = Asked("text_900", 60, 840, 50)
 EMBEDDED = Asked("embedding_items", 60, 2, 50, queries=64, embedded=True)
 FEW = Asked("text_10", 70, 150, 10)
 EMBEDDED_ALONE = replace(EMBEDDED, name="embedding_items_alone", queries=1)
-ALL = (TEXT, FEW, TEXT_900, EMBEDDED, EMBEDDED_ALONE)
+ALL = (PACKED, TEXT, FEW, TEXT_900, EMBEDDED, EMBEDDED_ALONE)

@@ -41,6 +41,8 @@ OUT = {
     "sketch": "i32",
     "capacity": "i32",
     "width": "i32",
+    "rank": "i32",
+    "denser_rank": "i32",
     "batch": "i32",
 }
 
@@ -149,7 +151,8 @@ def finish_configs() -> tuple[Config, ...]:
         "capacity": "i32",
         "k": "i32",
     }
-    threshold = {"maxima": "*fp32", "units": "*i64", "unit_of": "*i32", "tau": "*fp32", "width": "i32", "rank": "i32"}
+    threshold = {"maxima": "*fp32", "units": "*i64", "unit_of": "*i32", "tau": "*fp32", "width": "i32"}
+    threshold |= {"rank": "i32", "denser_rank": "i32", "k": "i32"}
     plan = {name: READ[name] for name in ("table", "offsets", "steps", "numbers", "bounds", "nows", "filters")}
     plan |= {"marks": "*i64", "owners": "*i64", "live": "*i32", "live_bits": "*i64", "counters": "*i64"}
 
@@ -178,7 +181,10 @@ def finish_configs() -> tuple[Config, ...]:
     finish, scan = "filtered_topk.finish", "filtered_topk.scan"
     return (
         config("plan", scan, "plan", plan, {"BLOCKS": PAGE_BLOCKS, "WIDTH": 512}, 4),
-        config("threshold", finish, "threshold", threshold, {"SAMPLED": 64, "GROUPS": 4, "CHUNK": 2_048}, 8),
+        *(
+            config(name, finish, "threshold", threshold, {"SAMPLED": 64, "UNIT": unit, "CHUNK": 2_048}, 8)
+            for name, unit in (("threshold", 128), ("threshold/gathered", 64))
+        ),
         *(
             config(
                 f"select/{room}",

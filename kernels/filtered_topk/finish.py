@@ -1,6 +1,6 @@
 """Kernels that make the best k of a scan's survivors: exact scores, in the total order.
 
-    threshold   of a seed's maxima the r-th best: what the scan compares with
+    threshold   of a seed's maxima the r-th best: what the scan compares with (r: sampling.py)
     select      of a query's survivors those whose upper bound reaches the k-th best lower bound
     rescore     their exact scores: the correctly rounded inner products of kernels/filtered_topk/reference.py
     rank        how many rows are better, for each; the best k go to their places
@@ -23,12 +23,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from penstock.kernels.filtered_topk.scan import slack_of
+from penstock.kernels.filtered_topk import sampling
+from penstock.kernels.filtered_topk.scan import slack_of, stride_of
 from penstock.kernels.slabs import layout
 
 _BLOCK = tl.constexpr(layout.BLOCK)
 _NORMS, _SCALES = tl.constexpr(layout.NORMS), tl.constexpr(layout.SCALES)
 _VALUES = tl.constexpr(layout.VALUES)
+_GROUP, _FINE = tl.constexpr(sampling.GROUP), tl.constexpr(sampling.FINE)
 # A row of `status`, int32.
 FOUND, KEPT, PROVEN, DOUBTFUL, STATUS = 0, 1, 2, 3, 4
 _GREATEST = tl.constexpr(3.4028234663852886e38)  # of float32
@@ -49,18 +51,32 @@ def unordered(key):
     return (raw ^ ((raw >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["width", "rank"])
+@triton.jit(do_not_specialize=["width", "rank", "denser_rank", "k"])
 def threshold(
-    maxima, units, unit_of, tau, width, rank, SAMPLED: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr
+    maxima,
+    units,
+    unit_of,
+    tau,
+    width,
+    rank,
+    denser_rank,
+    k,
+    SAMPLED: tl.constexpr,
+    UNIT: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
-    """The rank-th best of a query's maxima, -inf where there are not so many. Grid: (queries,).
+    """The rank-th best of a query's maxima, by how many units were looked at; -inf where there are not so many.
+    Grid: (queries,).
 
-    maxima float32 [queries, width], GROUPS of each sampled unit; units int64: of the unit_of[query]-th (int32) how many
-    there were to sample; tau float32 [queries] out.
+    maxima float32 [queries, width]; units int64: of the unit_of[query]-th (int32) how many there were to sample, of
+    UNIT rows each; tau float32 [queries] out.
     """
     query = tl.program_id(0)
     count = tl.load(units + tl.load(unit_of + query)).to(tl.int32)
-    entries = tl.minimum((count + SAMPLED - 1) // SAMPLED * GROUPS, width)
+    stride = stride_of(count, rank, denser_rank, UNIT, SAMPLED)
+    groups = tl.where(stride == 1, UNIT // _FINE, UNIT // _GROUP)
+    rank = tl.where(stride == SAMPLED, rank, tl.where(stride == 1, k, denser_rank))
+    entries = tl.minimum((count + stride - 1) // stride * groups, width)
     nothing = ordered(tl.full([], float("-inf"), tl.float32))
     key = tl.zeros([], tl.uint32)
     for bit in range(32):

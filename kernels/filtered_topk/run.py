@@ -22,6 +22,7 @@ from penstock.kernels.filtered_topk.answer import Found
 from penstock.kernels.filtered_topk.autotune import Tunings, key_of, operator_of
 from penstock.kernels.filtered_topk.prepare import Prepared, bucket, picked
 from penstock.kernels.filtered_topk.result import Result
+from penstock.kernels.filtered_topk.sampling import FINE, SAMPLED, Sampling, seed_rank
 from penstock.kernels.filtered_topk.tuning import Tuning, select_warps, tuning_for
 from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.slabs.batch import FILTERS, Filters, Slabs
@@ -29,8 +30,6 @@ from penstock.kernels.slabs.layout import BLOCK, Layout
 
 INTERPRETED = not isinstance(scan.scan, triton.JITFunction)
 
-SAMPLED = 64  # one live block in so many seeds the thresholds
-DOUBT = 5.0  # standard deviations by which a seed is too low, so that it is too high once in millions
 WIDEST = 16_384  # survivors that are narrowed in registers
 RESCORED = 128 if INTERPRETED else 16  # rows that a program scores exactly
 RANKED = 128 if INTERPRETED else 32  # rows whose places a program finds, and others that it compares at a time
@@ -38,14 +37,10 @@ RUN, SEEDS = 16, 4  # blocks whose rows are filtered before they are scored: of 
 GATE = 4  # of them, how many at a time
 
 
-def seed_rank(k: int, sampled: int = SAMPLED) -> int:
-    """Which of a sample's best is the threshold: k / sampled of the best k are in it, and DOUBT deviations more."""
-    return math.ceil((DOUBT / 2 + math.sqrt(DOUBT**2 / 4 + k / sampled)) ** 2)
-
-
 def room_for(k: int, rows: int, sampled: int = SAMPLED) -> int:
-    """Survivors that a query has room for: twice what its seed lets through, or every row."""
-    wanted = max(1_024, 2 * sampled * seed_rank(k, sampled))
+    """Survivors that a query has room for: twice what its seed lets through and all where there is none, or every
+    row."""
+    wanted = max(1_024, FINE * k, 2 * sampled * seed_rank(k, sampled))
     return 1 << (min(wanted, max(rows, 64)) - 1).bit_length()
 
 
@@ -98,7 +93,7 @@ class Run:
         self.tuning = self.tuned(queries)
         self.plan()
         tau = self.workspace.take("tau", (queries.batch,), torch.float32)
-        self.seed(queries, tau)
+        self.seed(queries, tau, capacity)
         self.scan(queries, tau, self.result.totals, capacity)
         if in_registers:
             self.finish(queries, tau, capacity)
@@ -160,25 +155,28 @@ class Run:
             num_warps=4,
         )
 
-    def seed(self, queries: Prepared, tau: Tensor) -> None:
-        groups = BLOCK // scan.GROUP
-        width = triton.cdiv(self.blocks, self.sampled) * groups
-        rank = seed_rank(self.k, self.sampled)
-        if width < rank:  # too few blocks to be worth a sample
+    def seed(self, queries: Prepared, tau: Tensor, capacity: int) -> None:
+        if self.blocks * BLOCK <= capacity:  # there is room for all
             tau.fill_(-math.inf)
             return
-        maxima = self.workspace.take("maxima", (queries.batch, width), torch.float32)
+        every = self.workspace.take("unit_of", (queries.batch,), torch.int32).zero_()  # every query's are the same
+        self.seeded(queries, tau, self.blocks, BLOCK, self.counters, every)
+
+    def seeded(self, queries: Prepared, tau: Tensor, most: int, unit: int, units: Tensor, unit_of: Tensor) -> None:
+        """Thresholds of what is there: units of so many rows, `most` of them; `units` and `unit_of` as `threshold`
+        takes them."""
+        sampling = Sampling(self.k, self.sampled, unit)
+        maxima = self.workspace.take("maxima", (queries.batch, sampling.width(most)), torch.float32)
         self._scan(queries, tau, maxima=maxima)
-        nobody = self.workspace.take("unit_of", (queries.batch,), torch.int32).zero_()  # every query's are the same
         finish.threshold[(queries.count,)](
             maxima,
-            self.counters,
-            nobody,
+            units,
+            unit_of,
             tau,
-            width,
-            rank,
+            maxima.shape[1],
+            *sampling.ranks,
             SAMPLED=self.sampled,
-            GROUPS=groups,
+            UNIT=unit,
             CHUNK=2_048,
             num_warps=8,
         )
@@ -234,6 +232,7 @@ class Run:
             arrays["sketch"].offset,
             0 if seed else self.slots.shape[1],
             0 if maxima is None else maxima.shape[1],
+            *Sampling(self.k, self.sampled, BLOCK).ranks[:2],
             queries.batch,
             BLOCKS=layout.blocks,
             D=layout.width,

@@ -2,8 +2,8 @@
 
     plan    zone maps of all pages -> the live blocks, and a bit for each filter that may pass there
     scan    live blocks -> survivors: rows that pass and whose score, by its bound, may reach the query's threshold
-    seed    the same over one live block in SAMPLED, which leaves the best lower bound of every GROUP rows instead:
-            the r-th best of those is a threshold that the k-th best row very probably exceeds
+    seed    the same over a sample of the live blocks (sampling.py), which leaves the best lower bound of every few
+            rows instead: the r-th best of those is a threshold that the k-th best row very probably exceeds
 
 **Layout.** Pages and their arrays: kernels/slabs/layout.py. Rows are the M axis of the tensor cores and queries the N
 axis: a tile of BLOCK rows times the queries of the batch, which stay in shared memory for the whole launch.
@@ -32,13 +32,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from penstock.kernels.filtered_topk import sampling
 from penstock.kernels.slabs import layout
 from penstock.kernels.slabs.program import array, blocks_may_pass, blocks_visible, rows_pass, rows_visible
 
-GROUP = 32  # rows of which a seed keeps the best
-
 _BLOCK = tl.constexpr(layout.BLOCK)
-_GROUP = tl.constexpr(GROUP)
+_GROUP, _FINE, _DENSER = tl.constexpr(sampling.GROUP), tl.constexpr(sampling.FINE), tl.constexpr(sampling.DENSER)
 _ROWS, _NORMS, _SCALES = tl.constexpr(layout.ROWS), tl.constexpr(layout.NORMS), tl.constexpr(layout.SCALES)
 # Of `counters`, int64.
 LIVE, LOOKED_AT = 0, 1
@@ -86,10 +85,20 @@ def plan(
 
 
 @triton.jit
-def sampled_entry(number, SAMPLED: tl.constexpr):
-    """Which of the live blocks is the `number`-th of a sample of one in SAMPLED: at no regular distance."""
+def stride_of(units, rank, denser_rank, UNIT: tl.constexpr, SAMPLED: tl.constexpr):
+    """One in how many units of UNIT rows a seed looks at, where there are so many: int32. The ranks are those of
+    `Sampling`."""
+    DENSE: tl.constexpr = SAMPLED // _DENSER if SAMPLED >= _DENSER else 1
+    groups = units * (UNIT // _GROUP)
+    fewer = tl.where(groups >= 2 * denser_rank * DENSE, DENSE, 1)
+    return tl.where(groups >= 2 * rank * SAMPLED, SAMPLED, fewer).to(tl.int32)
+
+
+@triton.jit
+def sampled_entry(number, stride):
+    """Which of the units is the `number`-th of a sample of one in `stride`: at no regular distance."""
     mixed = ((tl.full([], 0, tl.int32) + number).to(tl.uint32) * 2654435761) >> 8
-    return number * SAMPLED + (mixed % SAMPLED).to(tl.int32)
+    return number * stride + (mixed % stride.to(tl.uint32)).to(tl.int32)
 
 
 @triton.jit
@@ -112,13 +121,18 @@ def resident_queries(vectors, queries, D: tl.constexpr, PIECE: tl.constexpr, AS_
 
 
 @triton.jit
-def keep_best(score, off, passes, queries, first, maxima, width):
-    """Of each GROUP rows of a tile, the `first` of which have that number, the best lower bound of every query."""
+def keep_best(score, off, passes, queries, tile, stride, maxima, width):
+    """Of each GROUP rows of the `tile`-th tile of a sample, the best lower bound of every query; of each FINE rows
+    where all are looked at."""
     TILE: tl.constexpr = score.shape[0]
     lower = tl.where(passes, score - off, float("-inf"))
-    best = tl.max(tl.reshape(lower, [TILE // _GROUP, _GROUP, score.shape[1]]), axis=1)
-    groups = first + tl.arange(0, TILE // _GROUP)
-    tl.store(maxima + queries[None, :] * width + groups[:, None], best, mask=(groups < width)[:, None])
+    fine = tl.max(tl.reshape(lower, [TILE // _FINE, _FINE, score.shape[1]]), axis=1)
+    best = tl.max(tl.reshape(fine, [TILE // _GROUP, _GROUP // _FINE, score.shape[1]]), axis=1)
+    p_out = maxima + queries[None, :] * width
+    groups = tile * (TILE // _FINE) + tl.arange(0, TILE // _FINE)
+    tl.store(p_out + groups[:, None], fine, mask=(groups < tl.where(stride == 1, width, 0))[:, None])
+    groups = tile * (TILE // _GROUP) + tl.arange(0, TILE // _GROUP)
+    tl.store(p_out + groups[:, None], best, mask=(groups < tl.where(stride == 1, 0, width))[:, None])
 
 
 @triton.jit
@@ -133,7 +147,7 @@ def append(score, off, passes, queries, threshold, slot, found, scores, slots, c
     tl.store(slots + out, tl.broadcast_to(slot[:, None], score.shape), mask=stored)
 
 
-@triton.jit(do_not_specialize=["filters", "width"])
+@triton.jit(do_not_specialize=["filters", "width", "rank", "denser_rank"])
 def scan(
     table,
     offsets,
@@ -167,6 +181,8 @@ def scan(
     sketch,  # byte offset of the sketch
     capacity,
     width,
+    rank,  # of a seed: see stride_of
+    denser_rank,
     batch,  # queries, padded
     BLOCKS: tl.constexpr,
     D: tl.constexpr,  # padded
@@ -188,7 +204,10 @@ def scan(
     """Grid: (programs, batch / BN): any number of programs, best as many as the device holds at once."""
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     count = tl.load(counters + _LIVE).to(tl.int32)
-    entries = (count + SAMPLED - 1) // SAMPLED if SEED else count
+    entries = count
+    if SEED:
+        stride = stride_of(count, rank, denser_rank, _BLOCK, SAMPLED)
+        entries = (count + stride - 1) // stride
     gated = tl.arange(0, GATE * _BLOCK)
     gate, gate_rows = gated // _BLOCK, gated % _BLOCK  # which block of a step, and the row in it
     queries = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -223,7 +242,7 @@ def scan(
         for done in range(0, length, GATE):
             there = done + gate < length
             number = run * RUN + tl.minimum(done + gate, length - 1)
-            entry = tl.minimum(sampled_entry(number, SAMPLED), count - 1) if SEED else number
+            entry = tl.minimum(sampled_entry(number, stride), count - 1) if SEED else number
             block = tl.load(live + entry)
             page_number = block // BLOCKS
             page = tl.load(table + page_number)
@@ -301,8 +320,7 @@ def scan(
                 else:
                     passes = ((bits[:, None] >> filter_bits[None, :]) & 1) != 0
                 if SEED:
-                    group = (run * RUN * (_BLOCK // TILE) + turn) * (TILE // _GROUP)
-                    keep_best(score, bound, passes, queries, group, maxima, width)
+                    keep_best(score, bound, passes, queries, run * RUN * (_BLOCK // TILE) + turn, stride, maxima, width)
                 else:
                     slot = (block * _BLOCK).to(tl.int32) + begin + tile_rows
                     append(score, bound, passes, queries, threshold, slot, found, scores, slots, capacity)

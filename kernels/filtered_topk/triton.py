@@ -24,7 +24,8 @@ import torch
 from penstock.kernels.filtered_topk.answer import Found
 from penstock.kernels.filtered_topk.autotune import Tunings, key_of, operator_of, quickest
 from penstock.kernels.filtered_topk.prepare import prepared
-from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run
+from penstock.kernels.filtered_topk.run import INTERPRETED, Run
+from penstock.kernels.filtered_topk.sampling import SAMPLED
 from penstock.kernels.filtered_topk.tuning import Tuning, fitting
 from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.slabs.batch import Filters, Queries, Slabs
@@ -43,13 +44,15 @@ def filtered_topk(
     tuning: Tuning | None = None,
     tunings: Tunings | None = None,
     sampled: int = SAMPLED,
+    quantised: bool = False,
     doubted: bool = False,
 ) -> Found:
     """The exact best `k` rows of each query among those that pass its filter.
 
     `queries` on the host, `filters` on the slabs' device; `hashes` names the HASH column that orders equal scores. One
-    live block in `sampled` seeds the thresholds. `doubted`: every query is asked again (Run). Raises ValueError for a
-    batch that is too large or has wrong shapes.
+    live block in `sampled` seeds the thresholds, of few blocks more (sampling.py). `quantised`: by the int8 planes
+    (kernels/int8_topk). `doubted`: every query is asked again (Run). Raises ValueError for a batch that is too large or
+    has wrong shapes.
     """
     run = Run(
         slabs,
@@ -60,9 +63,10 @@ def filtered_topk(
         tuning=tuning,
         tunings=tunings,
         sampled=sampled,
+        quantised=quantised,
         doubted=doubted,
     )
-    return run.answer(prepared(queries, slabs.layout).to(slabs.table.device))
+    return run.answer(prepared(queries, slabs.layout, quantised=quantised).to(slabs.table.device))
 
 
 def autotune(

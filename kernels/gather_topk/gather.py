@@ -16,12 +16,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from penstock.kernels.filtered_topk.scan import GROUP, LIVE, append, keep_best, resident_queries, sampled_entry
+from penstock.kernels.filtered_topk.scan import LIVE, append, keep_best, resident_queries, sampled_entry, stride_of
 from penstock.kernels.slabs import layout
 from penstock.kernels.slabs.program import rows_pass, rows_visible
 
 _BLOCK = tl.constexpr(layout.BLOCK)
-_GROUP = tl.constexpr(GROUP)
 _LIVE = tl.constexpr(LIVE)
 _NORMS = tl.constexpr(layout.NORMS)
 
@@ -70,7 +69,7 @@ def collect(
                     tl.store(p_out, block * _BLOCK + rows, mask=ok & (place < room))
 
 
-@triton.jit(do_not_specialize=["width"])
+@triton.jit(do_not_specialize=["width", "rank", "denser_rank"])
 def gather(
     table,
     offsets,
@@ -91,6 +90,8 @@ def gather(
     sketch,  # byte offset of the sketch
     capacity,
     width,
+    rank,  # of a seed: see stride_of
+    denser_rank,
     batch,
     BLOCKS: tl.constexpr,
     D: tl.constexpr,
@@ -113,7 +114,10 @@ def gather(
     piece = tl.arange(0, PIECE)
     length = tl.minimum(tl.load(lengths + one), room).to(tl.int32)
     tiles = (length + TILE - 1) // TILE
-    units = (tiles + SAMPLED - 1) // SAMPLED if SEED else tiles
+    units = tiles
+    if SEED:
+        stride = stride_of(tiles, rank, denser_rank, TILE, SAMPLED)
+        units = (tiles + stride - 1) // stride
     if PARTS == 1:
         resident = resident_queries(vectors, queries, D, PIECE, INTERPRET)
     else:
@@ -135,7 +139,7 @@ def gather(
     for turn in tl.range(turns, num_stages=STAGES):
         part = turn % PARTS
         i = tl.program_id(0) + (turn // PARTS) * tl.num_programs(0)
-        number = tl.minimum(sampled_entry(i, SAMPLED), tiles - 1) if SEED else i
+        number = tl.minimum(sampled_entry(i, stride), tiles - 1) if SEED else i
         at = number * TILE + rows
         there = at < length
         slot = tl.load(mine + at, mask=there, other=0)
@@ -169,7 +173,7 @@ def gather(
         if part == PARTS - 1:
             passes = there[:, None] & asked[None, :]
             if SEED:
-                keep_best(score, off, passes, queries, i * (TILE // _GROUP), maxima, width)
+                keep_best(score, off, passes, queries, i, stride, maxima, width)
             else:
                 append(score, off, passes, queries, threshold, slot, found, scores, slots, capacity)
             if PARTS > 1:

@@ -23,10 +23,10 @@ import torch
 import triton
 from torch import Tensor
 
-from penstock.kernels.filtered_topk import finish, scan
 from penstock.kernels.filtered_topk.answer import Found
 from penstock.kernels.filtered_topk.prepare import NOBODY, Prepared, picked, prepared
-from penstock.kernels.filtered_topk.run import INTERPRETED, SAMPLED, Run, seed_rank
+from penstock.kernels.filtered_topk.run import INTERPRETED, Run
+from penstock.kernels.filtered_topk.sampling import SAMPLED, Sampling
 from penstock.kernels.filtered_topk.tuning import Tuning
 from penstock.kernels.filtered_topk.workspace import Workspace
 from penstock.kernels.gather_topk import gather
@@ -198,21 +198,15 @@ class _Gather(Run):
             num_warps=4,
         )
 
-    def seed(self, queries: Prepared, tau: Tensor) -> None:
-        tile = self.tuning.tile
-        groups = tile // scan.GROUP
-        width = triton.cdiv(triton.cdiv(self.room, tile), self.sampled) * groups
-        rank = seed_rank(self.k, self.sampled)
-        if width < rank:
+    def seed(self, queries: Prepared, tau: Tensor, capacity: int) -> None:
+        if self.room <= capacity:  # there is room for all of any list
             tau.fill_(-math.inf)
             return
-        maxima = self.workspace.take("maxima", (queries.batch, width), torch.float32)
-        self._gather(queries, tau, maxima)
+        tile = self.tuning.tile
         tiles = (self.lengths.clamp(max=self.room) + tile - 1) // tile
-        which = queries.filter_of.clamp(max=self.filters.count - 1)
-        finish.threshold[(queries.count,)](
-            maxima, tiles, which, tau, width, rank, SAMPLED=self.sampled, GROUPS=groups, CHUNK=2_048, num_warps=8
-        )
+        tiles = torch.nn.functional.pad(tiles, (0, 1))  # nobody's list, which has none
+        which = queries.filter_of.clamp(max=self.filters.count)
+        self.seeded(queries, tau, triton.cdiv(self.room, tile), tile, tiles, which)
 
     def _scan(
         self, queries: Prepared, tau: Tensor, *, maxima: Tensor | None = None, totals: Tensor | None = None
@@ -245,6 +239,7 @@ class _Gather(Run):
             layout.arrays["sketch"].offset,
             0 if seed else self.slots.shape[1],
             0 if maxima is None else maxima.shape[1],
+            *Sampling(self.k, self.sampled, tuning.tile).ranks[:2],
             queries.batch,
             BLOCKS=layout.blocks,
             D=layout.width,

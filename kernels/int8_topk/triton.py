@@ -7,39 +7,9 @@ a few rows more than by bfloat16; they are scored from the bfloat16 rows as alwa
 
 from __future__ import annotations
 
-from penstock.kernels.filtered_topk.answer import Found
-from penstock.kernels.filtered_topk.autotune import Tunings
-from penstock.kernels.filtered_topk.prepare import prepared
-from penstock.kernels.filtered_topk.run import SAMPLED, Run
-from penstock.kernels.filtered_topk.tuning import Tuning
-from penstock.kernels.filtered_topk.workspace import Workspace
-from penstock.kernels.slabs.batch import Filters, Queries, Slabs
+from functools import partial
 
+from penstock.kernels.filtered_topk.triton import filtered_topk
 
-def int8_topk(
-    slabs: Slabs,
-    filters: Filters,
-    queries: Queries,
-    k: int,
-    *,
-    hashes: str,
-    workspace: Workspace | None = None,
-    tuning: Tuning | None = None,
-    tunings: Tunings | None = None,
-    sampled: int = SAMPLED,
-    doubted: bool = False,
-) -> Found:
-    """As `filtered_topk`, of pages whose layout is `quantised`. Raises ValueError for others."""
-    run = Run(
-        slabs,
-        filters,
-        k,
-        hashes,
-        workspace=workspace,
-        tuning=tuning,
-        tunings=tunings,
-        sampled=sampled,
-        quantised=True,
-        doubted=doubted,
-    )
-    return run.answer(prepared(queries, slabs.layout, quantised=True).to(slabs.table.device))
+# As `filtered_topk`, of pages whose layout is `quantised`. Raises ValueError for others.
+int8_topk = partial(filtered_topk, quantised=True)

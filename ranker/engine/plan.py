@@ -79,6 +79,7 @@ class Forward:
     starts: NDArray[np.int32]  # [T], where each place's own segment begins: a prefix or an item
     # int32 [S, 4]: first, end, prefix first, prefix end. The places first:end, at most TILE_TOKENS, are of items that
     # follow one prefix; each attends to its whole span (empty for a prefix's own tiles), and causally from its start.
+    # Those that read most keys stand first: a device takes them in turn, and what is left for the end is short.
     tiles: NDArray[np.int32]
 
     def __len__(self) -> int:
@@ -244,7 +245,7 @@ def _lay_out(groups: Sequence[_Group]) -> Forward:
         last=items[:, 1].astype(np.int64) - 1,
         scores_of=np.concatenate([group.of for group in groups]),
         starts=starts,
-        tiles=_tiles(prefixes, spans[heads + segments - 1, 1]),
+        tiles=_tiles(prefixes, spans[heads + segments - 1, 1], starts),
     )
 
 
@@ -274,15 +275,17 @@ def _contents(
     return tokens, embedded, np.concatenate(rows)
 
 
-def _tiles(prefixes: NDArray[np.int32], ends: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Of each prefix, and then of its items, which go on to its `ends`."""
+def _tiles(prefixes: NDArray[np.int32], ends: NDArray[np.int32], starts: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Of each prefix and of its items, which go on to its `ends`; by keys, those of equal numbers in their order."""
     first, end = prefixes[:, 0], prefixes[:, 1]
     blocks = np.stack([first, end, first, first, end, ends, first, end], axis=1).reshape(-1, 4)
     counts = -(-(blocks[:, 1] - blocks[:, 0]) // TILE_TOKENS)
     tiles = np.repeat(blocks, counts, axis=0)
     tiles[:, 0] += TILE_TOKENS * _runs(np.zeros(len(counts), np.int64), counts).astype(np.int32)
     tiles[:, 1] = np.minimum(tiles[:, 0] + TILE_TOKENS, tiles[:, 1])
-    return tiles
+    keys = tiles[:, 3] - tiles[:, 2] + tiles[:, 1] - starts[tiles[:, 0]]
+    found: NDArray[np.int32] = tiles[np.argsort(-keys, kind="stable")]
+    return found
 
 
 def _runs(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

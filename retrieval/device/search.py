@@ -1,7 +1,8 @@
 """Searches by vector on the device: what retrieval/search/scan.py answers on the host, to the bit.
 
     1. sort     which asks are the device's; of the rest it says why the host has to answer
-    2. plan     filters by the host's zone maps: those that few rows pass are gathered, the others scanned
+    2. plan     filters by the host's zone maps: those that few rows pass, or that leave few blocks, are gathered, the
+                others scanned
     3. batch    asks that see and let pass the same rows share a filter; 256 queries and 63 filters at most
     4. send     programs and operands: packed, one copy; queries, rounded and with their bounds
     5. launch   kernels/filtered_topk, on CUDA as a graph (graphs.py), or kernels/gather_topk, behind the writes of the
@@ -26,6 +27,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from penstock.kernels.filtered_topk.answer import Found
+from penstock.kernels.filtered_topk.sampling import enough
 from penstock.kernels.filtered_topk.triton import filtered_topk
 from penstock.kernels.filtered_topk.tuning import tuning_for
 from penstock.kernels.filtered_topk.workspace import Workspace
@@ -38,7 +40,7 @@ from penstock.retrieval.device.graphs import Capture, Graphs, captured
 from penstock.retrieval.device.mirror import Mirror
 from penstock.retrieval.device.programs import Compiled, compiled, joined
 from penstock.retrieval.device.staging import Staging
-from penstock.retrieval.search.plan import Choice
+from penstock.retrieval.search.plan import GATHER_BELOW, Choice
 from penstock.retrieval.search.program import Overflow
 from penstock.retrieval.search.scan import Best
 from penstock.retrieval.store.errors import OutOfRoom
@@ -114,6 +116,7 @@ class Device:
         filters: dict[Sought, Filtered] = {}
         scanned: list[int] = []
         gathered: list[int] = []
+        most_k = max((ask.k for ask in asks), default=0)
         for place, ask in enumerate(asks):
             reason = unfit(ask.query, self.mirror.norms) if takes(arenas.layout.width) else TOO_WIDE
             if reason:
@@ -121,7 +124,7 @@ class Device:
                 continue
             known = filters.get(ask.sought)
             if known is None:
-                known = filters[ask.sought] = _filtered(ask.sought, arenas, overflow)
+                known = filters[ask.sought] = _filtered(ask.sought, arenas, overflow, enough(most_k))
             (scanned if known.expected is None else gathered).append(place)
         for some, most in ((scanned, FILTERS - 1), (gathered, GATHERED)):
             for batch in batches([asks[place].sought for place in some], most):
@@ -165,10 +168,9 @@ class Device:
         return found
 
     def _gathered(self, slabs: Slabs, filters: Filters, queries: Queries, k: int, room: int) -> Found:
-        how: dict[str, Any] = {"workspace": self._workspace, "hashes": HASHED}
-        if self._doubting:  # without a seed, as for short lists, and with one
-            gather_topk(slabs, filters, queries, k, room=room, **how)
+        if self._doubting:  # lists are so long that they are seeded
             room = slabs.pages * slabs.layout.rows
+        how: dict[str, Any] = {"workspace": self._workspace, "hashes": HASHED}
         return gather_topk(slabs, filters, queries, k, room=room, doubted=self._doubting, **how)
 
     @contextmanager
@@ -194,13 +196,18 @@ class Device:
                 yield
 
 
-def _filtered(sought: Sought, arenas: Arenas, overflow: Overflow) -> Filtered:
-    """Without a filter there is nothing to estimate: the device's own zone maps say what to look at."""
+def _filtered(sought: Sought, arenas: Arenas, overflow: Overflow, seeded: int) -> Filtered:
+    """Without a filter there is nothing to estimate: the device's own zone maps say what to look at.
+
+    A scan samples the blocks of all its filters alike. One that leaves a small part of the store, of fewer rows than
+    `seeded`, would have next to nothing in a sample of it all, and no threshold; a gather samples each list for itself.
+    """
     program = compiled(sought.program, arenas.layout, overflow)
     if sought.program is None:
         return Filtered(program, None, None)
     planned = plan_of(sought.scope, sought.program)
     few = planned.choice in (Choice.GATHER, Choice.NOTHING)
+    few = few or (planned.rows < seeded and planned.rows < GATHER_BELOW * planned.held)
     return Filtered(program, int(planned.share * planned.rows) if few else None, planned.rows)
 
 

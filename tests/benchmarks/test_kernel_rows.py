@@ -1,13 +1,10 @@
 """The benchmark of the kernels: its rows by name, its model's sense, and its device cells tried out on the CPU."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tried_cells import tried_cells
 
 from benchmarks.kerneling.gpu import BAD, H200, LIKELY
 from benchmarks.kerneling.model import Form, Ranking, Work, filtered_topk, rank, scan, tensor_cycles
@@ -141,17 +138,7 @@ def test_the_share_counts_every_launch_and_is_never_more_than_all():
 
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cells") / "found.json"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "support" / "kernel_cells.py"), str(path)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(path.read_text())
+    return tried_cells("kernel_cells.py", tmp_path_factory.mktemp("cells"))
 
 
 def test_every_device_cell_runs_and_finds_rows_that_there_are(tried):

@@ -1,8 +1,6 @@
 """The benchmark of the ranker's kernels: its rows by name, its model's sense, its device cells tried out on the CPU."""
 
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -11,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tried_cells import tried_cells
 
 from benchmarks.kerneling import importing
 from benchmarks.kerneling import rows as retrieval
 from benchmarks.kerneling.gpu import BAD, LIKELY
 from benchmarks.kerneling.timing import WARM
 from benchmarks.ranker_kerneling import model
-from benchmarks.ranker_kerneling.attention import Form, attention, executed, pairs, programs
+from benchmarks.ranker_kerneling.attention import Form, Program, attention, executed, pairs, programs
 from benchmarks.ranker_kerneling.loading import Watch
 from benchmarks.ranker_kerneling.products import BAD_CUBLAS, product
 from benchmarks.ranker_kerneling.rows import DEVICE, KERNELS, OPERATORS
-from benchmarks.ranker_kerneling.shapes import EMBEDDED, FEW, PRUNED_375M, QWEN_0_6B, TEXT, Asked
+from benchmarks.ranker_kerneling.shapes import EMBEDDED, FEW, PACKED, PRUNED_375M, QWEN_0_6B, TEXT, Asked
 from penstock.kernels.aot.registry import operators
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +80,8 @@ def test_a_product_takes_longer_for_more_and_for_a_wave_begun():
     assert product("out", 128 * 34, 1_024, 1_024).seconds > 1.2 * wave
     assert product("out", 128 * 33, 1_024, 2_048).seconds > 1.6 * wave
     assert product("out", 128 * 33, 1_024, 1_024, got=BAD, library=BAD_CUBLAS).seconds > wave
+    adding = product("out", 128 * 33, 1_024, 1_024, adds=True).seconds
+    assert adding > wave + 128 * 33 * 1_024 * 4 / LIKELY.read  # what it adds to comes when its tiles are done
     few = product("few", 64, 6_144, 1_024)
     assert few.bound != "tiles" or few.seconds > 2 * 6_144 * 1_024 / LIKELY.read  # the weights have to come
 
@@ -101,8 +102,9 @@ def test_programs_are_those_that_the_kernel_runs():
     found = list(programs(forward, ATTENDING))
     assert len(found) == len(forward.tiles)
     assert sum(one.tokens for one in found) == len(forward)
-    assert found[0] == found[0].__class__(tokens=64, keys=64)  # of the prefix itself
-    assert found[2].keys == 70 + 64  # of the first item: its prefix and itself
+    assert Program(tokens=64, keys=64) in found  # of the prefix itself
+    assert Program(tokens=64, keys=70 + 64) in found  # of the first item: its prefix and itself
+    assert sorted(found, key=lambda one: -one.keys) == found
     halves = list(programs(forward, replace(ATTENDING, tokens=32)))
     assert sum(one.tokens for one in halves) == len(forward)
     assert 1 < executed(forward, replace(ATTENDING, tokens=32)) < executed(forward, ATTENDING)
@@ -159,6 +161,21 @@ def test_shares_grow_with_forwards_and_with_every_step():
         assert model.predicted(QWEN_0_6B, forward, FORMS, steps=frozenset({step})).share > share, step
 
 
+def test_the_row_is_of_as_many_requests_as_a_forward_holds():
+    (packed,), (alone,) = PACKED.forwards(QWEN_0_6B), TEXT.forwards(QWEN_0_6B)
+    assert (len(packed), len(packed.items)) == (2 * len(alone), 100)
+    assert TEXT.filling(2 * len(alone) - 1).queries == 1
+    assert EMBEDDED.filling().queries == 64
+
+
+def test_a_product_by_triton_with_swiglu_is_bound_by_the_cache_and_gives_nothing():
+    (forward,) = PACKED.forwards(QWEN_0_6B)
+    found = model.predicted(QWEN_0_6B, forward, FORMS, steps=frozenset({model.GATED_BY_TRITON}))
+    (bound,) = {one.bound for one in found.launches[:-9] if one.name == "gate and up product"}
+    assert bound == "L2 cache"
+    assert found.share < model.predicted(QWEN_0_6B, forward, FORMS).share
+
+
 def test_a_pruned_model_and_embedded_items_score_more_a_second():
     def rate(shape, asked):
         (forward,) = asked.forwards(shape)
@@ -179,17 +196,7 @@ def test_gaps_are_what_lies_between_forwards():
 
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cells") / "found.json"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "support" / "ranker_kernel_cells.py"), str(path)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(path.read_text())
+    return tried_cells("ranker_kernel_cells.py", tmp_path_factory.mktemp("cells"))
 
 
 def test_every_device_cell_runs_and_finds_its_rows(tried):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from penstock.kernels.filtered_topk import answer, finish, result, run, scan
+from penstock.kernels.filtered_topk import answer, finish, result, run, sampling, scan
 from penstock.kernels.filtered_topk.prepare import prepared, tensors_of
 from penstock.kernels.filtered_topk.run import Run
 from penstock.kernels.filtered_topk.triton import filtered_topk
@@ -112,8 +112,7 @@ STEPS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [1, 10])
 def test_what_a_graph_captures_reads_nothing_and_has_its_memory_by_then(device, monkeypatch, kind, k):
-    monkeypatch.setattr(run, "seed_rank", lambda *_: 1)
-    monkeypatch.setattr(gathering, "seed_rank", lambda *_: 1)
+    monkeypatch.setattr(run, "room_for", lambda *_: 64)  # fewer than there are rows: a seed is worth it
     made, queries = device.run(kind, k)
     with Captured():
         made.launched(queries)
@@ -195,6 +194,7 @@ def tied(pages, queries):
 @every_operator
 def test_many_queries_whose_rows_tie_are_asked_again_by_one_scan(operator, scans, monkeypatch):
     monkeypatch.setattr(run, "room_for", lambda *_: 64)
+    monkeypatch.setattr(sampling, "seed_rank", lambda *_: 1 << 20)  # which no seed has
     world, seen, queries = tied(2, 20)
     rows, out = found(operator, world, seen, queries, 6)
     assert rows == world.oracle(queries, seen, 6)
@@ -205,6 +205,7 @@ def test_many_queries_whose_rows_tie_are_asked_again_by_one_scan(operator, scans
 def test_more_that_tie_than_there_is_room_for_are_looked_at_in_parts(operator, scans, monkeypatch):
     """No scan has room for more than a rerun may hold, and what is found is the same."""
     monkeypatch.setattr(run, "room_for", lambda *_: 64)
+    monkeypatch.setattr(sampling, "seed_rank", lambda *_: 1 << 20)  # which no seed has
     monkeypatch.setattr(answer, "ROOM", 4 * 256)
     monkeypatch.setattr(answer, "APART", 1)
     world, seen, queries = tied(3, 4)
@@ -217,10 +218,10 @@ def test_more_that_tie_than_there_is_room_for_are_looked_at_in_parts(operator, s
 @every_operator
 def test_a_threshold_that_is_lower_than_was_thought_is_tried_before_rows_are_parted(operator, scans, monkeypatch):
     """More survivors than are expected: the scan that had no room for them is made in parts."""
-    monkeypatch.setattr(run, "DOUBT", -3.0)
+    monkeypatch.setattr(sampling, "DOUBT", -3.0)
     monkeypatch.setattr(answer, "ROOM", 256)
     monkeypatch.setattr(answer, "APART", 1)
-    world = World(pages=3, free=0, seed=1)
+    world = World(pages=5, free=0, seed=1)
     queries = world.queries([0, 0])
     rows, out = found(operator, world, [EVERYTHING], queries, 9, sampled=2)
     assert rows == world.oracle(queries, [EVERYTHING], 9)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.kernels.filtered_topk import autotune as autotune_module
-from penstock.kernels.filtered_topk import run
+from penstock.kernels.filtered_topk import run, sampling
 from penstock.kernels.filtered_topk.autotune import Tunings, key_of
 from penstock.kernels.filtered_topk.triton import Workspace, autotune, filtered_topk
 from penstock.kernels.filtered_topk.tuning import tuning_for
@@ -93,11 +93,15 @@ views = st.builds(
     seen=st.lists(views, min_size=1, max_size=3),
     k=st.sampled_from([1, 7, 40, 300]),
     sampled=st.sampled_from([2, 64]),
+    room=st.sampled_from([512, 1_024]),
 )
-def test_every_query_gets_what_the_specification_says(operator, seed, pages, shape, alike, seen, k, sampled):
+def test_every_query_gets_what_the_specification_says(operator, seed, pages, shape, alike, seen, k, sampled, room):
+    """Three pages have more rows than the lesser room: they are seeded."""
     world = World(pages=pages, dense=shape[0], sketch=shape[1], seed=seed, alike=alike)
     queries = world.queries([number % len(seen) for number in range(len(seen) + 1)])
-    rows, _ = found(operator, world, seen, queries, k, sampled=sampled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "room_for", lambda *_: room)
+        rows, _ = found(operator, world, seen, queries, k, sampled=sampled)
     assert rows == world.oracle(queries, seen, k)
 
 
@@ -149,7 +153,7 @@ def test_rows_that_float32_cannot_tell_apart_keep_their_order(operator):
 @every_operator
 def test_a_seed_that_promised_too_much_is_asked_again(operator, monkeypatch):
     """With no doubt left in it a seed is too high half of the time."""
-    monkeypatch.setattr(run, "DOUBT", 0.0)
+    monkeypatch.setattr(sampling, "DOUBT", 0.0)
     reruns = 0
     for seed in range(2):
         world = World(pages=6, seed=seed, free=0)
@@ -163,6 +167,7 @@ def test_a_seed_that_promised_too_much_is_asked_again(operator, monkeypatch):
 @every_operator
 def test_more_survivors_than_room_are_asked_again(operator, monkeypatch):
     monkeypatch.setattr(run, "room_for", lambda *_: 64)
+    monkeypatch.setattr(sampling, "seed_rank", lambda *_: 1 << 20)  # which no seed has
     world = World(pages=3)
     queries = world.queries([0] * 3)
     rows, out = found(operator, world, [EVERYTHING], queries, 4, sampled=64)
@@ -174,12 +179,13 @@ def test_more_survivors_than_room_are_asked_again(operator, monkeypatch):
 def test_a_k_of_thousands_is_narrowed_one_query_after_the_other(operator, monkeypatch):
     """Among them queries whose seed promised too much, and some that had no room."""
     monkeypatch.setattr(run, "WIDEST", 32)
-    monkeypatch.setattr(run, "DOUBT", 0.0)
+    monkeypatch.setattr(sampling, "DOUBT", 0.0)
     world = World(pages=6, seed=2, free=0)
     queries = world.queries([0] * 3)
     rows, _ = found(operator, world, [EVERYTHING], queries, 6, sampled=2)
     assert rows == world.oracle(queries, [EVERYTHING], 6)
     monkeypatch.setattr(run, "room_for", lambda *_: 64)
+    monkeypatch.setattr(sampling, "seed_rank", lambda *_: 1 << 20)
     rows, out = found(operator, world, [EVERYTHING], queries, 6, sampled=64)
     assert rows == world.oracle(queries, [EVERYTHING], 6)
     assert out.reruns > 0

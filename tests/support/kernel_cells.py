@@ -32,7 +32,7 @@ if __name__ == "__main__":
     replace_once_a_launch()
     timing.WARM = 1
     session = cells.Session(torch.device("cpu"), rows=300, runs=1, page_rows=128)
-    session.roofline(1 << 18, 64)
+    session.roofline(64, 1 << 18)
     # The interpreter takes half a minute for 64 queries: two stand in for them.
     batch = cells.batch(session, k=3, width=16, batches=(1, 2), compared=2)
     found = {

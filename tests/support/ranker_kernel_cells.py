@@ -26,14 +26,17 @@ silent("structlog", "prometheus_client")
 importlib.util.find_spec = installed
 
 import torch  # noqa: E402
+from quick_interpreter import replace_once_a_launch  # noqa: E402
 
 from benchmarks.kerneling import timing  # noqa: E402
+from benchmarks.kerneling.session import Lacking  # noqa: E402
 from benchmarks.ranker_kerneling import cells, shapes  # noqa: E402
 from penstock.ranker.engine.untrained import ModelShape  # noqa: E402
 
 TINY = ModelShape(64, 32, 48, 2, 2, 1, 16)
 
 if __name__ == "__main__":
+    replace_once_a_launch()
     timing.WARM = 1
     cells.REPEATS = 1
     asked = (
@@ -50,7 +53,7 @@ if __name__ == "__main__":
     for cell in cells.CELLS.values():
         try:
             found |= cell(session)
-        except cells.Lacking as error:
+        except Lacking as error:
             needs |= error.rows
     strangers = sorted({name.split(".")[0] for name in sys.modules} & set(ABSENT[1:]))
     whole = {"found": found, "needs": needs, "cells": session.cells, "beside": strangers}

@@ -118,6 +118,16 @@ def test_tiles_let_each_place_see_its_prefix_and_what_is_before_it_in_its_own_se
 
 
 @given(requests_of, room, room)
+def test_tiles_stand_by_the_keys_that_they_read(requests, budget, interactive):
+    for forward in plan(requests, budget, interactive):
+        read = [
+            (prefix_first - prefix_end + int(forward.starts[first]) - end, first)
+            for first, end, prefix_first, prefix_end in forward.tiles.tolist()
+        ]
+        assert read == sorted(read)
+
+
+@given(requests_of, room, room)
 def test_equal_requests_give_equal_forwards(requests, budget, interactive):
     again = [replace(request, prefix=request.prefix.copy()) for request in requests]
     for one, other in zip(plan(requests, budget, interactive), plan(again, budget, interactive), strict=True):
@@ -137,7 +147,7 @@ def test_requests_with_one_prefix_share_it_and_their_items_stand_by_length():
     assert forward.positions.tolist() == [0, 1, 2, 2, 3, 2, 3, 4, 0, 1]
     assert forward.scores_of.tolist() == [[0, 1], [2, 0], [0, 0], [1, 0]]
     assert forward.starts.tolist() == [0, 0, 2, 3, 3, 5, 5, 5, 8, 9]
-    assert forward.tiles.tolist() == [[0, 2, 0, 0], [2, 8, 0, 2], [8, 9, 8, 8], [9, 10, 8, 9]]
+    assert forward.tiles.tolist() == [[2, 8, 0, 2], [0, 2, 0, 0], [9, 10, 8, 9], [8, 9, 8, 8]]
 
 
 def test_a_request_longer_than_a_forward_is_split_and_its_prefix_repeated():

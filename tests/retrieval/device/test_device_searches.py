@@ -31,7 +31,7 @@ from penstock.retrieval.search.plan import Choice
 from penstock.retrieval.store.planes import QueryPlanes
 from penstock.retrieval.store.records import Ask
 from penstock.retrieval.store.store import Store
-from penstock.schemas.filters import is_in, negate
+from penstock.schemas.filters import in_range, is_in, negate
 
 ROW = [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
 
@@ -149,6 +149,16 @@ def test_more_filters_than_a_launch_takes(store_of):
     for tree, answer in zip(trees, answers, strict=True):
         assert shown(answer) == oracle.search(query(ROW), tree, 3, now_ms=0)
         assert answer.plan == Choice.DEVICE_SCAN
+
+
+def test_filters_that_leave_few_blocks_are_gathered_though_all_their_rows_pass(store_of):
+    """A sample of the whole store would have next to nothing of theirs."""
+    batch = [upsert(f"p{i}", vector=vector(ROW), posted_at=i) for i in range(1_024)]
+    store, oracle = store_of(*batch), Oracle(batch)
+    for tree, plan in ((in_range("posted_at", minimum=900), Choice.DEVICE_GATHER), (None, Choice.DEVICE_SCAN)):
+        found = store.search(query(ROW), tree, 5, now_ms=0)
+        assert shown(found) == oracle.search(query(ROW), tree, 5, now_ms=0)
+        assert found.plan == plan
 
 
 def test_filters_that_few_rows_pass_are_gathered_beside_those_that_are_scanned(store_of):

@@ -9,7 +9,6 @@ from store_oracle import Oracle, shown
 from triton.runtime import interpreter
 
 from penstock.kernels.filtered_topk import run
-from penstock.kernels.gather_topk import triton as gathering
 from penstock.retrieval.device import search
 from penstock.retrieval.device.backend import BF16, INT8, Budget
 from penstock.retrieval.device.warmup import warmed
@@ -49,9 +48,7 @@ def test_a_search_that_needs_a_rerun_or_a_seed_launches_nothing_that_was_not_war
     if device_backend.is_cuda:
         pytest.skip("launches are seen in the interpreter")
     backend = replace(device_backend, planes=planes, scatters=True)
-    for module in (run, gathering):  # pages of 65,536 rows have so many that a seed is worth it
-        monkeypatch.setattr(module, "seed_rank", lambda *_: 1)
-    monkeypatch.setattr(run, "room_for", lambda *_: 64)
+    monkeypatch.setattr(run, "room_for", lambda *_: 64)  # as pages of 65,536 rows have more: a seed is worth it
     list(warmed(backend, 6, 16, ks=[3], batches=[1], page_rows=128))
     warm = set(launched)
     launched.clear()
