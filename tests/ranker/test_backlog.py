@@ -1,4 +1,4 @@
-"""What was read from Kafka and not taken in: nobody waits behind another's refusal, and nothing is lost or read past."""
+"""What was read from Kafka and not taken in: nobody waits behind another's refusal; nothing is lost or passed over."""
 
 from collections import Counter
 
