@@ -12,6 +12,7 @@ from penstock.ranker.shaping.cost import Prior
 from penstock.ranker.shaping.depth import DepthBounds
 from penstock.ranker.shaping.limits import Limits
 from penstock.ranker.shaping.shaper import TrafficShaper
+from penstock.ranker.shaping.work import Shaper
 
 DEPTHS = DepthBounds(50, 250, 2_000)
 PRIOR = Prior(0.001, 1e-5)  # seconds a batch and a candidate: of an engine that is in no hurry
@@ -27,10 +28,11 @@ def make_desk(
     clock: Callable[[], float] = time.monotonic,
     prior: Prior = PRIOR,
     depths: DepthBounds = DEPTHS,
+    around: Callable[[Shaper], Shaper] = lambda shaper: shaper,
     **limits: float,
 ) -> RankService:
     """Not started. `workers` lanes, each of `together` works at once; `limits` of shaping as a test needs them."""
     bounds = Limits(depths=depths, lanes=workers, together=together, usual_tokens=250.0, **limits)
     shaper = TrafficShaper(bounds, prior, clock())
     estimates = Estimates(depths, DepthLimits(250, 2_000), dear=False, clock=clock)
-    return RankService(shaper, estimates.work, rank, Capacity(workers, together, places=places), now_ms, clock)
+    return RankService(around(shaper), estimates.work, rank, Capacity(workers, together, places=places), now_ms, clock)
