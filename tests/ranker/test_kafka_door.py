@@ -1,6 +1,7 @@
 """The ranker's door to Kafka: everything read is answered, committed once delivered, and waits where it is refused."""
 
 import threading
+from collections import Counter
 
 import pytest
 from desk import make_desk
@@ -9,9 +10,11 @@ from refusing import Refusing
 from registry_server import RegistryServer
 from running_feed import NOW, Running, ask
 
+from penstock.ranker import backlog
 from penstock.ranker import service as service_module
+from penstock.ranker.shaping.work import Why
 from penstock.schemas import topics
-from penstock.schemas.events import DeadLetter, Page, RankQuery, RankRequest, RankResult
+from penstock.schemas.events import DeadLetter, Page, RankClass, RankQuery, RankRequest, RankResult
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.wire import codec
 
@@ -103,6 +106,131 @@ def test_expired_requests_are_answered_not_dropped(desk, until):
         until(lambda: log.committed == {0: 1})
     assert "deadline passed before" in running.results()[0].error
     assert running.results()[0].echo == b"go on"
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def shut(service, *classes, after_s=0.01):
+    """Refuses works of these classes (of all, where none is named) until `open`."""
+    service.door.after_s = lambda work: after_s if not classes or work.class_ in classes else None
+
+
+def opened(service):
+    service.door.after_s = lambda work: None
+
+
+def test_a_shut_door_pauses_the_topic_and_drops_nothing(desk, until):
+    log, service = Log(), desk()
+    shut(service)
+    ask(log, *(request(str(number), deadline=LATER + number) for number in range(50)))
+    with Running(service, log, LogSink(), people=8) as running:
+        until(lambda: running.source.paused)
+        assert running.source.next[0] == 8
+        assert log.committed == {} and not running.results()
+        opened(service)
+        until(lambda: log.committed == {0: 50})
+        until(lambda: not running.source.paused)
+    assert Counter(one.request_id for one in running.results()) == Counter(str(number) for number in range(50))
+    assert all(one.error is None for one in running.results())
+    assert service.counts()["refused"] == 0  # trying again is no refusal
+
+
+def test_what_is_refused_is_not_offered_again_before_its_time(desk, until):
+    log, service = Log(), desk()
+    shut(service, after_s=600.0)
+    with Running(service, log, LogSink()) as running:
+        ask(log, request("first"))
+        until(lambda: service.door.refusals == 1)
+        ask(log, request("later", deadline=HOUR), request("other", tenant="u"))
+        until(lambda: service.door.refusals == 2)  # the other tenant's: the one behind `first` has not been offered
+        opened(service)
+        ask(log, request("sooner", deadline=LATER - 1))
+        until(lambda: running.results())
+        assert service.door.refusals == 2
+        assert [one.request_id for one in running.results()][:1] == ["sooner"]
+
+
+def test_a_digest_that_is_refused_holds_up_neither_people_nor_instant_alerts_behind_it(desk, until, monkeypatch):
+    monkeypatch.setattr(backlog, "LONGEST_WAIT_S", 0.05)
+    log, service = Log(), desk()
+    digests = [request(f"digest {n}", HOUR + n, class_=RankClass.ALERT) for n in range(40)]
+    service.door.after_s = lambda work: 600.0 if work.deadline_s - work.arrived_s > 1_000 else None
+    behind = [
+        request("search"),
+        request("instant", NOW + 30_000, class_=RankClass.ALERT),
+        request("refresh", NOW + 5_000, class_=RankClass.RECOMMENDATION),
+    ]
+    ask(log, *digests, *behind)
+    with Running(service, log, LogSink(), people=4) as running:
+        until(lambda: len(running.results()) == 3)
+        assert {one.request_id for one in running.results()} == {"search", "instant", "refresh"}
+        assert not running.source.paused and log.committed == {}
+        opened(service)
+        until(lambda: log.committed == {0: 43})
+    assert len(running.results()) == 43
+
+
+def test_a_tenant_that_is_ahead_of_its_share_holds_up_itself_alone(desk, until):
+    log, service = Log(), desk()
+    service.door.why = Why.TENANT
+    service.door.after_s = lambda work: 600.0 if work.tenant == "greedy" else None
+    ask(log, *(request(f"g{n}", tenant="greedy", class_=RankClass.ALERT) for n in range(9)), request("a", tenant="b"))
+    with Running(service, log, LogSink()) as running:
+        until(lambda: running.results())
+        assert [(one.tenant, one.request_id) for one in running.results()] == [("b", "a")]
+        assert service.door.refusals == 1
+
+
+def test_more_bytes_than_it_may_hold_pause_the_topic_until_some_are_answered(desk, until, monkeypatch):
+    monkeypatch.setattr(backlog, "MOST_BYTES", 64_000)
+    log, service = Log(), desk()
+    shut(service)
+    ask(log, *(request(str(n), class_=RankClass.ALERT, echo=bytes(1_000)) for n in range(100)))
+    with Running(service, log, LogSink()) as running:
+        until(lambda: running.source.paused)
+        assert running.source.next[0] < 30
+        opened(service)
+        until(lambda: log.committed == {0: 100})
+    assert len(running.results()) == 100
+
+
+def test_a_search_that_waits_past_its_deadline_is_answered_with_that_and_an_alert_is_served_late(desk, until):
+    log, service, clock = Log(), desk(), [NOW]
+    shut(service)
+    ask(log, request("search", NOW + 10, echo=b"go on"), request("alert", NOW + 10, class_=RankClass.ALERT))
+    with Running(service, log, LogSink(), now_ms=lambda: clock[0]) as running:
+        until(lambda: service.door.refusals >= 2)
+        assert not running.results()
+        clock[0] = NOW + 15
+        until(lambda: running.results())
+        [told] = running.results()
+        assert (told.request_id, told.echo) == ("search", b"go on")
+        assert told.error == "DeadlinePassed: deadline passed before there was room in the queue: 5 ms late" + (
+            "; send a later deadline, or ask for less (depth, page.size)"
+        )
+        opened(service)
+        until(lambda: log.committed == {0: 2})
+    assert [(one.request_id, one.error) for one in running.results()[1:]] == [("alert", None)]
+    assert service.counts()["expired"] == 1
+
+
+def test_what_was_refused_of_a_partition_that_is_lost_is_left_to_who_has_it_next(desk, until):
+    log, service = Log(partitions=2), desk()
+    shut(service, RankClass.ALERT, after_s=600.0)
+    ask(log, request("a", class_=RankClass.ALERT), partition=0)
+    with Running(service, log, LogSink()) as running:
+        until(lambda: service.door.refusals == 1)
+        running.source.rebalance_soon = True
+        until(lambda: service.door.refusals == 2)  # read again
+        assert len(running.feed._backlog) == 1
+        opened(service)
+        running.source.rebalance_soon = True
+        until(lambda: log.committed == {0: 1})
+    assert [one.request_id for one in running.results()] == ["a"]
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_committed_before_its_answer_is_delivered(desk, until):
