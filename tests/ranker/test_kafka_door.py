@@ -11,7 +11,6 @@ from registry_server import RegistryServer
 from running_feed import NOW, Running, ask
 
 from penstock.ranker import backlog
-from penstock.ranker import service as service_module
 from penstock.ranker.shaping.work import Why
 from penstock.schemas import topics
 from penstock.schemas.events import DeadLetter, Page, RankClass, RankQuery, RankRequest, RankResult
@@ -32,9 +31,8 @@ def result(job, turn=None):
 
 
 @pytest.fixture
-def desk(monkeypatch):
+def desk():
     """Makes a started service, with a door that a test may shut, and closes it in the end."""
-    monkeypatch.setattr(service_module, "STUCK_S", 60.0)  # what a test holds keeps its lane
     opened = []
 
     def make(rank=result, workers=2):

@@ -16,7 +16,7 @@ from desk import make_desk
 from open_feed import Feed
 from refusing import Refusing
 
-from penstock.ranker import rank_streams, service
+from penstock.ranker import rank_streams
 from penstock.ranker.calls import rank_handler
 from penstock.ranker.client import AsyncRankerClient, RankerClient
 from penstock.ranker.errors import RankFailed
@@ -101,9 +101,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(free_port, until, monkeypatch):
+def desk(free_port, until):
     """Makes desks, and closes them in the end: then nobody reads any more."""
-    monkeypatch.setattr(service, "STUCK_S", 60.0)  # what a test holds keeps its lane
     opened = []
 
     def make(**how):
