@@ -1,8 +1,8 @@
 """What was read from rank.request.v1 and is not answered yet: who is offered next, and when no more may be read.
 
 A line a class and tenant, the earliest deadline first in it. A request that is refused stays at the head of its line,
-and the line waits until the time that it was told; other lines go on, and so does its own where an earlier deadline
-comes to its head. So a digest that waits for an hour holds up neither people's requests read from the same partition,
+which waits until the time that it was told; other lines go on, and so does its own where an earlier deadline comes to
+its head. So a digest that waits for an hour holds up neither people's requests read from the same partition,
 nor an instant alert; and a tenant that is ahead of its share holds up itself alone.
 
 Invariant: what was read is in `open` until its answer is delivered or its partition is lost, and no offset after it is
@@ -27,12 +27,13 @@ BESIDE_BYTES = 4_096  # what a request takes beyond the bytes of its record: dec
 LONGEST_WAIT_S = 5.0  # a line is tried again at least so often: room may come sooner than was predicted
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Held:
     """One request of one record."""
 
     record: Record
     job: Job
+    again_s: float = 0.0  # when it may be offered
 
 
 @dataclass(slots=True, eq=False)
@@ -41,11 +42,14 @@ class Line:
 
     class_: RankClass
     heap: list[tuple[int, int, Held]] = field(default_factory=list)  # deadline, order of reading
-    again_s: float = 0.0  # when its head may be offered
 
     @property
     def head(self) -> Held:
         return self.heap[0][2]
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether there is a head that may be offered."""
+        return bool(self.heap) and self.head.again_s <= now_s
 
 
 class Backlog:
@@ -94,10 +98,7 @@ class Backlog:
             self._open[place] = (self._open[place][0], True)
             self.people += 1
         line = self._lines.setdefault((request.class_, request.tenant), Line(request.class_))
-        held = Held(record, job)
-        heapq.heappush(line.heap, (job.deadline_ms, next(self._order), held))
-        if line.head is held:
-            line.again_s = 0.0
+        heapq.heappush(line.heap, (job.deadline_ms, next(self._order), Held(record, job)))
 
     def answered(self, record: Record) -> None:
         """Its answer is delivered. Of a partition that was lost meanwhile: nothing."""
@@ -127,7 +128,7 @@ class Backlog:
 
     def due(self, now_s: float) -> list[Line]:
         """Lines whose heads may be offered: people's first, then by deadline."""
-        lines = [line for line in self._lines.values() if line.again_s <= now_s]
+        lines = [line for line in self._lines.values() if line.is_due(now_s)]
         return sorted(lines, key=lambda line: (line.class_ is not RankClass.INTERACTIVE, line.heap[0][:2]))
 
     def late(self, now_ms: int) -> Iterator[Held]:
@@ -146,4 +147,4 @@ class Backlog:
 
     def put_off(self, line: Line, now_s: float, after_s: float) -> None:
         """Its head was refused, and may be offered again after so long."""
-        line.again_s = now_s + min(after_s, LONGEST_WAIT_S)
+        line.head.again_s = now_s + min(after_s, LONGEST_WAIT_S)

@@ -182,15 +182,15 @@ class RequestFeed:
 
     def _submit(self) -> None:
         """Offers what waits in line, as much of it as has its turn."""
-        now_ms, offers = self._now_ms(), 0
+        now_ms, now_s, offers = self._now_ms(), time.monotonic(), 0
         with self._lock:
-            late, lines = list(self._backlog.late(now_ms)), self._backlog.due(time.monotonic())
+            late, lines = list(self._backlog.late(now_ms)), self._backlog.due(now_s)
         for held in late:
             self._promise(held)
             late_ms = now_ms - held.job.deadline_ms
             self._service.turn_away(held.job, DeadlinePassed("there was room in the queue", late_ms=late_ms))
         for line in lines:
-            while line.heap and offers < MOST_A_TURN:
+            while line.is_due(now_s) and offers < MOST_A_TURN:
                 offers += 1
                 held = line.head
                 try:
