@@ -25,6 +25,7 @@ from penstock.ranker.feature_store import FeatureStore
 from penstock.ranker.known_answer import known_pairs
 from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.policy import DepthLimits
+from penstock.ranker.refreshing import Refreshing
 from penstock.ranker.scoring import Scorers
 from penstock.ranker.service import Capacity, RankService
 from penstock.ranker.shaping.cost import Prior
@@ -92,7 +93,9 @@ def make_desk(
     )
     capacity = Capacity(lanes, together, settings.max_queue, budget=lambda: max(usual, estimates.deepest))
     shaper = TrafficShaper(limits, measured.prior, clock())
-    return RankService(shaper, estimates.work, pipeline.rank, capacity, now_ms, clock), pipeline
+    service = RankService(shaper, estimates.work, pipeline.rank, capacity, now_ms, clock)
+    pipeline.refresh = Refreshing(service, settings.score_cache_ttl_s, now_ms).ask
+    return service, pipeline
 
 
 def measure(scorer: Scorer) -> Measured:

@@ -80,6 +80,7 @@ class Pipeline:
         self._estimates = estimates
         self._now_ms = now_ms
         self._clock = clock
+        self.refresh: Callable[[RankRequest, tuple[str, ...]], None] | None = None  # who hears of stale scores
 
     def check(self, request: RankRequest) -> None:
         """Raises InvalidRecord naming the field."""
@@ -124,9 +125,11 @@ class Pipeline:
             scored, model_id = _unscored(found), NEWEST_FIRST
         else:
             depth = turn.depth if window.lm_items is None else window.lm_items
-            scored = self._score(request, query.vector, found, depth, window.lm_items is not None, stages)
+            scored = self._score(request, query.vector, found, depth, window.lm_items is not None, turn, stages)
             model_id = self._scorers.model_id
             self._learn(request, turn, found, window, scored, stages)
+            if scored.stale and self.refresh is not None:
+                self.refresh(request, scored.stale)
         with stages.stage("reply"):
             return self._reply(request, window, query, found, scored, model_id)
 
@@ -170,6 +173,7 @@ class Pipeline:
         found: Found,
         depth: int | None,
         goes_on: bool,
+        turn: Turn,
         stages: Stages,
     ) -> Scored:
         records = Records(self._store, self._retrieval, found.hits, lambda: stages.remaining_s)
@@ -185,6 +189,7 @@ class Pipeline:
             interactive=request.class_ is RankClass.INTERACTIVE,
             depth=depth,
             goes_on=goes_on,
+            may_be_stale=turn.may_be_stale,
         )
 
     def _learn(

@@ -13,6 +13,7 @@ Where it stands: life-of-a-query.md, step 7.
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -73,6 +74,7 @@ class Scored:
     asked: int = 0  # pairs that the dearest scorer was asked for
     hits: int = 0  # of those, that were cached
     tokens: tuple[float, float] | None = None  # of the query's side and of a candidate; None: nothing was computed
+    stale: tuple[str, ...] = ()  # postings whose score is of an older revision
 
 
 def score(
@@ -87,8 +89,11 @@ def score(
     interactive: bool = True,
     depth: int | None = None,
     goes_on: bool = False,
+    may_be_stale: bool = False,
 ) -> Scored:
     """`depth`: how many the language model scores; None: as many as it may. `goes_on`: as on the page before.
+    `may_be_stale`: the language model's scores of an older revision of the same version will do. The fused scores are
+    never stale: they are cheap, and what a revision changes is what they are made of.
 
     Raises NonFiniteScore, CallError and what else the fused scorer raises, CallerLeft and DeadlinePassed.
     """
@@ -105,10 +110,11 @@ def score(
     live = [at for at in everything if not np.isnan(p[at])]
     ranked = [live[place] for place in order(p[live], [hits[at].posting_id for at in live])]
     top = ranked[: scorers.ceiling if depth is None else depth]
-    dear, tokens = _best(model, ask, top, goes_on=goes_on)
+    dear, tokens = _best(model, ask, top, goes_on=goes_on, may_be_stale=may_be_stale)
     if dear is None:
         return Scored(p, parts, 0, 0, cheap.hits, fused)
     asked = len(top)
+    stale = tuple(hits[top[place]].posting_id for place, _ in dear.stale)
     seen = ~np.isnan(dear.rows[:, 0])
     rest = ranked[asked:]
     p[[at for at, ok in zip(top, seen, strict=True) if not ok]] = np.nan  # deleted between the two
@@ -118,11 +124,11 @@ def score(
         parts[at].update(zip(("yes_no", *model.part_names), row, strict=True))
     p[top] = combine(p[top], dear.rows[seen, 0])
     p[rest] = below(p[rest], p[top])
-    return Scored(p, parts, asked, len(top), cheap.hits + dear.hits, fused, asked, dear.hits, tokens)
+    return Scored(p, parts, asked, len(top), cheap.hits + dear.hits, fused, asked, dear.hits, tokens, stale)
 
 
 def _best(
-    model: LanguageModel, ask: _Ask, top: list[int], *, goes_on: bool
+    model: LanguageModel, ask: _Ask, top: list[int], *, goes_on: bool, may_be_stale: bool
 ) -> tuple[Cached | None, tuple[float, float] | None]:
     """The language model's rows, and what they took in tokens; no rows where it gave none, and the answer says why.
 
@@ -130,7 +136,8 @@ def _best(
     """
     stages = ask.stages
     try:
-        rows, tokens = ask.rows(model, top, "lm", min(SHARE * stages.remaining_s, model.longest_s))
+        within_s = min(SHARE * stages.remaining_s, model.longest_s)
+        rows, tokens = ask.rows(model, top, "lm", within_s, may_be_stale=may_be_stale)
     except CallerLeft:
         raise
     except (RankerError, TimeoutError) as error:
@@ -144,6 +151,13 @@ def _best(
             )
         return None, None
     LM_ITEMS.observe(len(top))
+    revisions = Tally(revision for _, revision in rows.stale)
+    stages.degrade(
+        *(
+            f"stale score of revision {revision} ({count} of {len(top)})"
+            for revision, count in sorted(revisions.items())
+        )
+    )
     return rows, tokens
 
 
@@ -185,7 +199,7 @@ class _Ask:
     interactive: bool
 
     def rows(
-        self, scorer: Scorer, positions: list[int], stage: str, within_s: float
+        self, scorer: Scorer, positions: list[int], stage: str, within_s: float, *, may_be_stale: bool = False
     ) -> tuple[Cached, tuple[float, float] | None]:
         """Rows of p and parts for `positions`, within `within_s` seconds; NaN where the posting is gone.
 
@@ -218,6 +232,8 @@ class _Ask:
 
         query = self.query.identity()
         with stages.stage("cache"):
-            found = self.cache.rows(scorer.model_id, width, query, pairs, compute, within_s, self.interactive)
+            found = self.cache.rows(
+                scorer.model_id, width, query, pairs, compute, within_s, self.interactive, may_be_stale
+            )
         stages.degrade(*found.degraded, *self.records.degraded)
         return found, tokens

@@ -48,6 +48,7 @@ SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30),
 )
 OUTCOMES = ("served", "failed", "expired", "refused", "left")
+BY_LOAD = (Why.FLOOR, Why.LOAD, Why.MARGIN, Why.SLACK, Why.BUDGET)  # what took depth that there was
 NO_PLACE_S = 1.0  # after which to come back where as many wait as there are places
 
 
@@ -64,6 +65,7 @@ class Job:
     allowed_ms: float = math.inf  # from then to the deadline
     deferred: bool = False  # promised a later time than it asked for
     holds_a_thread: bool = False  # of the listener, until it is answered
+    refreshes: bool = False  # nobody waits: stale scores are computed anew (refreshing.py), and not once it is late
 
     @property
     def urgent(self) -> bool:
@@ -79,7 +81,7 @@ class Turn:
     deadline_s: float  # monotonic seconds; infinite for what is of use however late
     depth: int | None  # candidates, the language model's where there is one; None: all there are
     reason: Why  # what bound the depth
-    deferred: bool = False
+    may_be_stale: bool = False  # scores of an older revision will do: for alerts alone, where load leaves no better
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +314,7 @@ class RankService:
             job = jobs[0]
             with about(job.request):
                 try:
-                    result = self._rank(job, self._turn(job, part))
+                    result = self._rank(job, self._turn(part, jobs))
                 except DeadlinePassed as error:
                     self._end(jobs.pop(0), "expired", error)
                     continue
@@ -333,10 +335,14 @@ class RankService:
                 self._end(one, "failed", failure)
             return
 
-    def _turn(self, job: Job, part: Part) -> Turn:
-        deadline_s = job.came_s + job.allowed_ms / 1000 if job.urgent else math.inf
+    def _turn(self, part: Part, jobs: list[Job]) -> Turn:
+        """Of the first of these identical ones."""
+        job = jobs[0]
+        deadline_s = job.came_s + job.allowed_ms / 1000 if job.urgent or job.refreshes else math.inf
         depth = part.depth if part.depth < part.work.wanted else None  # there may be more by now
-        return Turn(self._waited_ms(job), deadline_s, depth, part.reason, job.deferred)
+        alerts = all(one.request.class_ is RankClass.ALERT and not one.refreshes for one in jobs)
+        may_be_stale = alerts and (job.deferred or part.reason in BY_LOAD)
+        return Turn(self._waited_ms(job), deadline_s, depth, part.reason, may_be_stale)
 
     def _answer(self, job: Job, result: RankResult) -> None:
         waited_ms = self._waited_ms(job)

@@ -132,7 +132,7 @@ class World:
         if stored:
             self.store.write(Batch(updates=[update], before={}, after={}))
 
-    def rank(self, left=False, text="nurse", given=None, reason=Why.SUPPLY, **changes):
+    def rank(self, left=False, text="nurse", given=None, reason=Why.SUPPLY, may_be_stale=False, **changes):
         """`given`: the depth that the shaper gives, None: all there are."""
         query = changes.pop("query", None) or RankQuery(text=text)
         deadline = changes.pop("deadline", self.now + 10_000)
@@ -143,7 +143,7 @@ class World:
         if left:
             job.left.set()
         deadline_s = self.clock_s + (deadline - self.now) / 1000 if job.urgent else math.inf
-        return self.pipeline.rank(job, Turn(3.0, deadline_s, given, reason))
+        return self.pipeline.rank(job, Turn(3.0, deadline_s, given, reason, may_be_stale))
 
 
 def ids(result):
@@ -459,6 +459,33 @@ FAILURES = [
     TimeoutError("an identical request took too long"),
     RuntimeError("a bug"),
 ]
+
+
+ALERT = {"class_": RankClass.ALERT, "candidates": ("p9",), "page": Page(size=1)}
+
+
+def test_an_alert_that_gives_way_is_served_the_score_of_an_older_revision_and_it_is_asked_for_anew(redis_url):
+    world = World(redis_url, lm=(lm := Reader("lm", sign=-5.0)))
+    heard = []
+    world.pipeline.refresh = lambda request, names: heard.append((request.request_id, names))
+    first = world.rank(**ALERT)
+    world.add(posting("p9", revision=1), 9)
+    again = world.rank(**ALERT, may_be_stale=True)
+    assert (lm.scored, heard) == (["p9"], [("r", ("p9",))])
+    assert again.degraded == ("stale score of revision 0 (1 of 1)",)
+    assert (again.items[0].revision, again.items[0].score, again.lm_scored) == (1, first.items[0].score, 1)
+    assert world.fused.scored == ["p9", "p9"]  # what a revision changes is what the fused score is made of
+    fresh = world.rank(**ALERT)
+    assert (lm.scored, fresh.degraded) == (["p9", "p9"], ())
+    assert world.rank(**ALERT, may_be_stale=True).degraded == () and len(heard) == 1
+
+
+def test_the_score_of_another_version_is_never_served(redis_url):
+    world = World(redis_url, lm=(lm := Reader("lm", sign=-5.0)))
+    world.rank(**ALERT)
+    world.add(posting("p9", version=2, revision=1), 9)
+    result = world.rank(**ALERT, may_be_stale=True)
+    assert (lm.scored, result.degraded, result.items[0].version) == (["p9", "p9"], (), 2)
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
