@@ -12,7 +12,7 @@ Invariant: every future ends, with a result or with an error that names stage an
 passed or whose caller left never costs a thread more than saying so. A thread outlives whatever a request does to it.
 Whoever takes a batch while works wait wakes another, so that somebody always watches for the next moment to act.
 
-Where it stands: life-of-a-query.md, step 8.
+Where it stands: life-of-a-query.md, steps 4 and 8.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class RankService:
         for thread in self._threads:
             thread.join(max(0.0, give_up - time.monotonic()))
         with self._changed:
-            left = [job for job in self._jobs.values() if self._withdraw(job)]
+            left = [job for job in list(self._jobs.values()) if self._withdraw(job)]
             self._changed.notify_all()
         for job in left:
             self._end(job, "refused", QueueClosed())

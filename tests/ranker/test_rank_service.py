@@ -10,7 +10,7 @@ from penstock.ranker import policy
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull
 from penstock.ranker.service import Job, error_result
 from penstock.schemas import validate
-from penstock.schemas.events import RankClass, RankQuery, RankRequest, RankResult
+from penstock.schemas.events import RankQuery, RankRequest, RankResult
 
 NOW = 1_000_000
 LATER = NOW + 60_000
@@ -65,20 +65,6 @@ def test_answers_come_and_are_counted(desk):
     assert service.counts() == {"served": 20, "failed": 0, "expired": 0, "refused": 0, "left": 0}
 
 
-def test_a_search_finds_a_worker_however_much_nobody_watches_is_under_way(desk):
-    gate = Gate()
-    service = desk(gate, workers=8)
-    for number in range(20):
-        service.submit(Job(request(f"alert {number}", class_=RankClass.ALERT), LATER))
-    for _ in range(6):
-        assert gate.entered.acquire(timeout=20)
-    assert not gate.entered.acquire(blocking=False)
-    service.submit(Job(request("search"), LATER))
-    assert gate.entered.acquire(timeout=20)
-    assert gate.order[-1] == "search"
-    gate.open.set()
-
-
 def test_closing_waits_no_longer_than_it_is_told(desk):
     gate = Gate()
     service = desk(gate, workers=16)
@@ -126,9 +112,12 @@ def test_a_full_queue_refuses_with_numbers_and_a_closed_one_too(desk):
     service = desk(gate, capacity=1, workers=1)
     service.submit(Job(request("busy"), LATER))
     assert gate.entered.acquire(timeout=20)
-    service.submit(Job(request("waits"), LATER))
-    with pytest.raises(QueueFull, match=r"1 requests wait, at most 1 may \(ranker\.max_queue\)"):
+    for name in ("waits", "waits too"):
+        service.submit(Job(request(name), LATER))
+    with pytest.raises(QueueFull, match=r"not let in \(queue\): the ranker is full; ask again in 1\.00 s") as told:
         service.submit(Job(request("refused"), LATER))
+    assert (told.value.retry_after_s, told.value.why, told.value.tenant) == (1.0, "queue", False)
+    assert service.try_submit(Job(request("of a feed"), LATER)) is None  # it holds no thread of the listener
     gate.open.set()
     service.close(20)
     with pytest.raises(QueueClosed):
