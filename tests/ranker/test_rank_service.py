@@ -6,7 +6,6 @@ import time
 import pytest
 from desk import make_desk
 
-from penstock.ranker import policy
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull
 from penstock.ranker.service import Job, error_result
 from penstock.schemas import validate
@@ -14,7 +13,6 @@ from penstock.schemas.events import RankQuery, RankRequest, RankResult
 
 NOW = 1_000_000
 LATER = NOW + 60_000
-LIMITS = policy.DepthLimits(250, 2_000)
 
 
 def request(name="r", deadline=LATER, **changes):
