@@ -1,8 +1,8 @@
 """Which waiting work goes next into the batch.
 
 Rule, while there is time to spare: alerts, while they have had less than their share of what was served; a
-recommendation or alert whose slack has fallen under twice its predicted service; people; recommendations; alerts; what
-is late. Within a level by turns of the tenants (schedule.py). Time to spare is what demand.py says: how long the
+recommendation or alert whose slack has fallen under twice its predicted service; people; recommendations; what is late
+by its promise and would be in time were it next; alerts; what is late. Within a level by turns of the tenants (schedule.py). Time to spare is what demand.py says: how long the
 engine could do something else with every promise kept. A work that goes before an earlier deadline uses its own
 service of it; one for which it does not suffice waits, and the earliest deadline goes first. So every order that is
 chosen here keeps every promise that earliest deadline first would keep.
@@ -12,10 +12,13 @@ Owner: one shaper; not safe for threads.
 
 from __future__ import annotations
 
+import heapq
+
 from penstock.ranker.shaping.demand import Demand
 from penstock.ranker.shaping.schedule import Entry, Lane
 
 _PROMOTED = 2.0  # services
+_HOPE = 4.0  # services that must be left to a late work's own deadline: it may share a batch
 
 
 class Picker:
@@ -31,9 +34,12 @@ class Picker:
         self._used_s = 0.0  # of the time to spare, by this batch
         self._by_deadline = False
         self._out_of_order = False  # what `next` gave
+        self._hoped: list[tuple[float, int, Entry]] = []  # heap of late works, by their own deadlines
 
     def push(self, entry: Entry, weight: float) -> None:
         self.lanes[entry.level].push(entry, weight)
+        if entry.level == 3:
+            heapq.heappush(self._hoped, (entry.work.deadline_s, entry.work.number, entry))
         if entry.cost > self.dearest:
             self.dearest = entry.cost
 
@@ -95,7 +101,7 @@ class Picker:
         """An alert, or a late work, that the share of alerts pays for."""
         alerts, late = self.lanes[2:]
         if self._alert_credit > 0 and (alerts.works or late.works):
-            behind = alerts.turn() if alerts.works else late.first()
+            behind = alerts.turn() if alerts.works else self._hope() or late.first()
             if behind is not None and behind.cost <= self._alert_credit:
                 return behind
         return None
@@ -109,7 +115,19 @@ class Picker:
                 and first.due_s - self._start_s < _PROMOTED * first.cost * self._demand.token_s
             ):
                 return first
-        for lane in (people, recommendations, alerts):
+        for lane in (people, recommendations):
             if lane.works:
                 return lane.turn()
-        return late.first()
+        if late.works and (hope := self._hope()) is not None:
+            return hope
+        return alerts.turn() if alerts.works else late.first()
+
+    def _hope(self) -> Entry | None:
+        """A late work that would be in time after all, were it next."""
+        hoped = self._hoped
+        while hoped:
+            deadline_s, _, entry = hoped[0]
+            if entry.waiting and self._start_s + _HOPE * entry.cost * self._demand.token_s <= deadline_s:
+                return entry
+            heapq.heappop(hoped)
+        return None
