@@ -60,6 +60,7 @@ _OF_SPARE = 0.25  # of the time that the engine could rest, one batch may go dee
 _OF_LATE = 0.3  # the newest batch's part in the mean
 _SHARED = 0.2  # of the time to a deadline, at most, for those that share the batch
 _LONE = 0.5  # likewise, that one may go deeper for when nobody waits behind it
+_CAUGHT_UP_S = 5.0  # in which what is late is to be served: it takes depth from all
 _DENSITY_EVERY = 5  # periods
 _TINY = 1e-9
 _ADMITTED = Admitted()
@@ -81,6 +82,7 @@ class TrafficShaper:
         self._depth = DepthController(limits.depths, limits.delay_s, now_s)
         self._people = Arrivals(now_s)
         self._others = Arrivals(now_s, times=4.0)
+        self._turned_away = Arrivals(now_s)  # refused for want of time: depth makes room, shares of the engine do not
         self._purse = Purse()
         self._entries: dict[int, Entry] = {}  # by the number of its work
         self._followers: dict[int, Entry] = {}  # likewise, whom it follows
@@ -105,11 +107,13 @@ class TrafficShaper:
             self._tally["admitted"][work.class_] += 1
             return Admitted(Why.SHARED)
         admission = self._decide(work, level, now_s)
+        each = work.item * (1.0 - work.hits)
         if isinstance(admission, Refused):
+            if admission.reason is not Why.TENANT:
+                self._turned_away.came(now_s, work.fixed, each)
             self._refused[admission.reason] += 1
             self._owed_until_s = max(self._owed_until_s, now_s + admission.retry_after_s)
             return admission
-        each = work.item * (1.0 - work.hits)
         (self._people if level == INTERACTIVE else self._others).came(now_s, work.fixed, each)
         self._tally["deferred" if isinstance(admission, Deferred) else "admitted"][work.class_] += 1
         return admission
@@ -208,8 +212,8 @@ class TrafficShaper:
             return Wait(math.inf)
         picker, cost = self._picker, self.cost
         owed = now_s < self._owed_until_s
-        depth = 0.0 if owed else self._depth.depth
-        room = min(budget_tokens, max(0.0, self.limits.batch_s - cost.overhead_s) / cost.token_s)
+        depth = 0.0 if owed else self._depth.depth / cost.caution
+        room = min(budget_tokens, max(0.0, self.limits.batch_s / cost.caution - cost.overhead_s) / cost.token_s)
         claims: list[Claim] = []
         taken: list[Entry] = []
         expired: list[Work] = []
@@ -235,7 +239,7 @@ class TrafficShaper:
         if not taken:
             return Batch(self._number(), (), 0.0, now_s, tuple(expired)) if expired else Wait(math.inf)
         if len(taken) == 1 and not (picker.lanes[INTERACTIVE].works or picker.lanes[RECOMMENDATION].works):
-            room = min(budget_tokens, max(room, _LONE * (due_s - now_s) / cost.token_s))
+            room = min(budget_tokens, max(room, _LONE * (due_s - now_s) / cost.token_s / cost.caution))
         return self._filled(taken, claims, tuple(expired), planned, least, room, due_s, now_s)
 
     def done(self, batch: Batch, now_s: float, seconds: float) -> None:
@@ -263,9 +267,9 @@ class TrafficShaper:
         cost, token_s = self.cost, self.cost.token_s * (1.0 + self.cost.spread)
         spare_s = self._picker.spare(max(0.0, planned - least) * token_s / self.limits.lanes / _OF_SPARE)
         by_slack = least + max(0.0, _OF_SPARE * spare_s) * self.limits.lanes / token_s
-        by_due = (due_s - now_s - cost.overhead_s) / token_s
+        by_due = ((due_s - now_s) / cost.caution - cost.overhead_s) / token_s
         most = max(min(room, by_slack, by_due), least)
-        depths = self._purse.spend(claims, planned, most, self._depth.depth)
+        depths = self._purse.spend(claims, planned, most, self._depth.depth / cost.caution)
         bound = Why.BUDGET if room <= min(by_slack, by_due) else Why.SLACK
         parts: list[Part] = []
         tokens = 0.0
@@ -349,10 +353,12 @@ class TrafficShaper:
 
     def _step(self, now_s: float) -> None:
         """What is done once a period: rates, shares, depth."""
-        self._next_step_s = max(self._next_step_s + PERIOD_S, now_s)
+        self._next_step_s = max(self._next_step_s + PERIOD_S, now_s + PERIOD_S / 2)
         people, others, demand = self._people, self._others, self._demand
         people.step(now_s)
         others.step(now_s)
+        self._turned_away.step(now_s)
+        away = self._turned_away
         limits, token_s = self.limits, self.cost.token_s / self._lanes
         floor = limits.depths.floor
         overhead = self._overhead_tokens() / self._together
@@ -361,8 +367,9 @@ class TrafficShaper:
         self._periods += 1
         if self._periods % _DENSITY_EVERY == 0:  # dear, and it changes slowly
             self._backlog = max(0.0, demand.density(RECOMMENDATION, self._start(now_s)) - for_others)
-        fixed = people.fixed + others.fixed + (people.works + others.works) * overhead
-        ahead = feed_forward(limits.use - self._backlog, token_s, fixed, people.item + others.item)
+        fixed = people.fixed + others.fixed + away.fixed + (people.works + others.works + away.works) * overhead
+        late = self._picker.lanes[LATE].cost * token_s / _CAUGHT_UP_S
+        ahead = feed_forward(limits.use - self._backlog - late, token_s, fixed, people.item + others.item + away.item)
         self._depth.step(now_s, self._delay(now_s), ahead)
         for level, least in ((RECOMMENDATION, 2 * limits.alert_share), (ALERT, limits.alert_share)):
             free = max(1.0 - limits.alert_share - for_people, least)
