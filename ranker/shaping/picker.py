@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 
 from penstock.ranker.shaping.demand import Demand
-from penstock.ranker.shaping.schedule import Entry, Lane
+from penstock.ranker.shaping.schedule import ALERT, LATE, Entry, Lane
 
 _PROMOTED = 2.0  # services
 _HOPE = 4.0  # services that must be left to a late work's own deadline: it may share a batch
@@ -25,7 +25,7 @@ class Picker:
     """Owns the lanes, one a level: people, recommendations, alerts, late ones."""
 
     def __init__(self, demand: Demand, alert_share: float) -> None:
-        self.lanes = tuple(Lane() for _ in range(4))
+        self.lanes = tuple(Lane() for _ in range(LATE + 1))
         self.dearest = 0.0  # cost of any work since nothing waited
         self._demand = demand
         self._alert_share = alert_share
@@ -38,7 +38,7 @@ class Picker:
 
     def push(self, entry: Entry, weight: float) -> None:
         self.lanes[entry.level].push(entry, weight)
-        if entry.level == 3:
+        if entry.level == LATE:
             heapq.heappush(self._hoped, (entry.work.deadline_s, entry.work.number, entry))
         if entry.cost > self.dearest:
             self.dearest = entry.cost
@@ -78,8 +78,8 @@ class Picker:
         if self._out_of_order:
             self._used_s += entry.cost * self._demand.token_s
         self.lanes[entry.level].take(entry)
-        alerts = self.lanes[2].works + self.lanes[3].works
-        if entry.level >= 2:
+        alerts = self.lanes[ALERT].works + self.lanes[LATE].works
+        if entry.level >= ALERT:
             self._alert_credit = max(self._alert_credit - entry.cost, -self.dearest)
         elif alerts:
             self._alert_credit = min(
@@ -99,7 +99,7 @@ class Picker:
 
     def _behind(self) -> Entry | None:
         """An alert, or a late work, that the share of alerts pays for."""
-        alerts, late = self.lanes[2:]
+        alerts, late = self.lanes[ALERT:]
         if self._alert_credit > 0 and (alerts.works or late.works):
             behind = alerts.turn() if alerts.works else self._hope() or late.first()
             if behind is not None and behind.cost <= self._alert_credit:

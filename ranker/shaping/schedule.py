@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from penstock.ranker.shaping.work import Work
 
+INTERACTIVE, RECOMMENDATION, ALERT, LATE = range(4)  # levels: who gives way to whom
 _DEEPEST_DEBT = 2.0  # quanta that a tenant whose deadlines came first may owe
 
 

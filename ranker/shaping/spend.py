@@ -93,19 +93,24 @@ class Purse:
         return depths
 
     def _follow(self, claims: Sequence[Claim], uniform: float) -> None:
-        worth = []
+        total, count = 0.0, 0
         for claim in claims:
-            at = min(max(int(uniform), claim.least), claim.most)
-            if claim.most > claim.least and claim.each > 0 and (margin := float(claim.work.margins[at - 1])) > 0:
-                worth.append(math.log(margin / claim.each))
-        if worth:
-            mean = sum(worth) / len(worth)
+            least, most = claim.least, claim.most
+            if most <= least or claim.each <= 0:
+                continue
+            at = least if uniform < least else most if uniform > most else int(uniform)
+            margin = claim.work.margins.item(at - 1)
+            if margin > 0:
+                total += math.log(margin / claim.each)
+                count += 1
+        if count:
+            mean = total / count
             self.price = mean if self.price is None else self.price + _FOLLOW * (mean - self.price)
 
 
 def tokens(claims: Sequence[Claim], depths: Sequence[int]) -> float:
     total = 0.0
-    for claim, depth in zip(claims, depths, strict=True):
+    for claim, depth in zip(claims, depths):  # noqa: B905  # of one length, and asked for several times a batch
         total += claim.work.fixed + claim.each * depth
     return total
 
