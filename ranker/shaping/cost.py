@@ -75,7 +75,7 @@ class CostModel:
 
     @property
     def caution(self) -> float:
-        """By how much slower the engine may be than predicted, should the last batch have been no outlier; at least 1."""
+        """By how much slower than predicted the engine is, should the last batch be no outlier; at least 1."""
         return self._factor if self._surprises > 0 and self._factor > 1.0 else 1.0
 
     def observed(self, tokens: float, seconds: float) -> None:

@@ -1,11 +1,12 @@
 """Which waiting work goes next into the batch.
 
 Rule, while there is time to spare: alerts, while they have had less than their share of what was served; a
-recommendation or alert whose slack has fallen under twice its predicted service; people; recommendations; what is late
-by its promise and would be in time were it next; alerts; what is late. Within a level by turns of the tenants (schedule.py). Time to spare is what demand.py says: how long the
-engine could do something else with every promise kept. A work that goes before an earlier deadline uses its own
-service of it; one for which it does not suffice waits, and the earliest deadline goes first. So every order that is
-chosen here keeps every promise that earliest deadline first would keep.
+recommendation or alert whose slack has fallen under twice its predicted service; people; recommendations; what could
+not be promised its own deadline and would meet it were it next; alerts; what is late. Within a level by turns of the
+tenants (schedule.py). Time to spare is what demand.py says: how long the engine could do something else with every
+promise kept. A work that goes before an earlier deadline uses its own service of it; one for which it does not suffice
+waits, and the earliest deadline goes first. So every order that is chosen here keeps every promise that earliest
+deadline first would keep.
 
 Owner: one shaper; not safe for threads.
 """
@@ -53,14 +54,12 @@ class Picker:
 
     def next(self) -> Entry | None:
         """The next one; it waits until it is taken."""
-        earliest = None
+        earliest: Entry | None = None
         for lane in self.lanes:
-            if (
-                lane.works
-                and (first := lane.first()) is not None
-                and (earliest is None or first.due_s < earliest.due_s)
-            ):
-                earliest = first
+            if lane.works:
+                first = lane.first()
+                if first is not None and (earliest is None or first.due_s < earliest.due_s):
+                    earliest = first
         self._out_of_order = False
         if earliest is None:
             return None

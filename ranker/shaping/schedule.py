@@ -84,7 +84,10 @@ class Lane:
 
     def first(self) -> Entry | None:
         """The one with the earliest deadline."""
-        return _head(self._heap)
+        heap = self._heap
+        if heap and heap[0][2].waiting:
+            return heap[0][2]
+        return _head(heap)
 
     def turn(self) -> Entry | None:
         """The one whose tenant's turn it is."""

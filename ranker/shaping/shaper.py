@@ -150,9 +150,11 @@ class TrafficShaper:
             self._picker.dearest = 0.0
             return Wait(math.inf)
         picker, cost = self._picker, self.cost
+        overhead_s, token_s, caution = cost.overhead_s, cost.token_s, cost.caution
         owed = now_s < self._owed_until_s
-        depth = 0.0 if owed else self._regulator.depth.depth / cost.caution
-        room = min(budget_tokens, max(0.0, self.limits.batch_s / cost.caution - cost.overhead_s) / cost.token_s)
+        depth = 0.0 if owed else self._regulator.depth.depth / caution
+        uniform, ceiling = round(depth), self.limits.depths.ceiling
+        room = min(budget_tokens, max(0.0, self.limits.batch_s / caution - overhead_s) / token_s)
         claims: list[Claim] = []
         taken: list[Entry] = []
         expired: list[Work] = []
@@ -160,25 +162,29 @@ class TrafficShaper:
         due_s = math.inf
         picker.begin(self._start(now_s), by_deadline=owed)
         while (entry := picker.next()) is not None:
-            work = entry.work
-            floor = work.tokens(work.least)
-            end_s = now_s + cost.predict(least + floor)
-            if not taken and end_s > entry.promised_s + _TINY and self._give_up(entry, now_s, expired):
+            work, promised_s = entry.work, entry.promised_s
+            shallow, each = work.least, work.item * (1.0 - work.hits)
+            floor = work.fixed + each * shallow
+            end_s = now_s + overhead_s + token_s * (least + floor)
+            if not taken and end_s > promised_s + _TINY and self._give_up(entry, now_s, expired):
                 continue
-            most = min(max(self.limits.depths.ceiling, work.least), work.wanted)
-            aim = work.tokens(min(max(work.least, round(depth)), most))
-            if taken and (planned + aim > room or end_s > min(due_s, entry.promised_s)):
+            most = ceiling if ceiling > shallow else shallow
+            if most > work.wanted:
+                most = work.wanted
+            aim = work.fixed + each * (shallow if uniform < shallow else most if uniform > most else uniform)
+            if taken and (planned + aim > room or end_s > due_s or end_s > promised_s):
                 break
             picker.take(entry)
             taken.append(entry)
-            claims.append(Claim(work, work.least, work.least if owed or entry.level == LATE else most))
+            claims.append(Claim(work, shallow, shallow if owed or entry.level == LATE else most))
             planned += aim
             least += floor
-            due_s = min(due_s, entry.promised_s)
+            if promised_s < due_s:
+                due_s = promised_s
         if not taken:
             return Batch(self._number(), (), 0.0, now_s, tuple(expired)) if expired else Wait(math.inf)
         if len(taken) == 1 and not (picker.lanes[INTERACTIVE].works or picker.lanes[RECOMMENDATION].works):
-            room = min(budget_tokens, max(room, _LONE * (due_s - now_s) / cost.token_s / cost.caution))
+            room = min(budget_tokens, max(room, _LONE * (due_s - now_s) / token_s / caution))
         return self._filled(taken, claims, tuple(expired), planned, least, room, due_s, now_s)
 
     def done(self, batch: Batch, now_s: float, seconds: float) -> None:
@@ -214,12 +220,12 @@ class TrafficShaper:
         tokens = 0.0
         for entry, claim, depth in zip(taken, claims, depths, strict=True):
             work = entry.work
-            tokens += work.tokens(depth)
+            tokens += work.fixed + claim.each * depth
             parts.append(Part(work, depth, _why(claim, depth, bound if planned > most else Why.MARGIN)))
-            parts += [Part(one, min(depth, one.wanted), Why.SHARED) for one in entry.followers]
             self._leave(entry)
             del self._entries[work.number]
             for one in entry.followers:
+                parts.append(Part(one, min(depth, one.wanted), Why.SHARED))
                 del self._followers[one.number]
             if entry.level != LATE:
                 self._shares.served(work.tenant, entry.cost)

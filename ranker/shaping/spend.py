@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,22 +35,23 @@ _STEPS = 60  # of the search for a price, at most
 _ALIKE = 1e-12  # logarithm of two prices that are one
 
 
-@dataclass(slots=True, eq=False)
 class Claim:
     """A work and the depths that it may get."""
 
-    work: Work
-    least: int
-    most: int  # at least `least`
-    each: float = field(init=False)  # tokens a candidate, on the mean
-    rising: NDArray[np.float64] = field(init=False)  # its margins from the last
+    __slots__ = ("each", "least", "most", "rising", "work")
 
-    def __post_init__(self) -> None:
-        self.each = self.work.item * (1.0 - self.work.hits)
-        self.rising = self.work.margins[::-1]
+    def __init__(self, work: Work, least: int, most: int) -> None:
+        """`most` is at least `least`."""
+        self.work = work
+        self.least = least
+        self.most = most
+        self.each = work.item * (1.0 - work.hits)  # tokens a candidate, on the mean
+        self.rising: NDArray[np.float64] = work.margins[::-1]  # from the last
 
     def at(self, price: float) -> int:
         """The deepest at which each candidate past the least adds at least `price` a token."""
+        if self.most <= self.least:
+            return self.least
         deep = len(self.rising) - int(self.rising.searchsorted(price * self.each))
         return self.least if deep < self.least else self.most if deep > self.most else deep
 
