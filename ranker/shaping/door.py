@@ -41,11 +41,12 @@ class Door:
         demand, limits, lane = self._demand, self._limits, self._picker.lanes[level]
         token_s, bound_s = demand.token_s, self._bounds_s[level]
         cost = float(math.ceil(work.tokens(work.least) + self._cost.overhead_s / self._cost.token_s))
-        if (lane.cost + cost) * token_s > bound_s:
+        left_s = work.deadline_s - now_s
+        idle = level == INTERACTIVE and not demand.totals[WHOLE] and start_s <= now_s and left_s > 0
+        if (lane.cost + cost) * token_s > bound_s and not idle:
             return Refused(self._drained(level, cost, start_s) - now_s, Why.QUEUE)
         # What ends last on one of several lanes began when the others were still full.
         # And others that it shares a batch with end when it does.
-        left_s = work.deadline_s - now_s
         together_s = min(limits.batch_s, _SHARED * left_s) if left_s > 0 else 0.0
         due_s = work.deadline_s - cost * token_s * (limits.lanes - 1) - together_s
         slot = demand.slot(due_s, now_s)
@@ -63,6 +64,8 @@ class Door:
             why = Why.STANDING
         if why is Why.FITS:
             self._shares.charge(work.tenant, cost, math.inf if crowded else ahead)
+            return Entry(work, level, work.deadline_s, due_s, slot, cost), why
+        if why is Why.LATE and idle:  # what is believed of the engine may be wrong, and this one tells
             return Entry(work, level, work.deadline_s, due_s, slot, cost), why
         if level == INTERACTIVE:
             return Refused(self._clear(slot, cost, after_s, now_s) - now_s, why)

@@ -99,9 +99,9 @@ class TrafficShaper:
         entry, why = answer
         self._take_in(entry)
         self._regulator.came(work, level, now_s)
-        if why is Why.FITS:
+        if entry.level == level:
             self._admitted[work.class_] += 1
-            return _ADMITTED
+            return _ADMITTED if why is Why.FITS else Admitted(why)
         self._deferred[work.class_] += 1
         return Deferred(entry.due_s - entry.cost * self._demand.token_s, why)
 
@@ -241,6 +241,8 @@ class TrafficShaper:
         """A work that cannot be in time even alone: whether it went elsewhere."""
         if entry.level == LATE:
             return False  # late as it is, it is served
+        if not self._under_way and len(self._entries) == 1 and now_s < entry.promised_s:
+            return False  # the engine does nothing else: what is believed of it may be wrong, and this one tells
         self._picker.lanes[entry.level].drop(entry)
         self._leave(entry)
         self._shares.withdrawn(entry.work.tenant, entry.cost)
