@@ -8,6 +8,8 @@ nor an instant alert; and a tenant that is ahead of its share holds up itself al
 Invariant: what was read is in `open` until its answer is delivered or its partition is lost, and no offset after it is
 committed. Bounds: `people` of the requests that somebody waits for, `MOST_BYTES` of everything; past either nothing
 more is read. Pure under the times passed in (monotonic seconds, epoch milliseconds); not safe for threads.
+
+Where it stands: life-of-a-query.md, step 4.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ Costs are the dearest scorer's tokens. Without a language model, or with one tha
 candidate, and whatever a request costs besides is in the cost model's overhead.
 
 Safe to share between threads; the lock is held to look up and to note, never while anything is computed.
+
+Where it stands: life-of-a-query.md, step 4.
 """
 
 from __future__ import annotations

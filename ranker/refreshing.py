@@ -6,6 +6,8 @@ out of the alerts' share. Bounds: at most MOST wait, each pair once; one that is
 is dropped first, before any alert gives way, and counted. Then the next alert that meets the stale score asks again.
 
 Safe to share between threads. Owns which refreshes are under way; the service owns everything else of them.
+
+Where it stands: life-of-an-alert.md, step 6.
 """
 
 from __future__ import annotations

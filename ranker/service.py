@@ -12,7 +12,7 @@ Invariant: every future ends, with a result or with an error that names stage an
 passed or whose caller left never costs a thread more than saying so. A thread outlives whatever a request does to it.
 Whoever takes a batch while works wait wakes another, so that somebody always watches for the next moment to act.
 
-Where it stands: life-of-a-query.md, steps 4 and 8.
+Where it stands: life-of-a-query.md, steps 4 and 8; life-of-an-alert.md, step 6.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ predicted: an interactive work that can no longer be in time is given up as expi
 deferrable is promised anew and never given up.
 
 Owner: one caller, or one lock. Pure under the times passed in; it keeps no clock and no thread.
+
+Where it stands: life-of-a-query.md, step 4.
 """
 
 from __future__ import annotations

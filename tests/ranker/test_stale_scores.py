@@ -159,18 +159,21 @@ def test_only_alerts_that_were_put_off_may_be_stale_and_refreshes_never(desk):
     }
 
 
-def test_a_search_that_shares_an_alerts_answer_is_never_served_stale(desk):
+@pytest.mark.parametrize(
+    ("class_", "ranked_for"), [(RankClass.INTERACTIVE, "other"), (RankClass.RECOMMENDATION, "alert")]
+)
+def test_who_shares_an_alerts_answer_is_never_served_stale(desk, class_, ranked_for):
     service, ranked = desk()
     ranked.open.clear()
-    busy = submitted(service, request("busy", text="other"))
+    busy = submitted(service, request("busy", text="chef"))
     assert ranked.entered.acquire(timeout=20)
     alert = submitted(service, request("alert", deadline=NOW - 5))
-    search = submitted(service, request("search", RankClass.INTERACTIVE))
+    other = submitted(service, request("other", class_))
     ranked.open.set()
-    for job in (busy, alert, search):
+    for job in (busy, alert, other):
         assert job.future.result(20).request_id == job.request.request_id
-    assert [job.request.request_id for job in ranked.jobs] == ["busy", "alert"]  # they shared it
-    assert alert.deferred and not ranked.turns["alert"].may_be_stale
+    assert [job.request.request_id for job in ranked.jobs] == ["busy", ranked_for]  # they shared it
+    assert alert.deferred and not ranked.turns[ranked_for].may_be_stale
 
 
 # --- computed anew -------------------------------------------------------------------------------------------------
