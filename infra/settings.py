@@ -310,6 +310,52 @@ class RemoteScorerSettings(_Section):
         return value or None  # an empty variable is no key
 
 
+class ShapingSettings(_Section):
+    """Who is let into the ranker, in which order, how deep: docs/shaping.md has the contract."""
+
+    depths: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="candidates that the model scores: the least that still is an answer, the start, the most; unset: "
+        "131, 250, 1,000 on a GPU, 16, 32, 64 on a processor",
+    )
+    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="tenant -> its weight where others wait; 1 where not named"
+    )
+    burst_ms: PositiveInt = Field(
+        500, description="of its fair share, that a tenant may be ahead while a queue is crowded"
+    )
+    alert_share: float = Field(
+        0.08, ge=0.05, le=0.10, description="of the engine, for alerts at least, while any wait and people ask for all"
+    )
+    late_share: float = Field(
+        0.02, gt=0, lt=0.05, description="of the engine, for what could not be promised its own deadline"
+    )
+    delay_ms: PositiveInt = Field(100, description="predicted for a search that comes, to which the depth is steered")
+    batch_ms: PositiveInt = Field(150, description="how long a batch may take that people wait behind")
+    standing_ms: PositiveInt = Field(
+        250, description="a queue of people that stands for longer is shortened: more than delay_ms"
+    )
+    interactive_queue_s: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="what may wait, in seconds of the engine at the least depth"
+    )
+    recommendation_queue_s: float = Field(10.0, gt=0, allow_inf_nan=False, description="likewise")
+    alert_queue_s: float = Field(600.0, gt=0, allow_inf_nan=False, description="likewise")
+    late_queue_s: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="likewise; past it refused: Kafka is paused, and nothing dropped"
+    )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.depths is not None and list(self.depths) != sorted(self.depths):
+            raise ValueError(f"depths are {list(self.depths)}: expected the least, the start and the most, ascending")
+        if not self.delay_ms < self.standing_ms < 1_000:
+            raise ValueError(
+                f"standing_ms is {self.standing_ms}: expected more than delay_ms, which is {self.delay_ms}, else "
+                "searches are refused before depth has given way; and less than 1000, CoDel's interval"
+            )
+        return self
+
+
 class RankerSettings(_Role):
     listen: HostPort = "127.0.0.1:7301"
     group: str = "ranker"
@@ -339,10 +385,6 @@ class RankerSettings(_Role):
         description="where engine and transformers run the model: cpu, cuda, cuda:1, ...; interpreter: the engine's "
         "kernels in Triton's interpreter, to look into them",
     )
-    lm_depths: tuple[PositiveInt, ...] = Field(
-        (16, 32, 64), min_length=1, description="how many of the best the language model may score"
-    )
-    lm_budget_ms: PositiveInt = Field(200, description="what it may take of a search somebody waits for")
     forward_tokens: PositiveInt = Field(2_048, description="tokens that one forward of the engine takes")
     interactive_tokens: PositiveInt = Field(2_048, description="likewise, where somebody waits for it")
     waiting_tokens: PositiveInt = Field(131_072, description="tokens that may wait for the engine; past it: degraded")
@@ -357,6 +399,7 @@ class RankerSettings(_Role):
         0, le=64 << 30, description="likewise, where postings are given to the engine as vectors"
     )
     remote: RemoteScorerSettings = RemoteScorerSettings()
+    shaping: ShapingSettings = ShapingSettings()
 
     @property
     def workers_in_force(self) -> int:
@@ -378,8 +421,6 @@ class RankerSettings(_Role):
     def _goes_together(self) -> Self:
         if self.depth > self.max_depth:
             raise ValueError(f"depth is {self.depth}: expected at most max_depth, which is {self.max_depth}")
-        if list(self.lm_depths) != sorted(set(self.lm_depths)):
-            raise ValueError(f"lm_depths are {list(self.lm_depths)}: expected each once, the least first")
         if self.scorer in ("engine", "transformers") and self.model is None:
             raise ValueError(f"scorer is {self.scorer}: expected the directory of a model in ranker.model")
         if self.scorer == "transformers" and self.device == "interpreter":

@@ -5,6 +5,10 @@ is computed from, tenant, posting id, version, revision. Not filters or pages: t
 Value: a check sum over key and rest, then p and its parts, little-endian doubles in the scorer's own order. Anything
 else found there is a miss, another pair's value included: no fault of Redis or of what lies before it makes a score.
 Kept for `ttl_s` less a random part of up to JITTER, so that what was scored together does not expire together.
+Stale while revalidated: where the caller allows it, a pair without a score gets that of an older revision of the same
+version (the posting's words are the same, their vector or summary was made anew), by the same model, for the same
+query and tenant. The caller says so in its answer and sees to it that the score is computed anew. Nothing else is ever
+served stale: another version has another key, and no other key is asked for.
 Identical pairs in flight in this process are scored once. While Redis is away, or slow several times running, scores
 are computed without it; each answer says so and it is counted.
 """
@@ -18,11 +22,12 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import Counter
 
 from penstock.infra.telemetry import DEGRADED
 from penstock.ranker.errors import RedisAway
@@ -32,6 +37,9 @@ from penstock.ranker.single_flight import SingleFlight
 Row = tuple[float, ...]  # p, then the parts
 T = TypeVar("T")
 
+STALE = Counter("penstock_stale_scores_total", "Scores of an older revision, served where load let nothing else be")
+
+OLDER = 4  # revisions that a stale score may be behind: enrichment makes one or two of a version
 JITTER = 0.1  # of the time to live
 SLOW_S = 0.1  # an answer of Redis that takes longer gains little over scoring
 SLOW_RUN = 3  # slow answers running, until it is left alone for RETRY_AFTER_S
@@ -61,6 +69,7 @@ class Cached:
     rows: NDArray[np.float64]  # [n, 1 + parts], one a pair in order
     hits: int  # pairs not computed for this caller: from Redis, or from an identical request in flight
     degraded: tuple[str, ...]
+    stale: tuple[tuple[int, int], ...] = ()  # position and revision of what is of an older revision than asked for
 
 
 def pair_keys(prefix: str, model_id: str, query: bytes, pairs: Sequence[PairVersion]) -> list[str]:
@@ -153,9 +162,11 @@ class ScoreCache:
         compute: Callable[[list[int]], Computed],
         timeout_s: float,
         interactive: bool = True,
+        may_be_stale: bool = False,
     ) -> Cached:
         """A row of `width` numbers a pair. `compute` gets the positions nobody knows yet, each once.
 
+        `may_be_stale`: what is known of an older revision of a pair is not computed, and is in `stale`.
         Interactive callers share each other's flights alone: none waits for what somebody computes without haste.
         Raises what `compute` raises, and TimeoutError when an identical request in flight is not done in time.
         """
@@ -176,18 +187,43 @@ class ScoreCache:
                 found.update(rows)
             return found
 
-        shared = self._flights[interactive].get(keys, fill, timeout_s)
+        older: dict[str, tuple[Row, int]] = {}
+        if may_be_stale:  # before any flight: whoever joins one gets what it asked for
+            older = self._older(model_id, width, query, dict(zip(keys, pairs, strict=True)), degraded)
+        shared = self._flights[interactive].get([key for key in keys if key not in older], fill, timeout_s)
+        known = {key: row for key, (row, _) in older.items()} | shared.values
         with self._lock:
             self._asked += len(position)
             self._hits += len(position) - computed
-        rows = np.array([shared.values[key] for key in keys], dtype=np.float64).reshape(len(keys), width)
-        return Cached(rows, len(position) - computed, tuple(dict.fromkeys(degraded)))
+        rows = np.array([known[key] for key in keys], dtype=np.float64).reshape(len(keys), width)
+        stale = tuple((at, older[key][1]) for at, key in enumerate(keys) if key in older)
+        STALE.inc(len(stale))
+        return Cached(rows, len(position) - computed, tuple(dict.fromkeys(degraded)), stale)
 
     @property
     def hit_rate(self) -> float:
         """Pairs found over pairs asked since the process started; 0 before the first."""
         with self._lock:
             return self._hits / self._asked if self._asked else 0.0
+
+    def _older(
+        self, model_id: str, width: int, query: bytes, pairs: Mapping[str, PairVersion], degraded: list[str]
+    ) -> dict[str, tuple[Row, int]]:
+        """By the key of a pair that has no score: that of its newest older revision that has one, and which it is."""
+        rivals: dict[str, tuple[str, int]] = {}  # key of an older revision: key of the pair, revision
+        for key, pair in pairs.items():
+            revisions = range(pair.revision - 1, max(pair.revision - OLDER, 0) - 1, -1)
+            again = [replace(pair, revision=revision) for revision in revisions]
+            names = pair_keys(self._prefix, model_id, query, again)
+            rivals.update(zip(names, [(key, revision) for revision in revisions], strict=True))
+        if not rivals:
+            return {}
+        found = self._read([*pairs, *rivals], width, degraded)
+        older: dict[str, tuple[Row, int]] = {}
+        for name, (key, revision) in rivals.items():  # of each pair the newest first
+            if name in found and key not in found and key not in older:
+                older[key] = found[name], revision
+        return older
 
     def _read(self, keys: list[str], width: int, degraded: list[str]) -> dict[str, Row]:
         held = self._ask(lambda client: read_values(client, keys), degraded)

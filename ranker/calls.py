@@ -30,7 +30,7 @@ def rank_handler(
         try:
             service.submit(job)
         except QueueFull as error:
-            raise Refused(str(error)) from error
+            raise Refused(str(error), error.retry_after_s, tenant=error.tenant) from error
         except QueueClosed as error:
             raise NotReady(str(error)) from error
         if not context.add_callback(lambda: service.leave(job)):

@@ -13,7 +13,8 @@ from penstock.schemas.rpc import Ranker, RoleStatus, StatusRequest
 class RankerClient:
     """One ranker; `timeout` in seconds. Safe to share between threads; `close()` when done.
 
-    Raises CallError: INVALID_ARGUMENT names the field at fault, RESOURCE_EXHAUSTED means the queue is full,
+    Raises CallError: INVALID_ARGUMENT names the field at fault, RESOURCE_EXHAUSTED that the ranker has more to do than
+    it can in time (`retry_after_s` says when to ask again, `refused_for` whether it is the tenant's own doing),
     DEADLINE_EXCEEDED that the answer would have come too late, UNAVAILABLE that a role behind the ranker is away.
     Of a stream, RESOURCE_EXHAUSTED means that the ranker has as many as it may, and UNAVAILABLE that it stops.
     """

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class _Partition:
-    open: deque[int] = field(default_factory=deque)  # started, in order, not yet committable
-    finished: set[int] = field(default_factory=set)
+    started: deque[int] = field(default_factory=deque)  # in order, not yet committable
+    open: set[int] = field(default_factory=set)  # of those, that have not finished
     next: int | None = None  # next offset to commit
 
 
@@ -22,21 +22,22 @@ class OffsetTracker:
 
     def __len__(self) -> int:
         """Records started and not finished."""
-        return sum(len(held.open) - len(held.finished) for held in self._partitions.values())
+        return sum(len(held.open) for held in self._partitions.values())
 
     def start(self, partition: int, offset: int) -> None:
         """Offsets of a partition start in growing order, as they are read."""
-        self._partitions.setdefault(partition, _Partition()).open.append(offset)
+        held = self._partitions.setdefault(partition, _Partition())
+        held.started.append(offset)
+        held.open.add(offset)
 
     def finish(self, partition: int, offset: int) -> None:
         """A record of a partition that was forgotten meanwhile is ignored: whoever owns it now reads it again."""
         held = self._partitions.get(partition)
         if held is None or offset not in held.open:
             return
-        held.finished.add(offset)
-        while held.open and held.open[0] in held.finished:
-            held.next = held.open.popleft() + 1
-            held.finished.discard(held.next - 1)
+        held.open.discard(offset)
+        while held.started and held.started[0] not in held.open:
+            held.next = held.started.popleft() + 1
 
     def committable(self) -> dict[int, int]:
         """Next offsets by partition, each given once."""

@@ -1,9 +1,10 @@
 """RankStream over gRPC: a caller sends requests as it has them and gets each result when it is done, in any order.
 
-    1. read      while fewer than a share of the queue's places are unanswered; otherwise HTTP/2 holds the caller back
+    1. read      while fewer than a share of `max_queue` are unanswered; otherwise HTTP/2 holds the caller back
     2. check     an invalid request is answered with an error result, and the others go on
-    3. submit    to the one admission queue, beside Kafka and the other callers over gRPC. While there is no room the
-                 stream waits, and refuses nothing before its deadline
+    3. submit    beside Kafka and the other callers over gRPC. One that is refused is offered again after the time that
+                 it was told, and the stream waits meanwhile: a search until its deadline, others for as long as it
+                 takes. Whoever mixes classes in a stream lets one wait for the other
     4. answer    the result, or an error result naming stage and cause, and with it room for the next
 
 Invariant: what was read is answered exactly once, unless the stream itself ends: by its caller, its deadline, bytes
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -34,9 +36,10 @@ from penstock.schemas.grpc_avro import NotReady, Refused
 OPEN = Gauge("penstock_rank_streams_open", "Streams of rank requests open now")
 
 MAX_STREAMS = 64  # each holds a thread of the listener, and one that reads
-SHARE = 0.25  # of the queue's places, that one stream may have unanswered
-LEFT_FREE = 0.25  # of the queue's places, for others: streams wait for room, a caller with one request is refused
-TRY_AGAIN_S = 0.02  # how long a stream waits for room that nobody tells it of
+SHARE = 0.25  # of max_queue, that one stream may have unanswered
+TOGETHER = 0.75  # of max_queue, that all streams may have in the queue: they wait, a caller with one request is refused
+TRY_AGAIN_S = 0.02  # how long a stream waits for the others
+LONGEST_WAIT_S = 1.0  # one that was refused is offered again at least so often: room may come sooner than predicted
 
 
 class RankStreams:
@@ -47,9 +50,10 @@ class RankStreams:
         self._check = check
         self._now_ms = now_ms
         self._most = max(1, int(max_queue * SHARE))
-        self._room_until = max(1, int(max_queue * (1 - LEFT_FREE)))
+        self._together = max(1, int(max_queue * TOGETHER))
         self._door = threading.Lock()  # one stream after the other looks whether there is room and takes it
         self._lock = threading.Lock()  # guards what follows
+        self._taken_in = 0  # requests of streams, not done yet
         self._open: set[_Stream] = set()
         self._closed = False
 
@@ -78,10 +82,23 @@ class RankStreams:
         for stream in streams:
             stream.stop()
 
-    def _submit(self, job: Job) -> bool:
-        """False while there is no room for streams. Raises QueueClosed."""
+    def _submit(self, job: Job) -> float | None:
+        """None when it is taken in, else after how many seconds to try again. Raises QueueClosed."""
         with self._door:
-            return self._service.depth < self._room_until and self._service.try_submit(job)
+            with self._lock:
+                if self._taken_in >= self._together:
+                    return TRY_AGAIN_S
+            after_s = self._service.try_submit(job)
+            if after_s is not None:
+                return min(after_s, LONGEST_WAIT_S)
+            with self._lock:
+                self._taken_in += 1
+        job.future.add_done_callback(self._done)
+        return None
+
+    def _done(self, _: Future[RankResult]) -> None:
+        with self._lock:
+            self._taken_in -= 1
 
     def _add(self, stream: _Stream) -> None:
         with self._lock:
@@ -106,7 +123,7 @@ class _Stream:
         self,
         service: RankService,
         check: Check,
-        submit: Callable[[Job], bool],
+        submit: Callable[[Job], float | None],
         most: int,
         now_ms: Callable[[], int],
     ) -> None:
@@ -212,8 +229,8 @@ class _Stream:
             self._jobs.add(job)
         job.future.add_done_callback(lambda done: self._answered(job, done))
         try:
-            while not self._submit(job):
-                self._wait_for_room(job, came_ms)
+            while (after_s := self._submit(job)) is not None:
+                self._wait_for_room(job, came_ms, after_s)
         except (CallerLeft, DeadlinePassed, QueueClosed) as error:
             self._service.turn_away(job, error)
             if isinstance(error, QueueClosed):
@@ -224,16 +241,24 @@ class _Stream:
         if ended:  # perhaps before the job had a ticket to be withdrawn by
             self._service.leave(job)
 
-    def _wait_for_room(self, job: Job, came_ms: int) -> None:
-        """A moment, or until one of the stream's own is done. Raises CallerLeft, DeadlinePassed or QueueClosed."""
+    def _wait_for_room(self, job: Job, came_ms: int, after_s: float) -> None:
+        """So long, or until one of the stream's own is done. Raises CallerLeft, DeadlinePassed or QueueClosed."""
+        until_s = time.monotonic() + after_s
         with self._changed:
-            if self._ended:
-                raise CallerLeft("the caller left before there was room in the queue")
-            if self._stopping:
-                raise QueueClosed
-            now_ms = self._now_ms()
-            left_ms = job.deadline_ms - now_ms
-            if left_ms <= 0:
-                stage = "there was room in the queue"
-                raise DeadlinePassed(stage, late_ms=-left_ms, waited_ms=now_ms - came_ms)
-            self._changed.wait(min(TRY_AGAIN_S, left_ms / 1000))
+            unanswered = len(self._jobs)
+            while True:
+                if self._ended:
+                    raise CallerLeft("the caller left before there was room in the queue")
+                if self._stopping:
+                    raise QueueClosed
+                wait_s = until_s - time.monotonic()
+                if job.urgent:
+                    now_ms = self._now_ms()
+                    left_ms = job.deadline_ms - now_ms
+                    if left_ms <= 0:
+                        stage = "there was room in the queue"
+                        raise DeadlinePassed(stage, late_ms=-left_ms, waited_ms=now_ms - came_ms)
+                    wait_s = min(wait_s, left_ms / 1000)
+                if wait_s <= 0 or len(self._jobs) < unanswered:
+                    return
+                self._changed.wait(wait_s)

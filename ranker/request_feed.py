@@ -1,14 +1,15 @@
 """rank.request.v1 in, rank.result.v1 out: one loop, at least once.
 
-    1. poll      while the queue takes more; otherwise the partitions are paused and nothing is dropped
+    1. poll      while the backlog takes more; otherwise the partitions are paused, and nothing is dropped
     2. decode    a poison record becomes a dead letter; an invalid request a dead letter and an error result; a schema
                  registry that is away is waited for
-    3. submit    to the one admission queue, beside the callers over gRPC
+    3. submit    beside the callers over gRPC. What is refused is offered again after the time that it was told; until
+                 then it waits in line (backlog.py) and holds up neither other classes nor other tenants. A search that
+                 waited past its deadline is answered with that; alerts and recommendations are served late
     4. answer    the result, or an error result naming stage and cause, keyed tenant/request_id
     5. commit    up to the first record whose answer has not been delivered
 
-A crash between 4 and 5 answers again: results are idempotent by request_id. Kafka may hold half of the queue at most,
-so that interactive callers find room while a backlog is worked off.
+A crash between 4 and 5 answers again: results are idempotent by request_id.
 
 Where it stands: life-of-a-query.md, step 4.
 """
@@ -23,10 +24,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import structlog
+from prometheus_client import Gauge
 
 from penstock.infra.telemetry import DEAD_LETTERS, DEGRADED, ids_of
-from penstock.ranker.errors import QueueClosed
-from penstock.ranker.offsets import OffsetTracker
+from penstock.ranker.backlog import Backlog, Held
+from penstock.ranker.errors import DeadlinePassed, QueueClosed
 from penstock.ranker.service import Job, RankService, error_result
 from penstock.ranker.unframing import RegistryAway, unframed
 from penstock.schemas import topics
@@ -38,6 +40,10 @@ from penstock.schemas.wire import Codec, codec
 
 log = structlog.get_logger(role="ranker")
 
+IN_LINE = Gauge("penstock_rank_in_line", "Requests read from Kafka that the ranker has not taken in yet", ["class"])
+PAUSED = Gauge("penstock_rank_requests_paused", "1 while no more rank requests are read from Kafka")
+
+MOST_A_TURN = 256  # records read, and requests offered: a storm of alerts keeps no search waiting for longer
 POLL_S = 0.02  # how long a delivery report waits at most before it is taken
 COMMIT_EVERY_S = 0.2
 REOPEN_AFTER_S = 1.0
@@ -56,7 +62,10 @@ class _Message:
 
 
 class RequestFeed:
-    """Owns the source and the offsets; `run` on one thread. Workers call back into `_answered`."""
+    """Owns the source and the backlog; `run` on one thread. Workers call back into `_answered`.
+
+    `people`: requests that somebody waits for, that may be unanswered at once.
+    """
 
     def __init__(
         self,
@@ -64,7 +73,7 @@ class RequestFeed:
         check: Callable[[RankRequest], None],
         open_source: Callable[[Rebalance], Source],
         sink: Sink,
-        limit: int,
+        people: int,
         requests: Codec[RankRequest],
         results: Codec[RankResult],
         now_ms: Callable[[], int],
@@ -73,15 +82,14 @@ class RequestFeed:
         self._check = check
         self._open_source = open_source
         self._sink = sink
-        self._limit = max(1, limit)
+        self._people = people
         self._requests = requests
         self._results = results
         self._now_ms = now_ms
-        self._lock = threading.Lock()
-        self._tracker = OffsetTracker()
+        self._lock = threading.Lock()  # guards the backlog and what was not sent
+        self._backlog = Backlog(people)
         self._polled: deque[Record] = deque()  # not yet decoded: more than a moment only while the registry is away
         self._decode_at = 0.0
-        self._waiting: list[tuple[Record, Job]] = []  # read, not yet taken in by the queue
         self._unsent: list[tuple[float, _Message, Callable[[], None]]] = []
         self._paused = False
         self._commit_at = 0.0
@@ -101,9 +109,9 @@ class RequestFeed:
         self._meet_registry()
         source = self._source = self._open_source(Rebalance(self._on_assigned, self._on_revoked))
         with self._lock:
-            self._tracker = OffsetTracker()
+            self._backlog = Backlog(self._people)
         self._polled.clear()
-        self._waiting, self._paused = [], False
+        self._paused = False
         try:
             while not stop.is_set():
                 self.step(source)
@@ -115,17 +123,21 @@ class RequestFeed:
     def step(self, source: Source) -> None:
         """One turn of the loop."""
         with self._lock:
-            room = self._limit - len(self._tracker)
-        for record in source.poll(max(1, room), POLL_S):
+            room = self._backlog.room
+        for record in source.poll(min(MOST_A_TURN, room), POLL_S):
             with self._lock:
-                self._tracker.start(record.partition, record.offset)
+                self._backlog.read(record)
             self._polled.append(record)
         self._take_polled()
         self._submit()
         with self._lock:
-            full = bool(self._polled) or bool(self._waiting) or len(self._tracker) >= self._limit
+            full = bool(self._polled) or self._backlog.is_full
+            waiting = self._backlog.waiting()
+        for class_, count in waiting.items():
+            IN_LINE.labels(class_.value).set(count)
         if full != self._paused:
             self._paused = full
+            PAUSED.set(full)
             (source.pause if full else source.resume)()
         self._send_again()
         self._sink.serve()
@@ -165,18 +177,37 @@ class RequestFeed:
                 messages.append(self._result_message(error_result(request, error)))
             self._post(record, messages)
             return
-        self._waiting.append((record, Job(request, request.deadline)))
+        with self._lock:
+            self._backlog.hold(record, Job(request, request.deadline))
 
     def _submit(self) -> None:
-        while self._waiting:
-            record, job = self._waiting[0]
-            try:
-                if not self._service.try_submit(job):
-                    return  # backpressure: the partitions are paused until there is room
-            except QueueClosed:
-                return
-            self._waiting.pop(0)
-            job.future.add_done_callback(lambda done, r=record, j=job: self._answered(r, j, done))  # type: ignore[misc]
+        """Offers what waits in line, as much of it as has its turn."""
+        now_ms, now_s, offers = self._now_ms(), time.monotonic(), 0
+        with self._lock:
+            late, lines = list(self._backlog.late(now_ms)), self._backlog.due(now_s)
+        for held in late:
+            self._promise(held)
+            late_ms = now_ms - held.job.deadline_ms
+            self._service.turn_away(held.job, DeadlinePassed("there was room in the queue", late_ms=late_ms))
+        for line in lines:
+            while line.is_due(now_s) and offers < MOST_A_TURN:
+                offers += 1
+                held = line.head
+                try:
+                    after_s = self._service.try_submit(held.job)
+                except QueueClosed:
+                    return
+                with self._lock:
+                    if after_s is not None:
+                        self._backlog.put_off(line, time.monotonic(), after_s)
+                        break
+                    self._backlog.take(line)
+                self._promise(held)
+
+    def _promise(self, held: Held) -> None:
+        """Its answer is sent when it is there."""
+        record, job = held.record, held.job
+        job.future.add_done_callback(lambda done: self._answered(record, job, done))
 
     def _answered(self, record: Record, job: Job, done: Future[RankResult]) -> None:
         error = done.exception()
@@ -193,7 +224,7 @@ class RequestFeed:
             with self._lock:
                 left -= 1
                 if left == 0:
-                    self._tracker.finish(record.partition, record.offset)
+                    self._backlog.answered(record)
 
         for message in messages:
             self._send(message, delivered)
@@ -263,7 +294,7 @@ class RequestFeed:
     def _commit(self, source: Source, *, wait: bool = False) -> None:
         self._commit_at = time.monotonic() + COMMIT_EVERY_S
         with self._lock:
-            positions = self._tracker.committable()
+            positions = self._backlog.committable()
         if positions:
             source.commit(positions, wait=wait)
 
@@ -271,11 +302,11 @@ class RequestFeed:
         """Answer what was taken in, within DRAIN_S; the rest is read again by whoever comes next."""
         give_up = time.monotonic() + DRAIN_S
         source.pause()
-        abandoned = {(record.partition, record.offset) for record, _ in self._waiting}
-        abandoned |= {(record.partition, record.offset) for record in self._polled}
+        with self._lock:
+            abandoned = len(self._polled) + sum(self._backlog.waiting().values())
         while time.monotonic() < give_up:
             with self._lock:
-                if len(self._tracker) <= len(abandoned):
+                if len(self._backlog) <= abandoned:
                     break
             source.poll(1, POLL_S)
             self._send_again()
@@ -290,6 +321,5 @@ class RequestFeed:
         if self._source is not None:
             self._commit(self._source, wait=True)
         with self._lock:
-            self._tracker.forget(partitions)
+            self._backlog.forget(partitions)
         self._polled = deque(record for record in self._polled if record.partition not in partitions)
-        self._waiting = [entry for entry in self._waiting if entry[0].partition not in partitions]

@@ -25,7 +25,7 @@ from penstock.retrieval.hedging import Race, Replicas
 from penstock.retrieval.search.order import merge
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import Match, StandingQuery
-from penstock.schemas.grpc_avro import AsyncClient, CallError, Client
+from penstock.schemas.grpc_avro import AsyncClient, CallError, Client, call_error
 from penstock.schemas.rpc import (
     AnalyzeQueriesReply,
     AnalyzeQueriesRequest,
@@ -397,7 +397,7 @@ class RetrievalClient:
                     reply = call.result()
                 except grpc.RpcError as error:
                     address = self._shards[shard].clients[replica].address
-                    failure = CallError(method, address, error.code(), error.details() or "")
+                    failure = call_error(method, address, error)
                     errors[shard] += (failure,)
                     again = race_.failed(replica) and time.monotonic() < give_up
                     if not _final(failure, requests[shard]):
@@ -566,7 +566,7 @@ def _status(client: Client, call: Any) -> RoleStatus:
     try:
         told: RoleStatus = call.result()
     except grpc.RpcError as error:
-        reason = str(CallError(Retrieval.STATUS, client.address, error.code(), error.details() or ""))
+        reason = str(call_error(Retrieval.STATUS, client.address, error))
         return RoleStatus(role="retrieval", ready=False, reason=reason, numbers={}, texts={})
     return told
 

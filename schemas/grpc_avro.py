@@ -2,7 +2,9 @@
 
 The record codecs of `wire.py` are the (de)serialisers, so calls and topics share one set of schemas and no code is
 generated. Errors keep their kind across the wire: what the caller got wrong is INVALID_ARGUMENT with the field in
-its message, what the server cannot do now is UNAVAILABLE, and lateness is DEADLINE_EXCEEDED.
+its message, what the server cannot do now is UNAVAILABLE, and lateness is DEADLINE_EXCEEDED. What it refuses for the
+load is RESOURCE_EXHAUSTED; where the server knows when there will be room, the trailing metadata say so
+(`retry-after-ms`) and whether the caller's tenant or the load of all was the reason (`refused-for`: tenant | load).
 The ids that the caller's log lines carry go along as metadata, and the server's lines about the call carry them too.
 
 A streaming method's messages are bounded one by one, and neither side reads faster than it takes what it has read:
@@ -12,10 +14,11 @@ HTTP/2 holds the other side back. What is no record ends the stream, for whoever
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
 from concurrent import futures
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 from structlog.contextvars import bound_contextvars, get_contextvars
@@ -40,16 +43,34 @@ _CARRIED = {
     "penstock-trace-id-bin": "trace_id",
 }
 
+_RETRY_AFTER, _REFUSED_FOR = "retry-after-ms", "refused-for"
+
 # (request, context) -> reply; of a streaming method (iterator of requests, context) -> iterator of replies.
 Handler = Callable[[Any, grpc.ServicerContext], Any]
 
 
 class CallError(Exception):
-    """A call that did not succeed. `retryable` says whether the same call may succeed later."""
+    """A call that did not succeed. `retryable` says whether the same call may succeed later.
 
-    def __init__(self, method: Method, address: str, code: grpc.StatusCode, message: str) -> None:
+    `said` is the server's own message. `retry_after_s` and `refused_for` are None unless the server refused the call
+    and said so.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        address: str,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        refused_for: Literal["tenant", "load"] | None = None,
+    ) -> None:
         self.method = method
         self.code = code
+        self.said = message
+        self.retry_after_s = retry_after_s
+        self.refused_for = refused_for
         self.retryable = code in (
             grpc.StatusCode.UNAVAILABLE,
             grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -63,7 +84,16 @@ class NotReady(Exception):
 
 
 class Refused(Exception):
-    """Raised by a handler whose admission is full; the caller sees RESOURCE_EXHAUSTED."""
+    """Raised by a handler whose admission is full; the caller sees RESOURCE_EXHAUSTED.
+
+    `retry_after_s`: when there will be room, where that is known. `tenant`: refused because of what the caller's own
+    tenant asks, and not because of the load of all.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None, *, tenant: bool = False) -> None:
+        self.retry_after_s = retry_after_s
+        self.tenant = tenant
+        super().__init__(message)
 
 
 class PortInUse(Exception):
@@ -118,9 +148,17 @@ def _guarded(context: grpc.ServicerContext) -> Generator[None]:
     except NotReady as error:
         context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
     except Refused as error:
+        if error.retry_after_s is not None:
+            context.set_trailing_metadata(_refusal(error.retry_after_s, error.tenant))
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
     except TimeoutError as error:
         context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
+
+
+def _refusal(retry_after_s: float, tenant: bool) -> tuple[tuple[str, str], ...]:
+    """A refusal as trailing metadata; milliseconds rounded up, at least one."""
+    after_ms = max(1, math.ceil(1000 * retry_after_s))
+    return (_RETRY_AFTER, str(after_ms)), (_REFUSED_FOR, "tenant" if tenant else "load")
 
 
 def _carried() -> list[tuple[str, bytes]] | None:
@@ -163,7 +201,7 @@ class Client:
         try:
             return self._stub(method)(request, timeout=timeout, metadata=_carried())
         except grpc.RpcError as error:
-            raise _call_error(method, self.address, error) from error
+            raise call_error(method, self.address, error) from error
 
     def start(self, method: Method, request: Any, timeout: float) -> Any:
         """The same, as a grpc future (`.result()` raises grpc.RpcError)."""
@@ -176,7 +214,7 @@ class Client:
         """
         sent = Sent(_encode(method.request), requests)
         call = self._stub(method)(sent, timeout=timeout, metadata=_carried())
-        return Replies(call, sent, functools.partial(_call_error, method, self.address))
+        return Replies(call, sent, functools.partial(call_error, method, self.address))
 
     def _stub(self, method: Method) -> Any:
         stub = self._stubs.get(method)
@@ -201,13 +239,13 @@ class AsyncClient:
         try:
             return await self._stub(method)(request, timeout=timeout, metadata=_carried())
         except grpc.aio.AioRpcError as error:
-            raise _call_error(method, self.address, error) from error
+            raise call_error(method, self.address, error) from error
 
     def stream(self, method: Method, requests: AsyncIterable[Any], timeout: float | None) -> AsyncReplies[Any]:
         """The replies to `requests`, which a task of its own reads. Otherwise as `Client.stream`."""
         sent = AsyncSent(_encode(method.request), requests)
         call = self._stub(method)(sent, timeout=timeout, metadata=_carried())
-        return AsyncReplies(call, sent, functools.partial(_call_error, method, self.address))
+        return AsyncReplies(call, sent, functools.partial(call_error, method, self.address))
 
     def _stub(self, method: Method) -> Any:
         stub = self._stubs.get(method)
@@ -219,8 +257,20 @@ class AsyncClient:
         await self._channel.close()
 
 
-def _call_error(method: Method, address: str, error: Any) -> CallError:
-    return CallError(method, address, error.code(), error.details() or "")
+def call_error(method: Method, address: str, error: Any) -> CallError:
+    """What a grpc.RpcError says."""
+    trailing = dict(iter(error.trailing_metadata() or ()))  # grpc.aio's is a mapping that iterates over pairs
+    after_ms = trailing.get(_RETRY_AFTER)
+    if not (isinstance(after_ms, str) and after_ms.isdecimal()):
+        return CallError(method, address, error.code(), error.details() or "")
+    return CallError(
+        method,
+        address,
+        error.code(),
+        error.details() or "",
+        retry_after_s=int(after_ms) / 1000,
+        refused_for="tenant" if trailing.get(_REFUSED_FOR) == "tenant" else "load",
+    )
 
 
 def _stub(channel: Any, method: Method) -> Any:

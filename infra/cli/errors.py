@@ -23,6 +23,8 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, CallError):
         if error.code is grpc.StatusCode.UNAVAILABLE:
             return unreachable(str(error)), FAILURE
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return refused(error), FAILURE
         # The server refused the request itself: its message names the field.
         return str(error), WRONG_ARGUMENT if error.code is grpc.StatusCode.INVALID_ARGUMENT else FAILURE
     if isinstance(error, OSError):
@@ -33,6 +35,15 @@ def explain(error: Exception) -> tuple[str, int]:
         f"unexpected {type(error).__name__}: {error} (PENSTOCK_DEBUG=1 shows where; please report it)",
         FAILURE,
     )
+
+
+def refused(error: CallError) -> str:
+    """What to tell when a role has more to do than it can."""
+    role = error.method.service.lower()
+    if error.retry_after_s is None:
+        return f"the {role} is busy: {error.said}"
+    whose = "this tenant asks more than its share of it; " if error.refused_for == "tenant" else ""
+    return f"the {role} is busy: {whose}try again in {error.retry_after_s:.1f} s ({error.said})"
 
 
 def unreachable(what: str) -> str:

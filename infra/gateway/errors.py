@@ -1,12 +1,14 @@
 """Everything a caller may be told of trouble, in one shape: {"error": {field, given, expected, message, request_id}}.
 
-422 the request breaks a rule, 404 nobody has that id, 409 somebody else does, 401 no good key, 413 too much, 503 a role
-or the broker is away (with Retry-After), 504 the answer would be late, 500 our fault. What an exception says of our
-insides (addresses, types, stacks) goes to the log and never to the caller.
+422 the request breaks a rule, 404 nobody has that id, 409 somebody else does, 401 no good key, 413 too much, 429 the
+caller's tenant asks more than its share while others wait, 503 a role is overloaded or a role or the broker is away,
+504 the answer would be late, 500 our fault. 429 and 503 come with Retry-After, in whole seconds. What an exception says
+of our insides (addresses, types, stacks) goes to the log and never to the caller.
 """
 
 from __future__ import annotations
 
+import math
 import re
 
 import grpc
@@ -17,7 +19,6 @@ from penstock.schemas.grpc_avro import CallError
 RETRY_S = 1
 MAX_SHOWN = 120  # characters of what was given
 _SAID = re.compile(r"^(?P<field>[^:]{1,200}): got (?P<given>.*), expected (?P<expected>.*)$", re.DOTALL)
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 class Problem(Exception):
@@ -69,16 +70,24 @@ def problem_of(error: Exception) -> Problem | None:
 def _of_call(error: CallError) -> Problem:
     role = error.method.service.lower()
     if error.code is grpc.StatusCode.INVALID_ARGUMENT:
-        said = str(error).partition(f": {error.code.name.lower()}: ")[2]
-        match = _SAID.match(said)
+        match = _SAID.match(error.said)
         if match is None:
-            return Problem(422, said)
+            return Problem(422, error.said)
         return _invalid(match["field"], match["given"].strip("'\""), match["expected"])
     if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Problem(504, f"the {role} did not answer in time: give it longer (deadline_ms) or ask for less")
-    if error.code in _AWAY:
-        return away(f"the {role} is busy" if error.code is _AWAY[1] else f"the {role} cannot be reached")
-    return away(f"the {role} failed")
+    if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return _refused(role, error)
+    return away(f"the {role} cannot be reached" if error.code is grpc.StatusCode.UNAVAILABLE else f"the {role} failed")
+
+
+def _refused(role: str, error: CallError) -> Problem:
+    """The role has more to do than it can: 429 where that is the tenant's own doing, else 503."""
+    retry_s = RETRY_S if error.retry_after_s is None else max(RETRY_S, math.ceil(error.retry_after_s))
+    if error.refused_for != "tenant":
+        return away(f"the {role} is busy", retry_s)
+    message = f"the {role} is busy, and your tenant asks more than its share of it; try again in {retry_s} s"
+    return Problem(429, message, retry_s=retry_s)
 
 
 def _invalid(field: str, given: object, expected: str) -> Problem:

@@ -28,7 +28,8 @@ ERRORS = {
     409: "Another tenant has this id",
     413: "The body is too long",
     422: "The request breaks a rule: `field` says where",
-    503: "A role or the broker cannot be reached: ask again after Retry-After seconds",
+    429: "Too much waits, and the tenant asks more than its share: ask again after Retry-After seconds",
+    503: "Too much waits, or a role or the broker cannot be reached: ask again after Retry-After seconds",
     504: "No answer in time",
 }
 _PLAIN: dict[Any, dict[str, Any]] = {

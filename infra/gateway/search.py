@@ -27,7 +27,7 @@ from penstock.schemas.validate import check_query
 
 router = APIRouter(tags=["search"])
 READ_S = 2.0  # seconds that postings and explanations may take beside the ranking
-_ANSWERS = openapi.answers(200, SearchAnswer, "A page of ranked postings", 401, 403, 413, 503, 504)
+_ANSWERS = openapi.answers(200, SearchAnswer, "A page of ranked postings", 401, 403, 413, 429, 503, 504)
 
 
 @router.post("/v1/search", responses=_ANSWERS, openapi_extra=openapi.body(Search), response_class=JSONResponse)

@@ -4,6 +4,7 @@ Through the whole role: test_rank_streams_of_the_role.py.
 """
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import Counter
@@ -11,17 +12,19 @@ from collections import Counter
 import grpc
 import pytest
 from answering import STATUS, answered
+from desk import make_desk
 from open_feed import Feed
+from refusing import Refusing
 
+from penstock.ranker import rank_streams
 from penstock.ranker.calls import rank_handler
 from penstock.ranker.client import AsyncRankerClient, RankerClient
 from penstock.ranker.errors import RankFailed
 from penstock.ranker.rank_streams import RankStreams
-from penstock.ranker.service import Job, RankService
-from penstock.ranker.shaping.queue import DeadlineQueue
+from penstock.ranker.shaping.work import Why
 from penstock.schemas import grpc_avro
 from penstock.schemas.errors import InvalidRecord
-from penstock.schemas.events import RankQuery, RankRequest, RankResult
+from penstock.schemas.events import RankClass, RankQuery, RankRequest, RankResult
 from penstock.schemas.grpc_avro import CallError
 from penstock.schemas.rpc import Ranker, StatusRequest
 from penstock.schemas.wire import codec
@@ -34,7 +37,9 @@ def now_ms():
 
 
 def request(name, in_ms=SOON_MS, **changes):
-    return RankRequest(request_id=str(name), deadline=now_ms() + in_ms, query=RankQuery(text="nurse"), **changes)
+    return RankRequest(
+        request_id=str(name), deadline=now_ms() + in_ms, query=RankQuery(text=f"nurse {name}"), **changes
+    )
 
 
 def names(results):
@@ -49,7 +54,7 @@ class Desk:
         self.entered, self.open = threading.Semaphore(0), threading.Event()
         self.deadlines_ms = []
         self.most_inside = 0  # requests, of one worker, that waited or were ranked when one was done
-        self.service = RankService(DeadlineQueue(capacity), self._rank, workers, now_ms)
+        self.service = make_desk(self._rank, workers=workers, places=capacity, now_ms=now_ms, around=self._around)
         self.streams = RankStreams(self.service, self._check, capacity, now_ms)
         handlers = {
             Ranker.RANK: rank_handler(self.service, self._check, now_ms),
@@ -61,13 +66,17 @@ class Desk:
         self.client = RankerClient(address)
         answered(lambda: self.client.status(5))
 
+    def _around(self, shaper):
+        self.door = Refusing(shaper)
+        return self.door
+
     def _check(self, asked):
         if asked.request_id == "invalid":
             raise InvalidRecord("page.size", 0, "1 to 1000")
         if asked.request_id == "bug":
             raise ZeroDivisionError("a bug in a check")
 
-    def _rank(self, job, waited_ms):
+    def _rank(self, job, turn):
         self.deadlines_ms.append(job.deadline_ms)
         self.entered.release()
         assert not self.held(job.request.request_id) or self.open.wait(20)
@@ -234,7 +243,7 @@ def test_a_stop_answers_what_the_queue_holds_and_then_sends_the_caller_elsewhere
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     feed.put(request("not read any more"))
     desk.open.set()
-    assert [next(results).request_id for _ in range(3)] == ["a", "b", "c"]
+    assert {next(results).request_id for _ in range(3)} == set("abc")
     for ended in (results, desk.client.rank_stream([request("new")], None)):
         with pytest.raises(CallError, match="the ranker is stopping; ask another replica") as caught:
             next(ended)
@@ -254,66 +263,98 @@ def test_one_stream_has_at_most_a_quarter_of_the_queue_unanswered(desk, until):
     assert desk.most_inside == 4
 
 
-def test_streams_leave_a_quarter_of_the_queue_to_others(desk, until):
+def test_all_streams_together_leave_a_quarter_of_the_places_to_others(desk, until):
     desk = desk(capacity=8, workers=1, held=everything)
-    streams = [desk.client.rank_stream(map(request, range(10)), 30) for _ in range(5)]
+    asked = [[str(number) for number in range(first, first + 10)] for first in range(0, 50, 10)]
+    streams = [desk.client.rank_stream(map(request, mine), 30) for mine in asked]
     desk.begins()
-    until(lambda: desk.service.depth == 6)
+    until(lambda: desk.service.depth == 5)  # and one that has begun
     single = grpc_avro.Client(desk.address)
     answered(lambda: single.call(Ranker.STATUS, StatusRequest(), 5))
     others = [single.start(Ranker.RANK, request(f"single {number}"), 20) for number in range(2)]
-    until(lambda: desk.service.depth == 8)
+    until(lambda: desk.service.depth == 7)
+    assert desk.streams._taken_in == 6
     desk.open.set()
     assert [other.result().request_id for other in others] == ["single 0", "single 1"]
-    for results in streams:
-        assert sorted(names(results), key=int) == [str(number) for number in range(10)]
+    for results, mine in zip(streams, asked, strict=True):
+        assert sorted(names(results), key=int) == mine
+    until(lambda: desk.streams._taken_in == 0)
     assert desk.service.counts()["refused"] == 0
     single.close()
 
 
-def fill(desk):
-    """One is ranked and all other places are taken, until `desk.open` is set."""
-    waiting = [Job(request(f"filler {number}"), now_ms() + SOON_MS) for number in range(desk.streams._room_until + 1)]
-    desk.service.submit(waiting[0])
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_a_single_call_that_is_refused_is_told_when_to_come_back_and_whose_doing_it_is(desk):
+    desk = desk()
+    for why, whose in ((Why.TENANT, "tenant"), (Why.LATE, "load"), (Why.QUEUE, "load")):
+        desk.door.after_s, desk.door.why = (lambda work: 1.25), why
+        with pytest.raises(CallError, match=r"ask again in 1\.25 s") as caught:
+            desk.client.rank(request("a"), 10)
+        assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (caught.value.retry_after_s, caught.value.refused_for) == (1.25, whose)
+    desk.door.after_s = lambda work: None
+    assert desk.client.rank(request("a"), 10).request_id == "a"
+    assert (desk.service.counts()["refused"], desk.service.counts()["served"]) == (3, 1)
+
+
+def test_a_stream_offers_again_what_was_refused_and_no_sooner_than_it_was_told(desk):
+    desk = desk()
+    offers = []
+
+    def twice(work):
+        offers.append(time.monotonic())
+        return 0.1 if len(offers) <= 2 else None
+
+    desk.door.after_s = twice
+    assert sorted(names(desk.client.rank_stream(map(request, "ab"), 20))) == ["a", "b"]
+    assert [later - sooner >= 0.1 for sooner, later in itertools.pairwise(offers)] == [True, True, False]
+    assert desk.service.counts() == {"served": 2, "failed": 0, "expired": 0, "refused": 0, "left": 0}
+
+
+def test_one_that_is_done_makes_room_for_the_next_at_once(desk, until, monkeypatch):
+    monkeypatch.setattr(rank_streams, "LONGEST_WAIT_S", 600.0)
+    desk = desk(workers=1, held=everything)
+    offers = itertools.count()
+    desk.door.after_s = lambda work: None if next(offers) == 0 or desk.open.is_set() else 600.0
+    results = desk.client.rank_stream(map(request, "abc"), 20)
     desk.begins()
-    for job in waiting[1:]:
-        desk.service.submit(job)
-    assert desk.service.depth == desk.streams._room_until
+    assert desk.door.refused.acquire(timeout=20)
+    desk.open.set()
+    assert sorted(names(results)) == ["a", "b", "c"]
 
 
-def waits_for_room(desk):
-    """Of a full queue: some stream has read a request."""
-    return any(stream._jobs for stream in list(desk.streams._open))
-
-
-@pytest.mark.parametrize("capacity", [1, 4])
-def test_in_a_full_queue_a_request_waits_for_room_until_its_deadline(desk, capacity):
-    desk = desk(capacity=capacity, workers=1, held=everything)
-    fill(desk)
+def test_a_search_waits_for_room_until_its_deadline_and_an_alert_for_as_long_as_it_takes(desk):
+    desk = desk()
+    desk.door.after_s = lambda work: 0.05
     results = desk.client.rank_stream([request("late", in_ms=100), *map(request, "abc")], 20)
     late = next(results)
     assert "deadline passed before there was room in the queue: " in late.error
     assert late.request_id == "late"
-    desk.open.set()
-    assert names(results) == ["a", "b", "c"]
+    desk.door.after_s = lambda work: None
+    assert sorted(names(results)) == ["a", "b", "c"]
+    desk.door.after_s = lambda work: 0.05 if work.deadline_s > time.monotonic() else None
+    results = desk.client.rank_stream([request("alert", in_ms=100, class_=RankClass.ALERT)], 20)
+    assert [(one.request_id, one.error) for one in results] == [("alert", None)]
     counts = desk.service.counts()
-    assert (counts["expired"], counts["refused"], counts["left"]) == (1, 0, 0)
+    assert (counts["served"], counts["expired"], counts["refused"], counts["left"]) == (4, 1, 0, 0)
 
 
 def test_whoever_leaves_while_waiting_for_room_is_counted_once(desk, until):
-    desk = desk(capacity=1, workers=1, held=everything)
-    fill(desk)
+    desk = desk()
+    desk.door.after_s = lambda work: 600.0
     with desk.client.rank_stream([request("a")], None):
-        until(lambda: waits_for_room(desk))
+        assert desk.door.refused.acquire(timeout=20)
     until(lambda: desk.service.counts()["left"] == 1)
     until(lambda: not desk.streams._open)
 
 
-def test_a_stop_while_a_request_waits_for_room_leaves_it_to_another_ranker(desk, until):
-    desk = desk(capacity=1, workers=1, held=everything)
-    fill(desk)
+def test_a_stop_while_a_request_waits_for_room_leaves_it_to_another_ranker(desk):
+    desk = desk()
+    desk.door.after_s = lambda work: 600.0
     results = desk.client.rank_stream([request("a")], None)
-    until(lambda: waits_for_room(desk))
+    assert desk.door.refused.acquire(timeout=20)
     desk.streams.close()
     with pytest.raises(CallError, match="the ranker is stopping"):
         next(results)

@@ -74,7 +74,42 @@ def test_errors_keep_their_kind(serving, error, code, retryable):
     assert (caught.value.code, caught.value.retryable) == (code, retryable)
     assert str(error) in str(caught.value)
     assert "Models.EnrichPostings" in str(caught.value)
+    assert (caught.value.retry_after_s, caught.value.refused_for) == (None, None)
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("refused", "after_s", "refused_for"),
+    [
+        (grpc_avro.Refused("full"), None, None),
+        (grpc_avro.Refused("full", 1.2), 1.2, "load"),
+        (grpc_avro.Refused("full", 0.0301, tenant=True), 0.031, "tenant"),
+        (grpc_avro.Refused("full", 0.0), 0.001, "load"),
+    ],
+)
+def test_a_refusal_says_when_to_come_back_and_whose_doing_it_is(serving, refused, after_s, refused_for):
+    address = serving({rpc.Models.ENRICH: _raise(refused)})
+
+    def told(error):
+        return error.code, error.said, error.retry_after_s, error.refused_for
+
+    expected = (grpc.StatusCode.RESOURCE_EXHAUSTED, "full", after_s, refused_for)
+    client = grpc_avro.Client(address)
+    with pytest.raises(grpc_avro.CallError) as caught:
+        client.call(rpc.Models.ENRICH, REQUEST, 5)
+    client.close()
+    assert told(caught.value) == expected
+
+    async def once():
+        peer = grpc_avro.AsyncClient(address)
+        try:
+            with pytest.raises(grpc_avro.CallError) as caught:
+                await peer.call(rpc.Models.ENRICH, REQUEST, 5)
+        finally:
+            await peer.close()
+        return told(caught.value)
+
+    assert asyncio.run(once()) == expected
 
 
 def test_nobody_there_is_retryable_and_names_the_address(free_port):

@@ -117,6 +117,20 @@ def test_errors_keep_their_kind_and_come_after_the_replies_before_them(dial, err
     assert str(error) in str(caught.value)
 
 
+def test_a_refused_stream_says_when_to_come_back(dial):
+    def refuses(requests, context):
+        raise grpc_avro.Refused("64 streams of 64", 2.5, tenant=True)
+        yield
+
+    with pytest.raises(CallError) as caught:
+        next(dial(refuses).stream(STREAM, [request("a")], 20))
+    assert (caught.value.said, caught.value.retry_after_s, caught.value.refused_for) == (
+        "64 streams of 64",
+        2.5,
+        "tenant",
+    )
+
+
 def test_nobody_there_is_retryable_and_names_the_address(free_port):
     address = f"127.0.0.1:{free_port()}"
     client = grpc_avro.Client(address)

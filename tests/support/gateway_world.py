@@ -36,8 +36,8 @@ from penstock.schemas.wire import codec
 NOW = 1_795_000_000_000
 
 
-def call_error(method, code, message="at 10.1.2.3: secret"):
-    return CallError(method, "10.1.2.3:7301", code, message)
+def call_error(method, code, message="at 10.1.2.3: secret", **said):
+    return CallError(method, "10.1.2.3:7301", code, message, **said)
 
 
 class FakeRanker:

@@ -145,6 +145,23 @@ def test_search_asks_for_the_tenant_named(cli, asked):
     assert cli("search", "nurse", "--tenant", "").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        (
+            grpc_avro.Refused("12 s of work wait", 1.25, tenant=True),
+            "the ranker is busy: this tenant asks more than its share of it; try again in 1.2 s (12 s of work wait)",
+        ),
+        (grpc_avro.Refused("12 s of work wait", 0.5), "the ranker is busy: try again in 0.5 s (12 s of work wait)"),
+        (grpc_avro.Refused("64 streams are open"), "the ranker is busy: 64 streams are open"),
+    ],
+)
+def test_a_search_that_is_refused_says_when_to_come_back(cli, answers, refused, said):
+    answers["result"] = refused
+    result = cli("search", "nurse")
+    assert (result.exit_code, result.stderr.strip()) == (1, said)
+
+
 def test_search_explains_scores_and_trees(cli):
     result = cli("search", "nurse", "--explain")
     assert "dense 0.5 lexical 0.25" in result.stdout

@@ -122,6 +122,25 @@ def test_trouble_behind_the_gateway_is_said_without_its_insides(world, code, sta
     assert "10.1.2.3" not in answer.text and "secret" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("said", "status", "after"),
+    [
+        ({"retry_after_s": 0.004, "refused_for": "load"}, 503, "1"),
+        ({"retry_after_s": 2.0, "refused_for": "load"}, 503, "2"),
+        ({"retry_after_s": 2.001, "refused_for": "tenant"}, 429, "3"),
+        ({}, 503, "1"),
+    ],
+)
+def test_a_refusal_says_whose_doing_it_is_and_after_how_many_whole_seconds_to_come_back(world, said, status, after):
+    w = world()
+    w.ranker.trouble = call_error(Ranker.RANK, grpc.StatusCode.RESOURCE_EXHAUSTED, **said)
+    answer = w.http.get("/v1/search?q=nurse")
+    assert (answer.status_code, answer.headers["retry-after"]) == (status, after)
+    message = answer.json()["error"]["message"]
+    assert f"try again in {after} s" in message and ("tenant" in message) == (status == 429)
+    assert "10.1.2.3" not in answer.text and "secret" not in answer.text
+
+
 def test_what_the_ranker_finds_wrong_is_told_by_field(world):
     w = world()
     said = "page.cursor: got 'x', expected the next_cursor of a previous page, unchanged"
