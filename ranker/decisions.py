@@ -20,7 +20,7 @@ DECISIONS = Counter(
 )
 DEPTHS = Counter("penstock_shaping_depths_total", "Requests by what bound their depth", ["class", "reason"])
 DEPTH = Histogram(
-    "penstock_shaping_depth_candidates",
+    "penstock_shaping_depth_items",
     "How deep requests were let rank",
     ["class"],
     buckets=(8, 16, 24, 32, 48, 64, 131, 250, 500, 1_000, 2_000),

@@ -47,38 +47,53 @@ def numbers(state: State) -> dict[str, float]:
     return found | {f"refused_{why.value}_total": float(count) for why, count in state.refused.items()}
 
 
-def families(state: State) -> Iterable[Metric]:
-    """One moment's gauges. Depth has the reason for a label: one series at a time."""
-    waiting = queues(state)
-    for name, help_, of in (
-        ("waiting_requests", "Requests that wait", lambda each: each.works),
-        ("waiting_tokens", "What waits, in tokens at the floor depth", lambda each: each.tokens),
-        ("oldest_seconds", "How long the oldest has waited", lambda each: each.oldest_s),
-    ):
-        family = GaugeMetricFamily(f"penstock_shaping_{name}", help_, labels=["queue"])
-        for queue, each in waiting.items():
-            family.add_metric([queue], of(each))
-        yield family
-    depth = GaugeMetricFamily("penstock_shaping_depth", "Candidates that the controller gives", labels=["reason"])
-    depth.add_metric([state.depth_reason.value], state.depth)
-    yield depth
-    for name, help_, value in (
-        ("slack_seconds", "How long the engine could rest with nothing late; +Inf: nothing waits", state.slack_s),
-        ("predicted_delay_seconds", "Of a search that comes at this moment", state.delay_s),
-        ("cost_confidence_ratio", "In the cost model, 0 to 1", state.confidence),
-        ("cost_overhead_seconds", "Of a batch, by the cost model", state.overhead_s),
-        ("cost_token_seconds", "Of a token, by the cost model", state.token_s),
-    ):
-        yield GaugeMetricFamily(f"penstock_shaping_{name}", help_, value=value)
+# name, help, label, value of each label
+GAUGES: tuple[tuple[str, str, str, Callable[[State], Mapping[str, float]]], ...] = (
+    ("waiting_requests", "Requests that wait", "queue", lambda state: {q: w.works for q, w in queues(state).items()}),
+    (
+        "waiting_tokens",
+        "What waits, in tokens at the floor depth",
+        "queue",
+        lambda state: {queue: waiting.tokens for queue, waiting in queues(state).items()},
+    ),
+    (
+        "oldest_seconds",
+        "How long the oldest has waited",
+        "queue",
+        lambda state: {queue: waiting.oldest_s for queue, waiting in queues(state).items()},
+    ),
+    (
+        "depth",
+        "Candidates that the controller gives; one series at a time, of what bounds it",
+        "reason",
+        lambda state: {state.depth_reason.value: state.depth},
+    ),
+    (
+        "slack_seconds",
+        "How long the engine could rest with nothing late; +Inf: nothing waits",
+        "",
+        lambda state: {"": state.slack_s},
+    ),
+    ("predicted_delay_seconds", "Of a search that comes at this moment", "", lambda state: {"": state.delay_s}),
+    ("cost_confidence_ratio", "In the cost model, 0 to 1", "", lambda state: {"": state.confidence}),
+    ("cost_overhead_seconds", "Of a batch, by the cost model", "", lambda state: {"": state.overhead_s}),
+    ("cost_token_seconds", "Of a token, by the cost model", "", lambda state: {"": state.token_s}),
+)
 
 
 class StateCollector(Collector):
-    """Reads the state at every scrape, once. `read` may be set anew; nothing is told before."""
+    """Reads the state once a scrape. Until `read` is set, nothing but the names is told."""
 
     read: Callable[[], State] | None = None
 
     def collect(self) -> Iterable[Metric]:
-        return () if self.read is None else families(self.read())
+        state = None if self.read is None else self.read()
+        for name, help_, label, values in GAUGES:
+            family = GaugeMetricFamily(f"penstock_shaping_{name}", help_, labels=[label] if label else [])
+            if state is not None:
+                for value_of, value in values(state).items():
+                    family.add_metric([value_of] if label else [], value)
+            yield family
 
 
 SHAPING = StateCollector()

@@ -72,7 +72,7 @@ def test_each_part_counts_with_what_bound_its_depth(counted):
     assert isinstance(batch, Batch) and [part.depth for part in batch.parts] == [20, 20]
     told = counted()
     assert told["depths_total", "INTERACTIVE", "supply"] == 2
-    assert (told["depth_candidates_count", "INTERACTIVE"], told["depth_candidates_sum", "INTERACTIVE"]) == (2, 40)
+    assert (told["depth_items_count", "INTERACTIVE"], told["depth_items_sum", "INTERACTIVE"]) == (2, 40)
     assert isinstance(watched.batch(0.0, 65_536.0), Wait)
     assert counted() == told
 
@@ -133,7 +133,8 @@ def test_one_scrape_reads_the_state_once_and_only_the_newest_reason_of_depth():
     collector = StateCollector()
     registry = CollectorRegistry()
     registry.register(collector)
-    assert generate_latest(registry) == b""
+    assert b"# HELP penstock_shaping_depth " in generate_latest(registry)
+    assert not from_text(generate_latest(registry).decode()).values
     state = some_state()
     collector.read = lambda: asked.append(1) or state
     told = from_text(generate_latest(registry).decode())
