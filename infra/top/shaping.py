@@ -14,6 +14,7 @@ from penstock.infra.top.samples import Samples, grown
 
 PREFIX = "penstock_shaping"
 DECISIONS, DEPTHS = f"{PREFIX}_decisions_total", f"{PREFIX}_depths_total"
+BUSY = "penstock_engine_busy_seconds_total"
 CLASSES, LATE = ("INTERACTIVE", "RECOMMENDATION", "ALERT"), "LATE"
 
 
@@ -44,6 +45,7 @@ class Shaping:
     depth_reason: str
     depth_reasons: Mapping[str, float]  # reason -> share of the requests that were given a depth, most first
     slack_s: float | None  # how long the engine could rest with nothing late; None: nothing waits
+    busy: float | None  # share of the time that the engine had a forward to compute; None: there is no engine
     delay_s: float  # predicted, of a search that comes
     confidence: float  # in the cost model, 0 to 1
     overhead_s: float  # of a batch, by the cost model
@@ -66,6 +68,7 @@ def shaping(before: Reading, now: Reading) -> Shaping | None:
         depth_reason=reason,
         depth_reasons=_most_first({why: count / sum(given.values()) for why, count in given.items()}),
         slack_s=slack_s if math.isfinite(slack_s) else None,
+        busy=window.rate(BUSY),
         delay_s=_gauge(samples, "predicted_delay_seconds"),
         confidence=_gauge(samples, "cost_confidence_ratio"),
         overhead_s=_gauge(samples, "cost_overhead_seconds"),
@@ -85,6 +88,12 @@ class _Window:
         now = self.now.by(name, label, **labels)
         more = {value: grown(held.get(value, 0.0), count) or 0.0 for value, count in now.items()}
         return {value: count for value, count in more.items() if count > 0}
+
+    def rate(self, name: str) -> float | None:
+        if self.before is None:
+            return None
+        more = grown(self.before.total(name), self.now.total(name))
+        return None if more is None else more / self.seconds
 
     def mean(self, name: str, **labels: str) -> float | None:
         """Of a histogram's new values."""

@@ -70,6 +70,7 @@ def _shaping(shaping: Shaping, gap: str, width: int) -> list[Text]:
         Text.assemble(
             ("slack ", "dim"), _low(duration_or_less(slack_s), slack_s is not None and slack_s < LITTLE_SLACK_S)
         ),
+        *([Text.assemble(("busy ", "dim"), share(shaping.busy))] if shaping.busy is not None else []),
         Text.assemble(("a search would wait ", "dim"), _late(shaping.delay_s)),
         Text.assemble(("a batch takes ", "dim"), cost, ", ", _low(f"{share(sure)} sure", sure < DOUBTFUL)),
     ]

@@ -113,6 +113,14 @@ def test_a_ranker_that_began_anew_counts_from_nothing():
     assert (alerts.deferred, alerts.depth) == (7, 16)
 
 
+@pytest.mark.parametrize(("held", "has", "busy"), [(10.0, 11.5, 0.75), (None, 3.0, None), (10.0, 1.0, 0.5)])
+def test_the_engine_is_busy_by_the_seconds_of_its_forwards(held, has, busy):
+    depth, name = 'penstock_shaping_depth{reason="load"} 20\n', "penstock_engine_busy_seconds_total"
+    text = [depth if each is None else f"{depth}{name} {each}\n" for each in (held, has)]
+    before, now = (Reading(at=2.0 * at, metrics={"ranker": from_text(told)}) for at, told in enumerate(text))
+    assert shaping(before, now).busy == busy
+
+
 def test_a_ranker_that_does_not_tell_or_only_just_began():
     ranker = Ranker()
     silent, told = Reading(at=1.0), ranker.reading(2.0)
@@ -162,6 +170,7 @@ queues = st.builds(
         depth_reason=st.sampled_from(["load", "ceiling"]),
         depth_reasons=st.dictionaries(st.sampled_from(["load", "floor", "supply", "margin"]), st.floats(0, 1)),
         slack_s=st.none() | st.floats(-100, 1e5),
+        busy=st.none() | st.floats(0, 1),
         delay_s=st.floats(0, 1e4),
         confidence=st.floats(0, 1),
         overhead_s=st.floats(0, 1),
@@ -172,7 +181,7 @@ queues = st.builds(
 def test_every_line_fits_with_the_stages_above(told, width):
     lines = shown(told, width)
     assert max(len(line) for line in lines) <= width
-    assert len(lines) <= 22  # of 24, the parts below take two
+    assert len(lines) <= 22  # of 24, the parts below take two: what is cut off a small terminal is theirs
     for queue in told.queues:
         assert any(line.startswith(f"{queue.name} ") for line in lines)
 
@@ -180,12 +189,12 @@ def test_every_line_fits_with_the_stages_above(told, width):
 def test_as_many_reasons_as_there_is_room_for_the_most_frequent_first():
     told = {"late": 3.2, "standing": 1.1, "tenant": 0.3, "expired": 0.2}
     people = Queue("interactive", 12, 4_210.0, 0.12, 92.0, 0.0, 4.8, 22.0, told)
-    found = Shaping((people,), 22.4, "load", {"load": 0.6, "floor": 0.4}, None, 0.09, 0.9, 0.0034, 3.35e-5)
+    found = Shaping((people,), 22.4, "load", {"load": 0.6, "floor": 0.4}, None, 0.97, 0.09, 0.9, 0.0034, 3.35e-5)
     line = {width: next(each for each in shown(found, width) if "interactive" in each) for width in (80, 100, 120)}
     assert line[80].endswith(" late 3.2") and line[100].endswith(" late 3.2 standing 1.1")
     assert line[120].endswith(" late 3.2 standing 1.1 tenant 0.3 expired 0.2")
     text = "\n".join(shown(found, 120))
-    assert "depth 22 load · given for load 60% floor 40% · slack ∞ · a search would wait 90ms" in text
+    assert "depth 22 load · given for load 60% floor 40% · slack ∞ · busy 97% · a search would wait 90ms" in text
     assert "a batch takes 3.4ms + 33.5µs a token, 90% sure" in text
 
 
