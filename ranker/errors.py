@@ -8,14 +8,18 @@ class RankerError(Exception):
 
 
 class QueueFull(RankerError):
-    """The admission queue holds as many requests as it may. Interactive callers try later; Kafka is paused."""
+    """The request was not let in. Interactive callers come back after `retry_after_s`; Kafka is paused for as long.
 
-    def __init__(self, depth: int, capacity: int) -> None:
-        self.depth = depth
-        self.capacity = capacity
+    `tenant`: its tenant is ahead of its share; otherwise there is too much to do for everybody.
+    """
+
+    def __init__(self, retry_after_s: float, why: str, tenant: bool) -> None:
+        self.retry_after_s = retry_after_s
+        self.why = why
+        self.tenant = tenant
+        whose = "its tenant is ahead of its fair share while others wait" if tenant else "the ranker is full"
         super().__init__(
-            f"the admission queue is full: {depth} requests wait, at most {capacity} may (ranker.max_queue); "
-            "try again later or add a ranker"
+            f"not let in ({why}): {whose}; ask again in {retry_after_s:.2f} s, with a later deadline, or add a ranker"
         )
 
 

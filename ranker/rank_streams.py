@@ -81,7 +81,7 @@ class RankStreams:
     def _submit(self, job: Job) -> bool:
         """False while there is no room for streams. Raises QueueClosed."""
         with self._door:
-            return self._service.depth < self._room_until and self._service.try_submit(job)
+            return self._service.depth < self._room_until and self._service.try_submit(job) is None
 
     def _add(self, stream: _Stream) -> None:
         with self._lock:

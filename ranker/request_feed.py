@@ -171,7 +171,7 @@ class RequestFeed:
         while self._waiting:
             record, job = self._waiting[0]
             try:
-                if not self._service.try_submit(job):
+                if self._service.try_submit(job) is not None:
                     return  # backpressure: the partitions are paused until there is room
             except QueueClosed:
                 return

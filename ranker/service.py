@@ -1,27 +1,39 @@
-"""The ranker's desk: one queue, a few workers, and an answer for everything that came in.
+"""The ranker's desk: one shaper that decides, a few threads that do, and an answer for everything that came in.
 
-A request is submitted from gRPC or Kafka alike and gets a future. Invariant: every future ends, with a result or with
-an error that names stage and cause; a request whose deadline has passed or whose caller left never costs a worker
-more than saying so. A worker outlives whatever a request does to it.
+A request is submitted from gRPC or Kafka alike and gets a future. The shaper says who is let in, who is next and how
+deep (ranker/shaping/); this applies it:
+
+    1. offer     the request as a work: taken in, put off, or refused with the time to come back
+    2. batch     a thread that has nothing to do asks what is next, while a lane is free
+    3. serve     its parts, each on a thread; identical works once
+    4. done      when its last part has ended, with the seconds that the lane was held
+
+Invariant: every future ends, with a result or with an error that names stage and cause; a request whose deadline has
+passed or whose caller left never costs a thread more than saying so. A thread outlives whatever a request does to it.
+Whoever takes a batch while works wait wakes another, so that somebody always watches for the next moment to act.
 
 Where it stands: life-of-a-query.md, step 8.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
 from collections import Counter as Tally
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 from prometheus_client import Counter, Histogram
 
-from penstock.infra.telemetry import about
+from penstock.infra.telemetry import DEGRADED, about
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull, RankFailed
-from penstock.ranker.shaping.queue import Admission, Policy, Ticket
+from penstock.ranker.shaping.work import Batch, Part, Refused, Shaper, State, Wait, Why, Work
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import RankClass, RankRequest, RankResult
 from penstock.schemas.validate import MAX_ECHO_BYTES
@@ -35,8 +47,9 @@ SECONDS = Histogram(
     ["class"],
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30),
 )
-KEPT = 4  # every fourth worker is kept for those who wait: work that nobody watches may take seconds
 OUTCOMES = ("served", "failed", "expired", "refused", "left")
+STUCK_S = 0.25  # a batch that takes longer gives its lane to another: a call that hangs stops nobody else
+NO_PLACE_S = 1.0  # after which to come back where as many wait as there are places
 
 
 @dataclass(slots=True, eq=False)
@@ -47,61 +60,125 @@ class Job:
     deadline_ms: int  # epoch milliseconds; the request's own, or sooner where the caller waits less
     future: Future[RankResult] = field(default_factory=Future)
     left: threading.Event = field(default_factory=threading.Event)
-    ticket: Ticket[Job] | None = None
+    number: int = 0  # of its work, once it was taken in
+    came_s: float = 0.0  # monotonic seconds
+    allowed_ms: float = math.inf  # from then to the deadline
 
     @property
     def urgent(self) -> bool:
-        """Whether somebody waits for it."""
+        """Whether somebody waits for it, so that a late answer is none."""
         return self.request.class_ is RankClass.INTERACTIVE
 
 
-Rank = Callable[[Job, float], RankResult]  # (job, milliseconds it waited)
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a request gets when its turn comes."""
+
+    waited_ms: float
+    depth: int  # candidates; of the language model where there is one
+    reason: Why  # what bound the depth
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What is served at once, and how much may wait."""
+
+    lanes: int = 2  # batches at once
+    together: int = 1  # works a batch, as the shaper's limits say: each has its thread
+    budget_tokens: float = math.inf  # of a batch
+    places: int = 1_024  # requests that may wait, of any class
+
+
+Describe = Callable[[int, RankRequest, float, float], Work]  # (number, request, arrived_s, deadline_s)
+Rank = Callable[[Job, Turn], RankResult]
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A batch under way."""
+
+    batch: Batch
+    began_s: float
+    left: int  # tasks that have not ended
 
 
 class RankService:
-    """Owns the admission queue and the worker threads. `clock` gives epoch milliseconds."""
+    """Owns the shaper and the threads. `now_ms` gives epoch milliseconds, `clock` monotonic seconds: a deadline is
+    converted once, when its request comes.
 
-    def __init__(self, policy: Policy[Job], rank: Rank, workers: int, clock: Callable[[], int]) -> None:
-        self._queue: Admission[Job] = Admission(policy, clock)
+    `_changed` guards the shaper and everything below it. No future ends and nothing is ranked while it is held.
+    """
+
+    def __init__(
+        self,
+        shaper: Shaper,
+        describe: Describe,
+        rank: Rank,
+        capacity: Capacity,
+        now_ms: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._describe = describe
         self._rank = rank
+        self._capacity = capacity
+        self._now_ms = now_ms
         self._clock = clock
-        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._changed = threading.Condition()
+        self._shaper = shaper
+        self._jobs: dict[int, Job] = {}  # those that wait, by the number of their work
+        self._running: set[_Running] = set()
+        self._ready: deque[Callable[[], None]] = deque()  # tasks for the next threads
+        self._closed = False
         self._tally: Tally[str] = Tally()
-        self._last_served_ms = clock()
-        self._workers = [
-            threading.Thread(target=self._work, args=(number < workers // KEPT,), name=f"rank-{number}", daemon=True)
-            for number in range(workers)
+        self._last_served_s = clock()
+        threads = 2 * capacity.lanes * capacity.together  # one half stands in for the other where that is stuck
+        self._threads = [
+            threading.Thread(target=self._work, name=f"rank-{number}", daemon=True) for number in range(threads)
         ]
 
     def start(self) -> None:
-        for worker in self._workers:
-            worker.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self, timeout_s: float) -> None:
-        """Take nothing more, answer what waits, end the workers; wait for all of that so many seconds."""
-        self._queue.close()
+        """Take nothing more, answer what waits, end the threads; wait for all of that so many seconds.
+
+        What still waits then is told that the ranker stops.
+        """
         give_up = time.monotonic() + timeout_s
-        for worker in self._workers:
-            worker.join(max(0.0, give_up - time.monotonic()))
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(max(0.0, give_up - time.monotonic()))
+        with self._changed:
+            left = [job for job in self._jobs.values() if self._withdraw(job)]
+            self._changed.notify_all()
+        for job in left:
+            self._end(job, "refused", QueueClosed())
+
+    # --- in ----------------------------------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
         """The answer comes in `job.future`. Raises QueueFull or QueueClosed: then nothing was taken in."""
         try:
-            job.ticket = self._queue.offer(job, job.deadline_ms, job.urgent)
-        except (QueueFull, QueueClosed):
+            refused = self._offer(job)
+        except QueueClosed:
             self._count(job, "refused")
             raise
+        if refused is not None:
+            self._count(job, "refused")
+            raise QueueFull(refused.retry_after_s, refused.reason.value, refused.reason is Why.TENANT)
 
-    def try_submit(self, job: Job) -> bool:
-        """The same for who keeps the job and tries again: False while the queue is full, which is no refusal yet.
+    def try_submit(self, job: Job) -> float | None:
+        """The same for who keeps the job and tries again: None when it is taken in, else the seconds after which to
+        try again, which is no refusal yet.
 
         Raises QueueClosed.
         """
-        try:
-            job.ticket = self._queue.offer(job, job.deadline_ms, job.urgent)
-        except QueueFull:
-            return False
-        return True
+        refused = self._offer(job)
+        return None if refused is None else refused.retry_after_s
 
     def turn_away(self, job: Job, error: CallerLeft | DeadlinePassed | QueueClosed) -> None:
         """End a job for which there was no room while anybody waited for it."""
@@ -111,52 +188,158 @@ class RankService:
     def leave(self, job: Job) -> None:
         """Whoever asked has gone: work not begun is dropped, work begun may stop at its next stage."""
         job.left.set()
-        if job.ticket is not None and self._queue.withdraw(job.ticket):
+        with self._changed:
+            withdrawn = self._withdraw(job)
+        if withdrawn:
             self._end(job, "left", CallerLeft("the caller left before ranking began"))
+
+    def _offer(self, job: Job) -> Refused | None:
+        left_ms = job.deadline_ms - self._now_ms()
+        if job.urgent and left_ms <= 0:
+            self._end(job, "expired", DeadlinePassed("ranking began", late_ms=-left_ms))
+            return None
+        now_s = self._clock()
+        work = self._describe(next(self._numbers), job.request, now_s, now_s + left_ms / 1000)
+        with self._changed:
+            if self._closed:
+                raise QueueClosed
+            if len(self._jobs) >= self._capacity.places:
+                return Refused(NO_PLACE_S, Why.QUEUE)
+            admission = self._shaper.offer(work, self._clock())
+            if isinstance(admission, Refused):
+                return admission
+            job.number, job.came_s, job.allowed_ms = work.number, now_s, float(left_ms)
+            self._jobs[job.number] = job
+            self._changed.notify()
+        return None
+
+    def _withdraw(self, job: Job) -> bool:
+        """Under the lock: whether it waited, and now does not."""
+        if self._jobs.pop(job.number, None) is None:
+            return False
+        self._shaper.withdraw(job.number)
+        return True
+
+    def _waited_ms(self, job: Job) -> float:
+        return 1000 * max(0.0, self._clock() - job.came_s)
+
+    # --- state -------------------------------------------------------------------------------------------------------
 
     @property
     def depth(self) -> int:
         """Requests that wait."""
-        return len(self._queue)
+        with self._changed:
+            return len(self._jobs)
+
+    def shaping(self) -> State:
+        """What the shaper says of itself."""
+        with self._changed:
+            return self._shaper.state(self._clock())
 
     def counts(self) -> dict[str, int]:
         """How many requests ended how, since the start."""
-        with self._lock:
+        with self._changed:
             return {outcome: self._tally[outcome] for outcome in OUTCOMES}
 
     @property
     def idle_ms(self) -> int:
         """Since the last request was served, or since the start."""
-        with self._lock:
-            return self._clock() - self._last_served_ms
+        with self._changed:
+            return int(1000 * (self._clock() - self._last_served_s))
 
-    def _work(self, urgent_only: bool) -> None:
-        while (taken := self._queue.take(urgent_only)) is not None:
-            now = self._clock()
-            for ticket in taken.expired:
-                late, waited = now - ticket.deadline_ms, now - ticket.offered_ms
-                self._end(ticket.item, "expired", DeadlinePassed("ranking began", late_ms=late, waited_ms=waited))
-            if taken.work is not None:
-                job, offered_ms = taken.work.item, taken.work.offered_ms
-                with about(job.request):
-                    self._serve(job, float(now - offered_ms))
-                SECONDS.labels(job.request.class_.value).observe(max(0, self._clock() - offered_ms) / 1000)
+    # --- the threads -------------------------------------------------------------------------------------------------
 
-    def _serve(self, job: Job, waited_ms: float) -> None:
+    def _work(self) -> None:
+        while (task := self._next()) is not None:
+            task()
+
+    def _next(self) -> Callable[[], None] | None:
+        """Waits for something to do; None once closed with nothing left that waits."""
+        with self._changed:
+            while not self._ready and not (self._closed and not self._jobs):
+                until_s = self._look()
+                if not self._ready:
+                    self._changed.wait(None if until_s == math.inf else max(0.0, until_s - self._clock()))
+            task = self._ready.popleft() if self._ready else None
+            if self._ready or self._jobs or self._closed:  # somebody else watches on
+                self._changed.notify()
+            return task
+
+    def _look(self) -> float:
+        """Under the lock: asks the shaper for a batch, whose tasks are then ready. Until when there is nothing to do
+        otherwise, if nobody wakes us.
+        """
+        now_s = self._clock()
+        held = [running.began_s + STUCK_S for running in self._running if running.began_s + STUCK_S > now_s]
+        if len(held) >= self._capacity.lanes:
+            return min(held)
+        decided = self._shaper.batch(now_s, self._capacity.budget_tokens)
+        if isinstance(decided, Wait):
+            return decided.until_s
+        self._ready.extend(partial(self._expire, self._jobs.pop(work.number)) for work in decided.expired)
+        groups: dict[str | int, tuple[Part, list[Job]]] = {}  # identical works: scored once
+        for part in decided.parts:
+            work = part.work
+            groups.setdefault(work.key or work.number, (part, []))[1].append(self._jobs.pop(work.number))
+        if groups:
+            running = _Running(decided, now_s, len(groups))
+            self._running.add(running)
+            self._ready.extend(partial(self._run, running, part, jobs) for part, jobs in groups.values())
+        return now_s
+
+    def _run(self, running: _Running, part: Part, jobs: list[Job]) -> None:
         try:
-            result = self._rank(job, waited_ms)
-        except DeadlinePassed as error:
-            self._end(job, "expired", error)
-        except CallerLeft as error:
-            self._end(job, "left", error)
-        except (RankFailed, WireError) as error:
-            self._end(job, "failed", error)
-        except Exception as error:  # whatever it is, the caller is told and the worker lives on
-            log.exception("a request broke its stage")
-            self._end(job, "failed", RankFailed("rank", error))
-        else:
-            self._count(job, "served")
-            job.future.set_result(result)
+            self._serve(part, jobs)
+        finally:
+            with self._changed:
+                running.left -= 1
+                if not running.left:
+                    self._running.remove(running)
+                    now_s = self._clock()
+                    self._shaper.done(running.batch, now_s, now_s - running.began_s)
+
+    def _serve(self, part: Part, jobs: list[Job]) -> None:
+        """The first of these identical ones that gets an answer answers all."""
+        while jobs:
+            job = jobs[0]
+            with about(job.request):
+                try:
+                    result = self._rank(job, Turn(self._waited_ms(job), part.depth, part.reason))
+                except DeadlinePassed as error:
+                    self._end(jobs.pop(0), "expired", error)
+                    continue
+                except CallerLeft as error:
+                    self._end(jobs.pop(0), "left", error)
+                    continue
+                except (RankFailed, WireError) as error:
+                    failure: Exception = error
+                except Exception as error:  # whatever it is, the callers are told and the thread lives on
+                    log.exception("a request broke its stage")
+                    failure = RankFailed("rank", error)
+                else:
+                    self._answer(job, result)
+                    for other in jobs[1:]:
+                        self._answer(other, _for(other.request, result))
+                    return
+            for one in jobs:
+                self._end(one, "failed", failure)
+            return
+
+    def _answer(self, job: Job, result: RankResult) -> None:
+        waited_ms = self._waited_ms(job)
+        late_ms = waited_ms - job.allowed_ms
+        if late_ms > 0 and not job.urgent:
+            DEGRADED.labels("ranker", "late").inc()
+            late = f"late: answered {late_ms:.0f} ms after its deadline"
+            result = replace(result, degraded=(*result.degraded, late))
+        SECONDS.labels(job.request.class_.value).observe(waited_ms / 1000)
+        self._count(job, "served")
+        job.future.set_result(result)
+
+    def _expire(self, job: Job) -> None:
+        waited_ms = self._waited_ms(job)
+        late_ms = max(0, round(waited_ms - job.allowed_ms))
+        self._end(job, "expired", DeadlinePassed("ranking began", late_ms=late_ms, waited_ms=waited_ms))
 
     def _end(self, job: Job, outcome: str, error: Exception) -> None:
         self._count(job, outcome)
@@ -164,10 +347,15 @@ class RankService:
 
     def _count(self, job: Job, outcome: str) -> None:
         REQUESTS.labels(job.request.class_.value, outcome).inc()
-        with self._lock:
+        with self._changed:
             self._tally[outcome] += 1
             if outcome == "served":
-                self._last_served_ms = self._clock()
+                self._last_served_s = self._clock()
+
+
+def _for(request: RankRequest, result: RankResult) -> RankResult:
+    """The result of an identical request as this one's."""
+    return replace(result, request_id=request.request_id, class_=request.class_, echo=request.echo, trace=request.trace)
 
 
 def error_result(request: RankRequest, error: BaseException) -> RankResult:

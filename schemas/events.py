@@ -377,6 +377,7 @@ class RankResult:
     total: Annotated[int, "postings that passed the filters"] = 0
     depth_asked: int = 0
     depth_served: int = 0
+    depth_reason: Annotated[str, "what bound the depth; empty: nothing was ranked"] = ""
     lm_scored: Annotated[int, "how many the language model scored"] = 0
     cache_hits: int = 0
     model_id: str = ""

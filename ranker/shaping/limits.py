@@ -19,6 +19,7 @@ class Limits:
 
     depths: DepthBounds = field(default_factory=lambda: DepthBounds(*ON_A_GPU))
     lanes: int = 1  # batches at once
+    together: int = 4_096  # works a batch, at most
     usual_tokens: float = 16_384.0  # of a batch
     batch_s: float = 0.15  # works share a batch, and go deeper than their floor, up to so long
     delay_s: float = 0.1  # predicted, of interactive works, that the depth is steered to
@@ -48,8 +49,8 @@ class Limits:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected more than 0")
-        if self.lanes < 1:
-            raise ValueError(f"lanes is {self.lanes}: expected at least 1")
+        if self.lanes < 1 or self.together < 1:
+            raise ValueError(f"lanes is {self.lanes} and together {self.together}: expected at least 1")
         if not self.delay_s < self.standing_s < self.interval_s:
             raise ValueError(
                 f"delay_s {self.delay_s}, standing_s {self.standing_s} and interval_s {self.interval_s}: expected them "

@@ -216,7 +216,7 @@ class TrafficShaper:
         planned = least = 0.0
         due_s = math.inf
         picker.begin(self._start(now_s), by_deadline=owed)
-        while (entry := picker.next()) is not None:
+        while len(taken) < self.limits.together and (entry := picker.next()) is not None:
             work = entry.work
             floor = work.tokens(work.least)
             end_s = now_s + cost.predict(least + floor)

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 
 import pytest
+from desk import make_desk
 from hypothesis import given
 from hypothesis import strategies as st
 from log_in_memory import Log, LogSink, LogSource
@@ -14,8 +15,7 @@ from penstock.ranker import policy
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull
 from penstock.ranker.offsets import OffsetTracker
 from penstock.ranker.request_feed import RequestFeed
-from penstock.ranker.service import Job, RankService, error_result
-from penstock.ranker.shaping.queue import DeadlineQueue
+from penstock.ranker.service import Job, error_result
 from penstock.schemas import topics, validate
 from penstock.schemas.events import DeadLetter, Page, RankClass, RankQuery, RankRequest, RankResult
 from penstock.schemas.framing import topic_codec
@@ -27,11 +27,11 @@ LIMITS = policy.DepthLimits(250, 2_000)
 
 
 def request(name="r", deadline=LATER, **changes):
-    return RankRequest(request_id=name, tenant="t", deadline=deadline, query=RankQuery(text="nurse"), **changes)
+    return RankRequest(request_id=name, tenant="t", deadline=deadline, query=RankQuery(text=f"nurse {name}"), **changes)
 
 
-def result(job, waited_ms=0.0):
-    return RankResult(request_id=job.request.request_id, tenant=job.request.tenant, timings={"queue": waited_ms})
+def result(job, turn=None):
+    return RankResult(request_id=job.request.request_id, tenant=job.request.tenant, timings={})
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def desk():
     opened = []
 
     def make(rank=result, capacity=64, workers=2):
-        service = RankService(DeadlineQueue(capacity), rank, workers, clock=lambda: NOW)
+        service = make_desk(rank, workers=workers, places=capacity, now_ms=lambda: NOW)
         opened.append(service)
         service.start()
         return service
@@ -58,7 +58,7 @@ class Gate:
         self.open = threading.Event()
         self.order = []
 
-    def __call__(self, job, waited_ms):
+    def __call__(self, job, turn):
         self.order.append(job.request.request_id)
         self.entered.release()
         assert self.open.wait(20)
@@ -101,7 +101,7 @@ def test_closing_waits_no_longer_than_it_is_told(desk):
 
 
 def test_an_expired_request_costs_no_work_and_says_why(desk):
-    def never(job, waited_ms):
+    def never(job, turn):
         raise AssertionError("worked on an expired request")
 
     service, job = desk(never), Job(request(deadline=NOW - 5), NOW - 5)
@@ -147,7 +147,7 @@ def test_a_full_queue_refuses_with_numbers_and_a_closed_one_too(desk):
 
 @pytest.mark.parametrize("error", [ValueError("odd"), MemoryError("none left"), ZeroDivisionError()])
 def test_a_request_that_breaks_is_answered_and_the_worker_lives_on(desk, error):
-    def rank(job, waited_ms):
+    def rank(job, turn):
         if job.request.request_id == "bad":
             raise error
         return result(job)
@@ -326,7 +326,7 @@ def test_nothing_is_committed_before_its_answer_is_delivered(desk, until):
 
 
 def test_an_answer_too_large_to_deliver_becomes_one_that_says_so(desk, until):
-    def large(job, waited_ms):
+    def large(job, turn):
         echo = job.request.echo
         return RankResult(request_id=job.request.request_id, degraded=("x" * (2 << 20),), timings={}, echo=echo)
 
