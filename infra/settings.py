@@ -373,10 +373,6 @@ class RankerSettings(_Role):
         description="where engine and transformers run the model: cpu, cuda, cuda:1, ...; interpreter: the engine's "
         "kernels in Triton's interpreter, to look into them",
     )
-    lm_depths: tuple[PositiveInt, ...] = Field(
-        (16, 32, 64), min_length=1, description="how many of the best the language model may score"
-    )
-    lm_budget_ms: PositiveInt = Field(200, description="what it may take of a search somebody waits for")
     forward_tokens: PositiveInt = Field(2_048, description="tokens that one forward of the engine takes")
     interactive_tokens: PositiveInt = Field(2_048, description="likewise, where somebody waits for it")
     waiting_tokens: PositiveInt = Field(131_072, description="tokens that may wait for the engine; past it: degraded")
@@ -404,8 +400,6 @@ class RankerSettings(_Role):
     def _goes_together(self) -> Self:
         if self.depth > self.max_depth:
             raise ValueError(f"depth is {self.depth}: expected at most max_depth, which is {self.max_depth}")
-        if list(self.lm_depths) != sorted(set(self.lm_depths)):
-            raise ValueError(f"lm_depths are {list(self.lm_depths)}: expected each once, the least first")
         if self.scorer in ("engine", "transformers") and self.model is None:
             raise ValueError(f"scorer is {self.scorer}: expected the directory of a model in ranker.model")
         if self.scorer == "transformers" and self.device == "interpreter":

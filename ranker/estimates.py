@@ -35,7 +35,8 @@ FOLLOW = 0.05  # of the newest request in a mean
 class Seen:
     """What serving a request showed."""
 
-    margins: NDArray[np.float64]  # [candidates there were], what each added to the answer, the most first
+    there: int  # candidates that there are, ranked or not
+    margins: NDArray[np.float64]  # [ranked], what each added to the answer, the most first
     hits: float | None = None  # of the pairs that the dearest scorer was asked for, the share in cache; None: no pairs
     tokens: tuple[float, float] | None = None  # of the query's side, and of a candidate; None: nothing was computed
 
@@ -44,6 +45,7 @@ class Seen:
 class _Known:
     """What is expected of a query."""
 
+    there: int
     margins: NDArray[np.float64]
     fixed: float
     hits: float | None  # None: it was served once, and never out of the cache
@@ -81,7 +83,9 @@ class Estimates:
         """Raises InvalidRecord for a cursor that is none."""
         window = policy.decide_window(request, self._limits)
         known, fixed, item, hits, margins = self._expected(request, arrived_s)
-        there = window.stop - window.start if known is None else min(len(known.margins), window.stop - window.start)
+        there = window.stop - window.start
+        if known is not None:
+            there = max(0, min(there, known.there - window.start))
         floor = self._depths.floor
         if self._dear:
             wanted = min(there, self._depths.ceiling)
@@ -95,8 +99,8 @@ class Estimates:
         if not request.query.text.strip() and request.query.vector is None:  # nothing to score by
             fixed, hits = 0.0, 1.0
             wanted = 0 if self._dear else wanted
-        if len(margins) < wanted:
-            margins = np.pad(margins, (0, wanted - len(margins)))
+        if len(margins) < wanted:  # those that nobody has ranked yet: no better than the last that was
+            margins = np.pad(margins, (0, wanted - len(margins)), constant_values=margins[-1] if len(margins) else 1.0)
         return Work(
             number,
             request.tenant,
@@ -111,6 +115,11 @@ class Estimates:
             hits,
             self._identity(request),
         )
+
+    @property
+    def deepest(self) -> float:
+        """Tokens of one request as deep as the setting allows."""
+        return self._fixed + self._item * self._depths.ceiling
 
     def served(self, request: RankRequest, seen: Seen) -> None:
         """Learn from an answer."""
@@ -133,7 +142,7 @@ class Estimates:
                 self._item += FOLLOW * (seen.tokens[1] - self._item)
             mean = self._margins[request.class_]
             self._margins[request.class_] = mean + FOLLOW * (row - mean)
-            self._known[key] = _Known(seen.margins, fixed, seen.hits if again else None, now_s)
+            self._known[key] = _Known(seen.there, seen.margins, fixed, seen.hits if again else None, now_s)
             if len(self._known) > KNOWN:
                 self._known.popitem(last=False)
 

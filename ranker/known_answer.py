@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.ranker.backends.scorer import ANYONE, Caller, Scorer, ScoringItem, ScoringQuery
 from penstock.ranker.errors import DeadlinePassed, NoScores
@@ -33,6 +33,17 @@ _ITEM = ScoringItem(
         produced_at=0,
     ),
 )
+
+
+def known_pairs(count: int) -> tuple[ScoringQuery, list[ScoringItem]]:
+    """The same query with so many postings, all different."""
+    return _QUERY, [_ITEM, *(_another(number) for number in range(1, count))]
+
+
+def _another(number: int) -> ScoringItem:
+    update = _ITEM.update
+    text = f"{update.item_text} Ward {number}."
+    return replace(_ITEM, update=replace(update, posting_id=f"known-answer-{number}", item_text=text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The way of one request through the ranker, step by step; each step's time is in the result.
 
-queue      waited for a worker (measured by the desk)
+queue      waited for its turn (measured by the desk), which says how deep
 analyze    the text's vector and what it says, where the request does not bring them; what of that is strict;
            while the models role is away, the words alone
 retrieve   the block of candidates that the page lies in, exactly filtered
@@ -27,11 +27,12 @@ from penstock.ranker.backends.scorer import ScoringQuery
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.candidates import Found, Retrieval
 from penstock.ranker.errors import ModelsAway
+from penstock.ranker.estimates import Estimates, Seen
 from penstock.ranker.feature_store import FeatureStore
 from penstock.ranker.policy import DepthLimits, Window
 from penstock.ranker.records import Records
 from penstock.ranker.scoring import Scored, Scorers
-from penstock.ranker.service import Job
+from penstock.ranker.service import Job, Turn
 from penstock.ranker.stages import Stages
 from penstock.schemas.events import Filter, QueryVector, RankClass, RankedItem, RankRequest, RankResult, Understood
 from penstock.schemas.grpc_avro import CallError
@@ -49,7 +50,8 @@ class _Query:
 
 
 class Pipeline:
-    """Holds the clients and caches; keeps nothing of a request. Safe to share between workers.
+    """Holds the clients and caches; keeps nothing of a request but what the next like it will cost. Safe to share
+    between threads.
 
     `now_ms` gives epoch milliseconds, `clock` monotonic seconds.
     """
@@ -64,6 +66,7 @@ class Pipeline:
         cache: ScoreCache,
         scorers: Scorers,
         limits: DepthLimits,
+        estimates: Estimates,
         now_ms: Callable[[], int],
         clock: Callable[[], float],
     ) -> None:
@@ -74,6 +77,7 @@ class Pipeline:
         self._cache = cache
         self._scorers = scorers
         self._limits = limits
+        self._estimates = estimates
         self._now_ms = now_ms
         self._clock = clock
 
@@ -82,19 +86,26 @@ class Pipeline:
         policy.check_request(request, self._limits)
         policy.decide_window(request, self._limits)
 
-    def rank(self, job: Job, waited_ms: float) -> RankResult:
+    def rank(self, job: Job, turn: Turn) -> RankResult:
         """Raises InvalidRecord, DeadlinePassed, CallerLeft or RankFailed naming the stage."""
-        stages = Stages(job.deadline_ms, self._now_ms, self._clock, job.left.is_set, waited_ms)
+        stages = Stages(turn.deadline_s, self._now_ms, self._clock, job.left.is_set, turn.waited_ms)
         try:
-            result = self._rank(job.request, stages)
+            result = self._rank(job.request, turn, stages)
         except Exception as error:
             stages.traced(job.request, error)
             raise
         trace = stages.traced(job.request)
-        return replace(result, degraded=tuple(stages.degraded), timings=dict(stages.timings), trace=trace)
+        return replace(
+            result,
+            depth_reason=turn.reason.value,
+            degraded=tuple(stages.degraded),
+            timings=dict(stages.timings),
+            trace=trace,
+        )
 
-    def _rank(self, request: RankRequest, stages: Stages) -> RankResult:
-        window = policy.decide_window(request, self._limits)
+    def _rank(self, request: RankRequest, turn: Turn, stages: Stages) -> RankResult:
+        dear = self._scorers.language_model is not None  # then depth is its alone
+        window = policy.decide_window(request, self._limits, None if dear else turn.depth)
         with stages.stage("analyze"):
             query = self._understand(request, stages)
         with stages.stage("retrieve"):
@@ -112,7 +123,10 @@ class Pipeline:
         if query.vector is None and query.words is None:
             scored, model_id = _unscored(found), NEWEST_FIRST
         else:
-            scored, model_id = self._score(request, query.vector, found, window, stages), self._scorers.model_id
+            depth = turn.depth if window.lm_items is None else window.lm_items
+            scored = self._score(request, query.vector, found, depth, window.lm_items is not None, stages)
+            model_id = self._scorers.model_id
+            self._learn(request, turn, found, window, scored, stages)
         with stages.stage("reply"):
             return self._reply(request, window, query, found, scored, model_id)
 
@@ -150,7 +164,13 @@ class Pipeline:
         return analysis.vector, understood or analysis.understood
 
     def _score(
-        self, request: RankRequest, vector: QueryVector | None, found: Found, window: Window, stages: Stages
+        self,
+        request: RankRequest,
+        vector: QueryVector | None,
+        found: Found,
+        depth: int | None,
+        goes_on: bool,
+        stages: Stages,
     ) -> Scored:
         records = Records(self._store, self._retrieval, found.hits, lambda: stages.remaining_s)
         query = ScoringQuery(request.query.text, vector)
@@ -163,8 +183,26 @@ class Pipeline:
             records,
             stages,
             interactive=request.class_ is RankClass.INTERACTIVE,
-            lm_items=window.lm_items,
+            depth=depth,
+            goes_on=goes_on,
         )
+
+    def _learn(
+        self, request: RankRequest, turn: Turn, found: Found, window: Window, scored: Scored, stages: Stages
+    ) -> None:
+        """What the next such request will cost, and what this one lost of its depth."""
+        margins = np.sort(scored.fused[~np.isnan(scored.fused)])[::-1]
+        hits = scored.hits / scored.asked if scored.asked else None
+        self._estimates.served(request, Seen(found.total, margins, hits, scored.tokens))
+        if self._scorers.language_model is None:
+            had, most, by = len(found.hits), min(found.total, window.asked, self._limits.ceiling), ""
+        else:
+            most, by = min(len(margins), self._scorers.ceiling), " by the language model"
+            had = most if turn.depth is None else turn.depth
+        goes_on = request.page.cursor is not None or (request.candidates is not None and not by)
+        if had < most and not goes_on:
+            DEGRADED.labels("ranker", "depth").inc()
+            stages.degrade(f"depth: {had} of {most} candidates{by} ({turn.reason.value})")
 
     def _reply(
         self, request: RankRequest, window: Window, query: _Query, found: Found, scored: Scored, model_id: str

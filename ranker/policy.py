@@ -97,8 +97,11 @@ def _check_floats(field: str, data: bytes) -> None:
         raise InvalidRecord(field, "NaN or infinity among its values", "finite values")
 
 
-def decide_window(request: RankRequest, limits: DepthLimits) -> Window:
-    """How deep this request goes and which page it gets. Raises InvalidRecord (page.cursor)."""
+def decide_window(request: RankRequest, limits: DepthLimits, depth: int | None = None) -> Window:
+    """How deep this request goes and which page it gets. Raises InvalidRecord (page.cursor).
+
+    `depth`: candidates that load leaves of what was asked; None: all. A block that was begun keeps its depth.
+    """
     size = request.page.size
     if request.candidates is not None:  # all of them are one block, whatever the depth
         asked = len(set(request.candidates))
@@ -108,7 +111,8 @@ def decide_window(request: RankRequest, limits: DepthLimits) -> Window:
         return Window(asked, asked, 0, asked, cursor.offset, cursor.offset + size, cursor.epoch, cursor.lm_items)
     asked = request.depth or limits.default
     if request.page.cursor is None:
-        depth = min(-(-max(asked, size) // size) * size, limits.ceiling)
+        given = asked if depth is None else min(asked, depth)
+        depth = min(-(-max(given, size) // size) * size, limits.ceiling)
         return Window(asked, depth, 0, depth, 0, min(size, depth), None)
     cursor = read_cursor(request)
     start = cursor.offset // cursor.depth * cursor.depth

@@ -1,6 +1,6 @@
 """Scores for a block of candidates: the fused score for all, the language model's for the best of them, both cached.
 
-How the two make one order. The language model scores the best by fused score, as many as its budget allows. Their
+How the two make one order. The language model scores the best by fused score, as many as the shaper gives. Their
 final p has as log-odds the mean of both log-odds (both judges count equally until a trained combination says
 otherwise). The others keep their fused score, scaled down by one factor for all where the best of them would otherwise
 pass the worst that the language model saw: it judged those to be compared, and the rest was already below them by the
@@ -18,15 +18,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Counter, Histogram
+from prometheus_client import Histogram
 
 from penstock.infra.telemetry import DEGRADED
-from penstock.ranker.backends.scorer import LanguageModel, Scorer, Scores, ScoringItem, ScoringQuery
+from penstock.ranker.backends.scorer import LanguageModel, Scorer, ScoringItem, ScoringQuery
 from penstock.ranker.cache import Cached, Computed, PairVersion, ScoreCache
 from penstock.ranker.errors import CallerLeft, RankerError
 from penstock.ranker.policy import order
 from penstock.ranker.records import Records
-from penstock.ranker.shaping.lm_depth import LmDepth, Pace, Reason, decide_lm_depth
 from penstock.ranker.stages import Stages
 from penstock.schemas.events import IndexUpdate
 from penstock.schemas.rpc import Hit
@@ -34,11 +33,8 @@ from penstock.schemas.rpc import Hit
 LM_ITEMS = Histogram(
     "penstock_lm_items", "Items of a request that the language model scored", buckets=(0, 1, 2, 4, 8, 16, 32, 64, 128)
 )
-LM_DEPTHS = Counter("penstock_lm_depth_total", "Requests by what bound the language model's depth", ["reason"])
 
-ALONE = 5.0  # so many times the budget may take what nobody watches
-PATIENCE = 4.0  # budgets that a request waits for the language model, where its deadline lets it
-SHARE = 0.8  # of the time that is left, at most; the rest is for the reply
+SHARE = 0.8  # of the time that is left, that the language model may take; the rest is for the reply
 
 _CLIP = 1e-9  # keeps log-odds finite
 _TINY = np.finfo(np.float64).tiny
@@ -46,18 +42,16 @@ _TINY = np.finfo(np.float64).tiny
 
 @dataclass(frozen=True, slots=True)
 class Scorers:
-    """The cheap one for the whole depth, and the dear one for the top where there is one.
-
-    `depths` ascend: how many the language model may score; `budget_s` is what it may take of an interactive request,
-    and ALONE times that of one that nobody watches.
-    """
+    """The cheap one for the whole block, and the dear one for the best of it where there is one."""
 
     fused: Scorer
     language_model: LanguageModel | None = None
-    depths: tuple[int, ...] = (16, 32, 64)
-    budget_s: float = 0.2
-    searching: Pace = field(default_factory=Pace)  # the language model's, for interactive requests
-    others: Pace = field(default_factory=Pace)
+    ceiling: int = 64  # candidates that the language model scores, at most
+
+    @property
+    def dearest(self) -> Scorer:
+        """The one that depth and cost are counted by."""
+        return self.fused if self.language_model is None else self.language_model
 
     @property
     def model_id(self) -> str:
@@ -75,6 +69,10 @@ class Scored:
     lm_asked: int  # how many of the best the language model was asked for; 0 where it gave none
     lm_scored: int  # of those, that are still there
     cache_hits: int
+    fused: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # p by the fused scorer alone
+    asked: int = 0  # pairs that the dearest scorer was asked for
+    hits: int = 0  # of those, that were cached
+    tokens: tuple[float, float] | None = None  # of the query's side and of a candidate; None: nothing was computed
 
 
 def score(
@@ -87,26 +85,29 @@ def score(
     stages: Stages,
     *,
     interactive: bool = True,
-    lm_items: int | None = None,
+    depth: int | None = None,
+    goes_on: bool = False,
 ) -> Scored:
-    """`lm_items`: as many as the language model scored for the page before, which this one goes on from.
+    """`depth`: how many the language model scores; None: as many as it may. `goes_on`: as on the page before.
 
     Raises NonFiniteScore, CallError and what else the fused scorer raises, CallerLeft and DeadlinePassed.
     """
     ask = _Ask(cache, query, tenant, hits, records, stages, interactive)
     everything = list(range(len(hits)))
-    cheap = ask.rows(scorers.fused, everything, "score", stages.remaining_s)
-    p = cheap.rows[:, 0].copy()
+    cheap, tokens = ask.rows(scorers.fused, everything, "score", stages.remaining_s)
+    fused = cheap.rows[:, 0]
+    p = fused.copy()
     names = scorers.fused.part_names
     parts = [dict(zip(names, row, strict=True)) for row in cheap.rows[:, 1:].tolist()]
     model = scorers.language_model
     if model is None:
-        return Scored(p, parts, 0, 0, cheap.hits)
+        return Scored(p, parts, 0, 0, cheap.hits, fused, len(hits), cheap.hits, tokens)
     live = [at for at in everything if not np.isnan(p[at])]
     ranked = [live[place] for place in order(p[live], [hits[at].posting_id for at in live])]
-    top, dear = _best(scorers, model, ask, ranked, lm_items)
+    top = ranked[: scorers.ceiling if depth is None else depth]
+    dear, tokens = _best(model, ask, top, goes_on=goes_on)
     if dear is None:
-        return Scored(p, parts, 0, 0, cheap.hits)
+        return Scored(p, parts, 0, 0, cheap.hits, fused)
     asked = len(top)
     seen = ~np.isnan(dear.rows[:, 0])
     rest = ranked[asked:]
@@ -117,36 +118,19 @@ def score(
         parts[at].update(zip(("yes_no", *model.part_names), row, strict=True))
     p[top] = combine(p[top], dear.rows[seen, 0])
     p[rest] = below(p[rest], p[top])
-    return Scored(p, parts, asked, len(top), cheap.hits + dear.hits)
+    return Scored(p, parts, asked, len(top), cheap.hits + dear.hits, fused, asked, dear.hits, tokens)
 
 
 def _best(
-    scorers: Scorers, model: LanguageModel, ask: _Ask, ranked: list[int], lm_items: int | None
-) -> tuple[list[int], Cached | None]:
-    """The positions that the language model scored, with its rows; no rows where it gave none, and the answer says why.
+    model: LanguageModel, ask: _Ask, top: list[int], *, goes_on: bool
+) -> tuple[Cached | None, tuple[float, float] | None]:
+    """The language model's rows, and what they took in tokens; no rows where it gave none, and the answer says why.
 
     Raises CallerLeft, and DeadlinePassed when it is the request's own deadline that passed.
     """
-    stages, pace = ask.stages, scorers.searching if ask.interactive else scorers.others
-    budget_s = scorers.budget_s if ask.interactive else ALONE * scorers.budget_s
-    within_s = min(SHARE * stages.remaining_s, PATIENCE * budget_s, model.longest_s)
-    budget_s = min(budget_s, within_s)
-    cost = pace.cost(stages.clock())
-    if lm_items is None:
-        depth = decide_lm_depth(scorers.depths, len(ranked), budget_s, cost)
-    else:
-        depth = LmDepth(min(lm_items, len(ranked)), Reason.PAGE)
-    LM_DEPTHS.labels(depth.reason.value).inc()
-    top = ranked[: depth.items]
-    if ranked and not top and cost is not None and depth.reason is Reason.BUDGET:
-        DEGRADED.labels("ranker", "language model: too slow").inc()
-        one_ms = 1000 * (cost.fixed_s + cost.item_s)
-        stages.degrade(
-            f"language model: not asked, a posting takes {one_ms:.0f} ms of the {1000 * budget_s:.0f} ms there are; "
-            "fused scores alone"
-        )
+    stages = ask.stages
     try:
-        rows = ask.rows(model, top, "lm", within_s, pace)
+        rows, tokens = ask.rows(model, top, "lm", min(SHARE * stages.remaining_s, model.longest_s))
     except CallerLeft:
         raise
     except (RankerError, TimeoutError) as error:
@@ -154,13 +138,13 @@ def _best(
             raise
         DEGRADED.labels("ranker", "language model").inc()
         stages.degrade(f"language model: {error or 'an identical request took too long'}; fused scores alone")
-        if lm_items:
+        if goes_on and top:
             stages.degrade(
                 "page: ordered without the language model, unlike the one before: postings may repeat or lack"
             )
-        return [], None
+        return None, None
     LM_ITEMS.observe(len(top))
-    return top, rows
+    return rows, tokens
 
 
 def combine(fused: NDArray[np.float64], yes_no: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -201,30 +185,20 @@ class _Ask:
     interactive: bool
 
     def rows(
-        self, scorer: Scorer, positions: list[int], stage: str, within_s: float, pace: Pace | None = None
-    ) -> Cached:
+        self, scorer: Scorer, positions: list[int], stage: str, within_s: float
+    ) -> tuple[Cached, tuple[float, float] | None]:
         """Rows of p and parts for `positions`, within `within_s` seconds; NaN where the posting is gone.
 
-        `pace` learns what the scorer took, also when it gave up.
+        And what was computed, in tokens: of the query's side, and of an item on the mean; None where nothing was.
         """
         stages, hits = self.stages, self.hits
         width = 1 + len(scorer.part_names)
         pairs = [PairVersion(self.tenant, hits[at].posting_id, hits[at].version, hits[at].revision) for at in positions]
         caller = stages.caller(self.interactive, within_s)
-
-        def timed(items: list[ScoringItem]) -> Scores:
-            began = stages.clock()
-            try:
-                scores = scorer.score(self.query, items, caller)
-            except TimeoutError:  # it may be as slow as this, or slower
-                if pace is not None:
-                    pace.measured(stages.clock(), len(items), stages.clock() - began)
-                raise
-            if pace is not None:
-                pace.measured(stages.clock(), len(items), stages.clock() - began)
-            return scores
+        tokens: tuple[float, float] | None = None
 
         def compute(missing: list[int]) -> Computed:
+            nonlocal tokens
             at = [positions[place] for place in missing]
             with stages.stage("features"):
                 updates = self.records.get(at)
@@ -233,10 +207,12 @@ class _Ask:
             items = [_item(hits[at[place]], update) for place, update in enumerate(updates) if update is not None]
             with stages.stage(stage):
                 if items:
-                    scores = timed(items)
+                    scores = scorer.score(self.query, items, caller)
                     stages.degrade(*scores.notes)
                     stages.inside(stage, scores.timings)
                     rows[live, 0], rows[live, 1:] = scores.p, scores.parts
+                    prefix, all_items = scores.tokens or (0, len(items))
+                    tokens = float(prefix), all_items / len(items)
             keep = np.array([self.records.is_exact(one) for one in at])
             return Computed(rows, keep)
 
@@ -244,4 +220,4 @@ class _Ask:
         with stages.stage("cache"):
             found = self.cache.rows(scorer.model_id, width, query, pairs, compute, within_s, self.interactive)
         stages.degrade(*found.degraded, *self.records.degraded)
-        return found
+        return found, tokens

@@ -1,12 +1,12 @@
 """`penstock serve ranker`: one desk, fed by Kafka and gRPC, and the loop that fills the feature store.
 
     gRPC Rank ─────────┐
-    gRPC RankStream ───┼─> admission queue -> workers -> pipeline -> answer (gRPC reply, or rank.result.v1)
+    gRPC RankStream ───┼─> shaper -> threads -> pipeline -> answer (gRPC reply, or rank.result.v1)
     rank.request.v1 ───┘
     index.update.v1 ────> feature store in Redis
 
 Every waiting gRPC caller and every stream holds a thread of the listener, which has more of them than the queue has
-places and than there may be streams: so the admission queue is the only queue, and a full one refuses at once.
+places and than there may be streams: so what the shaper holds is the only queue, and it refuses at once.
 """
 
 from __future__ import annotations
@@ -23,16 +23,13 @@ from penstock.infra.settings import Settings
 from penstock.ranker.backends.load import described, load_scorers
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.calls import rank_handler
+from penstock.ranker.desk import make_desk
 from penstock.ranker.feature_feed import FeatureFeed
 from penstock.ranker.feature_store import FeatureStore
 from penstock.ranker.known_answer import KnownAnswer
-from penstock.ranker.pipeline import Pipeline
-from penstock.ranker.policy import DepthLimits
 from penstock.ranker.rank_streams import MAX_STREAMS, RankStreams
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.request_feed import RequestFeed
-from penstock.ranker.service import RankService
-from penstock.ranker.shaping.queue import DeadlineQueue
 from penstock.ranker.status import StatusReport
 from penstock.retrieval.client import ModelsClient, RetrievalClient, shard_addresses
 from penstock.schemas import grpc_avro, topics
@@ -43,7 +40,9 @@ from penstock.schemas.rpc import Method, Ranker, RoleStatus, StatusRequest
 
 log = structlog.get_logger(role="ranker")
 
-SPARE_THREADS = 8  # of the listener, beyond one for every place in the queue, worker and stream: status, refusals
+SPARE_THREADS = (
+    8  # of the listener, beyond one for every place in the queue, thread of the desk and stream: status, refusals
+)
 STOP_S = 10.0
 
 
@@ -54,7 +53,6 @@ def now_ms() -> int:
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Blocks until `stop` is set, then answers what it has taken in. Raises UnfitScorer, PortInUse."""
     ranker = settings.ranker
-    workers = ranker.workers_in_force
     scorers = load_scorers(ranker)
     model = scorers.language_model
     known_answer = KnownAnswer(scorers, now_ms)
@@ -66,18 +64,17 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     models = ModelsClient(settings.models.dial)
     shards = shard_addresses(settings.retrieval)
     retrieval = RetrievalClient(shards)
-    pipeline = Pipeline(
+    service, pipeline = make_desk(
+        ranker,
+        scorers,
         models=models,
         retrieval=retrieval,
         shards=len(shards),
         store=FeatureStore(link, prefix, window_ms),
         cache=cache,
-        scorers=scorers,
-        limits=DepthLimits(default=ranker.depth, ceiling=ranker.max_depth),
         now_ms=now_ms,
         clock=time.monotonic,
     )
-    service = RankService(DeadlineQueue(ranker.max_queue), pipeline.rank, workers, now_ms)
     features = FeatureFeed(
         FeatureStore(background_link, prefix, window_ms),
         lambda rebalance: KafkaSource(settings.kafka, topics.INDEX.name, f"{ranker.group}-features", rebalance),
@@ -109,7 +106,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     # What is there now stays: the garbage collector need not walk it again.
     gc.collect()
     gc.freeze()
-    listener_threads = ranker.max_queue + workers + MAX_STREAMS + SPARE_THREADS
+    listener_threads = ranker.max_queue + service.threads + MAX_STREAMS + SPARE_THREADS
     listener = grpc_avro.serve(ranker.listen, handlers, workers=listener_threads)
     threads = [
         threading.Thread(target=run, args=(stop,), name=name, daemon=True)
@@ -118,7 +115,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     service.start()
     for thread in threads:
         thread.start()
-    log.info("ranker ready", listen=ranker.listen, model=scorers.model_id, workers=workers, depth=ranker.depth)
+    log.info("ranker ready", listen=ranker.listen, model=scorers.model_id, depth=ranker.depth)
     try:
         stop.wait()
     finally:

@@ -33,7 +33,7 @@ from prometheus_client import Counter, Histogram
 
 from penstock.infra.telemetry import DEGRADED, about
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull, RankFailed
-from penstock.ranker.shaping.work import Batch, Part, Refused, Shaper, State, Wait, Why, Work
+from penstock.ranker.shaping.work import Batch, Deferred, Part, Refused, Shaper, State, Wait, Why, Work
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import RankClass, RankRequest, RankResult
 from penstock.schemas.validate import MAX_ECHO_BYTES
@@ -48,7 +48,6 @@ SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30),
 )
 OUTCOMES = ("served", "failed", "expired", "refused", "left")
-STUCK_S = 0.25  # a batch that takes longer gives its lane to another: a call that hangs stops nobody else
 NO_PLACE_S = 1.0  # after which to come back where as many wait as there are places
 
 
@@ -63,6 +62,8 @@ class Job:
     number: int = 0  # of its work, once it was taken in
     came_s: float = 0.0  # monotonic seconds
     allowed_ms: float = math.inf  # from then to the deadline
+    deferred: bool = False  # promised a later time than it asked for
+    holds_a_thread: bool = False  # of the listener, until it is answered
 
     @property
     def urgent(self) -> bool:
@@ -75,8 +76,10 @@ class Turn:
     """What a request gets when its turn comes."""
 
     waited_ms: float
-    depth: int  # candidates; of the language model where there is one
+    deadline_s: float  # monotonic seconds; infinite for what is of use however late
+    depth: int | None  # candidates, the language model's where there is one; None: all there are
     reason: Why  # what bound the depth
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,9 @@ class Capacity:
 
     lanes: int = 2  # batches at once
     together: int = 1  # works a batch, as the shaper's limits say: each has its thread
-    budget_tokens: float = math.inf  # of a batch
-    places: int = 1_024  # requests that may wait, of any class
+    places: int = 1_024  # submitted requests that may wait, each of which holds a thread of the listener
+    stuck_s: float = 0.25  # a batch that takes longer gives its lane to another: a call that hangs stops nobody else
+    budget: Callable[[], float] = lambda: math.inf  # tokens of a batch
 
 
 Describe = Callable[[int, RankRequest, float, float], Work]  # (number, request, arrived_s, deadline_s)
@@ -129,12 +133,13 @@ class RankService:
         self._jobs: dict[int, Job] = {}  # those that wait, by the number of their work
         self._running: set[_Running] = set()
         self._ready: deque[Callable[[], None]] = deque()  # tasks for the next threads
+        self._holding = 0  # threads of the listener
         self._closed = False
         self._tally: Tally[str] = Tally()
         self._last_served_s = clock()
-        threads = 2 * capacity.lanes * capacity.together  # one half stands in for the other where that is stuck
+        self.threads = 2 * capacity.lanes * capacity.together  # one half stands in for the other where that is stuck
         self._threads = [
-            threading.Thread(target=self._work, name=f"rank-{number}", daemon=True) for number in range(threads)
+            threading.Thread(target=self._work, name=f"rank-{number}", daemon=True) for number in range(self.threads)
         ]
 
     def start(self) -> None:
@@ -163,7 +168,7 @@ class RankService:
     def submit(self, job: Job) -> None:
         """The answer comes in `job.future`. Raises QueueFull or QueueClosed: then nothing was taken in."""
         try:
-            refused = self._offer(job)
+            refused = self._offer(job, holds_a_thread=True)
         except QueueClosed:
             self._count(job, "refused")
             raise
@@ -193,7 +198,7 @@ class RankService:
         if withdrawn:
             self._end(job, "left", CallerLeft("the caller left before ranking began"))
 
-    def _offer(self, job: Job) -> Refused | None:
+    def _offer(self, job: Job, *, holds_a_thread: bool = False) -> Refused | None:
         left_ms = job.deadline_ms - self._now_ms()
         if job.urgent and left_ms <= 0:
             self._end(job, "expired", DeadlinePassed("ranking began", late_ms=-left_ms))
@@ -203,12 +208,14 @@ class RankService:
         with self._changed:
             if self._closed:
                 raise QueueClosed
-            if len(self._jobs) >= self._capacity.places:
+            if holds_a_thread and self._holding >= self._capacity.places + self.threads:
                 return Refused(NO_PLACE_S, Why.QUEUE)
             admission = self._shaper.offer(work, self._clock())
             if isinstance(admission, Refused):
                 return admission
             job.number, job.came_s, job.allowed_ms = work.number, now_s, float(left_ms)
+            job.deferred, job.holds_a_thread = isinstance(admission, Deferred), holds_a_thread
+            self._holding += holds_a_thread
             self._jobs[job.number] = job
             self._changed.notify()
         return None
@@ -270,10 +277,11 @@ class RankService:
         otherwise, if nobody wakes us.
         """
         now_s = self._clock()
-        held = [running.began_s + STUCK_S for running in self._running if running.began_s + STUCK_S > now_s]
+        stuck_s = self._capacity.stuck_s
+        held = [running.began_s + stuck_s for running in self._running if running.began_s + stuck_s > now_s]
         if len(held) >= self._capacity.lanes:
             return min(held)
-        decided = self._shaper.batch(now_s, self._capacity.budget_tokens)
+        decided = self._shaper.batch(now_s, self._capacity.budget())
         if isinstance(decided, Wait):
             return decided.until_s
         self._ready.extend(partial(self._expire, self._jobs.pop(work.number)) for work in decided.expired)
@@ -304,7 +312,7 @@ class RankService:
             job = jobs[0]
             with about(job.request):
                 try:
-                    result = self._rank(job, Turn(self._waited_ms(job), part.depth, part.reason))
+                    result = self._rank(job, self._turn(job, part))
                 except DeadlinePassed as error:
                     self._end(jobs.pop(0), "expired", error)
                     continue
@@ -324,6 +332,11 @@ class RankService:
             for one in jobs:
                 self._end(one, "failed", failure)
             return
+
+    def _turn(self, job: Job, part: Part) -> Turn:
+        deadline_s = job.came_s + job.allowed_ms / 1000 if job.urgent else math.inf
+        depth = part.depth if part.depth < part.work.wanted else None  # there may be more by now
+        return Turn(self._waited_ms(job), deadline_s, depth, part.reason, job.deferred)
 
     def _answer(self, job: Job, result: RankResult) -> None:
         waited_ms = self._waited_ms(job)
@@ -349,6 +362,7 @@ class RankService:
         REQUESTS.labels(job.request.class_.value, outcome).inc()
         with self._changed:
             self._tally[outcome] += 1
+            self._holding -= job.holds_a_thread
             if outcome == "served":
                 self._last_served_s = self._clock()
 

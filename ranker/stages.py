@@ -18,21 +18,23 @@ LONGEST_CALL_S = 10.0  # a call to another role never holds a worker for longer,
 class Stages:
     """Times each stage without the stages inside it, checks the deadline on entry, and names the stage that failed.
 
-    `now_ms` gives epoch milliseconds, `clock` monotonic seconds.
+    `clock` gives monotonic seconds, `now_ms` epoch milliseconds, for traces alone. `deadline_s` is of `clock`, infinite
+    for what is of use however late.
     """
 
     def __init__(
         self,
-        deadline_ms: int,
+        deadline_s: float,
         now_ms: Callable[[], int],
         clock: Callable[[], float],
         has_left: Callable[[], bool],
         waited_ms: float,
     ) -> None:
-        self._deadline_ms = deadline_ms
+        self._deadline_s = deadline_s
         self._now_ms = now_ms
         self.clock = clock
         self._has_left = has_left
+        self._began_s = clock() - waited_ms / 1000
         self._began_ms = now_ms() - waited_ms
         self._inside: list[float] = []  # seconds that stages within each open stage took
         self.timings: dict[str, float] = {"queue": waited_ms}
@@ -85,11 +87,11 @@ class Stages:
     @property
     def remaining_s(self) -> float:
         """What a call to another role may take now, in (0, LONGEST_CALL_S]."""
-        return min(LONGEST_CALL_S, max(0.001, (self._deadline_ms - self._now_ms()) / 1000))
+        return min(LONGEST_CALL_S, max(0.001, self._deadline_s - self.clock()))
 
     @property
     def is_late(self) -> bool:
-        return self._now_ms() >= self._deadline_ms
+        return self.clock() >= self._deadline_s
 
     def caller(self, interactive: bool, within_s: float) -> Caller:
         """Who waits, for what takes at most `within_s` seconds from now."""
@@ -111,5 +113,6 @@ class Stages:
             raise self._too_late(name)
 
     def _too_late(self, name: str) -> DeadlinePassed:
-        now = self._now_ms()
-        return DeadlinePassed(name, late_ms=now - self._deadline_ms, waited_ms=now - self._began_ms)
+        now = self.clock()
+        late_ms = round(1000 * (now - self._deadline_s))
+        return DeadlinePassed(name, late_ms=late_ms, waited_ms=1000 * (now - self._began_s))

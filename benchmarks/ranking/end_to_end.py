@@ -42,8 +42,7 @@ def end_to_end(report: Report, around: Surroundings, requests: int = REQUESTS) -
     told = {name: _told(took[name], results[name]) for name in arrangements}
     report.notes["e2e"] = {
         "rows": len(around.versions),
-        "lm_budget_ms": around.settings.lm_budget_ms,
-        "lm_depths": list(around.settings.lm_depths),
+        "lm_ceiling": around.both.ceiling,
         "lm_scored": distribution([result.lm_scored for result in results[ENGINE]]),
         **told,
     }

@@ -29,12 +29,13 @@ from penstock.infra.settings import RankerSettings, RedisSettings
 from penstock.ranker.backends.load import load_scorers
 from penstock.ranker.backends.scorer import LanguageModel
 from penstock.ranker.cache import ScoreCache
+from penstock.ranker.desk import make_desk
 from penstock.ranker.feature_store import Batch, FeatureStore
 from penstock.ranker.pipeline import Pipeline
-from penstock.ranker.policy import DepthLimits
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.scoring import Scorers
-from penstock.ranker.service import Job
+from penstock.ranker.service import Job, Turn
+from penstock.ranker.shaping.work import Why
 from penstock.retrieval.client import ModelsClient, RetrievalClient
 from penstock.retrieval.encoder.embedded import EmbeddedEncoder
 from penstock.schemas.events import IndexUpdate, RankQuery, RankRequest, RankResult
@@ -76,17 +77,18 @@ class Surroundings:
 
     def pipeline(self, scorers: Scorers, cache: Any) -> Pipeline:
         """As the role makes it. `cache`: a ScoreCache, or what stands in for one."""
-        return Pipeline(
+        _, pipeline = make_desk(
+            self.settings,
+            scorers,
             models=self.models,
             retrieval=self.retrieval,
             shards=1,
             store=self.store,
             cache=cache,
-            scorers=scorers,
-            limits=DepthLimits(default=self.settings.depth, ceiling=self.settings.max_depth),
             now_ms=_now_ms,
             clock=time.monotonic,
         )
+        return pipeline
 
     def job(self, query: int) -> Job:
         """A search that somebody waits for, as deep as the ranker's default."""
@@ -153,7 +155,7 @@ def surroundings(
 def timed(pipeline: Pipeline, job: Job) -> tuple[float, RankResult]:
     """(milliseconds, what came)"""
     began = time.perf_counter()
-    result = pipeline.rank(job, 0.0)
+    result = pipeline.rank(job, Turn(0.0, time.monotonic() + PATIENCE_MS / 1e3, None, Why.SUPPLY))
     return (time.perf_counter() - began) * 1e3, result
 
 

@@ -11,6 +11,7 @@ from penstock.ranker.backends.remote.options import RemoteOptions
 from penstock.ranker.backends.scorer import LanguageModel
 from penstock.ranker.engine.untrained import is_untrained
 from penstock.ranker.scoring import Scorers
+from penstock.ranker.shaping.limits import depths_from
 
 log = structlog.get_logger(role="ranker")
 
@@ -18,7 +19,13 @@ log = structlog.get_logger(role="ranker")
 def load_scorers(settings: RankerSettings) -> Scorers:
     """Warm and ready to score. Raises UnfitScorer."""
     fused = FusedScorer.shipped()
-    return Scorers(fused, _language_model(settings), settings.lm_depths, settings.lm_budget_ms / 1000)
+    ceiling = depths_from(settings.shaping, on_a_gpu=on_a_gpu(settings)).ceiling
+    return Scorers(fused, _language_model(settings), ceiling)
+
+
+def on_a_gpu(settings: RankerSettings) -> bool:
+    """Whether the language model runs on one here."""
+    return settings.scorer in ("engine", "transformers") and settings.device.startswith("cuda")
 
 
 def described(settings: RankerSettings) -> dict[str, str]:

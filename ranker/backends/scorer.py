@@ -79,6 +79,7 @@ class Scores:
     timings: Mapping[str, float] = field(
         default_factory=dict
     )  # milliseconds by the scorer's own stages, where it has any
+    tokens: tuple[int, int] | None = None  # of the query's side, and of all items; None: not counted
 
     def __post_init__(self) -> None:
         if self.parts.shape[:1] != self.p.shape:

@@ -120,7 +120,8 @@ class EngineScorer:
             logits = np.concatenate([logits, answer.logits])
             for stage, spent in answer.timings.items():
                 timings[stage] = timings.get(stage, 0.0) + spent
-        return Scores(probability(logits), logits[:, None], tuple(notes(prefix, encoded)), timings)
+        tokens = len(prefix.tokens), sum(len(item.tokens) for item in encoded)
+        return Scores(probability(logits), logits[:, None], tuple(notes(prefix, encoded)), timings, tokens)
 
     def ingest(self, updates: Sequence[IndexUpdate]) -> None:
         """Tokenise what is new, so that no query has to. Raises UnreadableText."""

@@ -64,11 +64,14 @@ class Limits:
             raise ValueError(f"use {self.use} and crowded {self.crowded}: expected between 0 and 1")
 
 
+def depths_from(settings: ShapingSettings, *, on_a_gpu: bool) -> DepthBounds:
+    return DepthBounds(*(settings.depths or (ON_A_GPU if on_a_gpu else ON_A_PROCESSOR)))
+
+
 def limits_from(settings: ShapingSettings, *, on_a_gpu: bool, lanes: int, usual_tokens: float) -> Limits:
     """The settings as values. `lanes`: batches at once; `usual_tokens`: what the engine takes at once."""
-    depths = settings.depths or (ON_A_GPU if on_a_gpu else ON_A_PROCESSOR)
     return Limits(
-        depths=DepthBounds(*depths),
+        depths=depths_from(settings, on_a_gpu=on_a_gpu),
         lanes=lanes,
         usual_tokens=usual_tokens,
         batch_s=settings.batch_ms / 1_000,

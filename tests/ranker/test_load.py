@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from qwen3_directory import make_directory
 from rerank_server import RerankServer
 
-from penstock.infra.settings import RankerSettings, RemoteScorerSettings
+from penstock.infra.settings import RankerSettings, RemoteScorerSettings, ShapingSettings
 from penstock.ranker.backends.load import load_scorers
 from penstock.ranker.backends.scorer import ScoringItem, ScoringQuery
 from penstock.ranker.errors import UnfitScorer
@@ -57,8 +57,8 @@ def test_requests_that_share_forwards_are_ranked_side_by_side(directory):
 
 
 def test_engine_and_transformers_read_the_same_directory_alike(load, directory):
-    engine = load(scorer="engine", model=directory, lm_depths=(1, 2), lm_budget_ms=50)
-    assert (engine.depths, engine.budget_s) == ((1, 2), 0.05)
+    engine = load(scorer="engine", model=directory, shaping=ShapingSettings(depths=(1, 2, 3)))
+    assert engine.ceiling == 3
     assert engine.model_id == f"{engine.fused.model_id}+{engine.language_model.model_id}"
     plain = load(scorer="transformers", model=directory)
     found, expected = (each.language_model.score(QUERY, ITEMS) for each in (engine, plain))
@@ -128,8 +128,8 @@ def test_a_remote_one_that_scores_otherwise_than_at_the_start_is_seen(load, monk
         ({"device": "tpu"}, "device"),
         ({"device": "cuda:x"}, "device"),
         ({"scorer": "transformers", "model": ".", "device": "interpreter"}, "expected cpu, cuda, cuda:1"),
-        ({"lm_depths": (32, 16)}, "each once, the least first"),
-        ({"lm_depths": ()}, "at least 1 item"),
+        ({"shaping": {"depths": (32, 16, 64)}}, "the least, the start and the most, ascending"),
+        ({"shaping": {"depths": (16, 64)}}, "depths"),
         ({"remote": {"url": "10.0.0.5:8000"}}, "expected a URL"),
     ],
 )

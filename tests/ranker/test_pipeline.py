@@ -1,5 +1,6 @@
 """One request through the ranker: retrieval in memory, a real Redis, a scorer whose numbers are known."""
 
+import math
 import threading
 import time
 from dataclasses import replace
@@ -19,12 +20,16 @@ from penstock.ranker.backends.scorer import Scores
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.engine.errors import EngineClosed, EngineFull, ForwardFailed
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore, RankFailed
+from penstock.ranker.estimates import Estimates
 from penstock.ranker.feature_store import Batch, FeatureStore
 from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.policy import DepthLimits
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.scoring import Scorers
-from penstock.ranker.service import Job
+from penstock.ranker.service import Job, Turn
+from penstock.ranker.shaping.depth import DepthBounds
+from penstock.ranker.shaping.work import Why
+from penstock.ranker.stages import LONGEST_CALL_S
 from penstock.schemas import filters
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import (
@@ -96,40 +101,49 @@ class Encoder:
 class World:
     """A ranker's surroundings, and the pipeline in them."""
 
-    def __init__(self, redis_url, count=10, lm=None, depths=(3,), shards=1, models=None, limits=LIMITS):
+    def __init__(self, redis_url, count=10, lm=None, ceiling=3, shards=1, models=None, limits=LIMITS):
         self.shelf, self.fused, self.models = Shelf(), Reader(), models or Encoder()
-        self.now, self.clock_s = NOW, 0.0
+        self.clock_s = 0.0
         self.link = link = RedisLink(connect(RedisSettings(url=redis_url)), time.monotonic)
         self.store = FeatureStore(link, "t", 60_000)
+        depths = DepthBounds(1, ceiling, ceiling) if lm else DepthBounds(2, limits.default, limits.ceiling)
+        self.estimates = Estimates(depths, limits, dear=lm is not None, clock=lambda: self.clock_s)
         self.pipeline = Pipeline(
             models=self.models,
             retrieval=self.shelf,
             shards=shards,
             store=self.store,
             cache=ScoreCache(link, "t", 900, time.monotonic),
-            scorers=Scorers(self.fused, lm, depths),
+            scorers=Scorers(self.fused, lm, ceiling),
             limits=limits,
+            estimates=self.estimates,
             now_ms=lambda: self.now,
             clock=lambda: self.clock_s,
         )
         for number in range(count):  # p9 is nearest to the query
             self.add(posting(f"p{number}"), number)
 
+    @property
+    def now(self):
+        return NOW + round(1000 * self.clock_s)
+
     def add(self, update, dense, stored=True):
         self.shelf.put(update, None if dense is None else np.array([dense, 0.0]))
         if stored:
             self.store.write(Batch(updates=[update], before={}, after={}))
 
-    def rank(self, left=False, text="nurse", **changes):
+    def rank(self, left=False, text="nurse", given=None, reason=Why.SUPPLY, **changes):
+        """`given`: the depth that the shaper gives, None: all there are."""
         query = changes.pop("query", None) or RankQuery(text=text)
-        deadline = changes.pop("deadline", NOW + 10_000)
+        deadline = changes.pop("deadline", self.now + 10_000)
         job = Job(
             replace(RankRequest(request_id="r", deadline=deadline, query=query), **changes),
             deadline_ms=deadline,
         )
         if left:
             job.left.set()
-        return self.pipeline.rank(job, 3.0)
+        deadline_s = self.clock_s + (deadline - self.now) / 1000 if job.urgent else math.inf
+        return self.pipeline.rank(job, Turn(3.0, deadline_s, given, reason))
 
 
 def ids(result):
@@ -473,7 +487,7 @@ def test_a_request_whose_own_deadline_passed_in_the_language_model_is_late(redis
     score = model.score
 
     def slow(query, items, caller):
-        world.now = NOW + 11_000
+        world.clock_s = 11.0
         return score(query, items, caller)
 
     model.score = slow
@@ -485,67 +499,51 @@ def test_the_language_model_is_told_who_waits_and_has_part_of_the_time(redis_url
     world = with_model(redis_url, model := Model())
     world.rank(deadline=NOW + 500)
     world.rank(text="other", class_=RankClass.ALERT, deadline=NOW + 1_000)
-    world.rank(text="third")
-    world.rank(text="fourth", class_=RankClass.ALERT, deadline=NOW + 60_000)
-    searching, alert, patient, idle = model.callers
+    searching, alert = model.callers
     assert (searching.interactive, searching.deadline_s) == (True, pytest.approx(scoring.SHARE * 0.5))
-    assert (alert.interactive, alert.deadline_s) == (False, pytest.approx(scoring.SHARE * 1.0))
-    assert patient.deadline_s == pytest.approx(scoring.PATIENCE * 0.2)
-    assert idle.deadline_s == pytest.approx(scoring.PATIENCE * scoring.ALONE * 0.2)
+    assert (alert.interactive, alert.deadline_s) == (False, pytest.approx(scoring.SHARE * LONGEST_CALL_S))
     model.longest_s = 0.1
     world.rank(text="fifth")
     assert model.callers[-1].deadline_s == pytest.approx(0.1)
 
 
-def test_a_slow_model_scores_as_many_as_its_budget_allows_and_an_alert_waits_for_more(redis_url):
-    world = with_model(redis_url, model := Model(), depths=(2, 4, 8))
-    texts = iter(str(number) for number in range(1_000))
-
-    def served(seconds_an_item, count, **changes):
-        model.seconds_an_item = seconds_an_item
-        return [world.rank(text=next(texts), **changes).lm_scored for _ in range(count)]
-
-    assert served(0.09, 4) == [2, 2, 2, 2]
-    quick = served(0.001, 60)
-    assert quick[0] == 2 and quick[-1] == 8 and sorted(quick) == quick
-    assert served(0.09, 30)[-1] == 2
-    alert = {"class_": RankClass.ALERT, "deadline": NOW + 60_000}
-    assert served(0.09, 3, **alert) == [2, 8, 8]  # of a budget five times as large
-    model.seconds_an_item = 10.0
-    slow = [world.rank(text=next(texts)) for _ in range(20)]
-    assert slow[-1].lm_scored == 0
-    assert "language model: not asked, a posting takes" in slow[-1].degraded[0]
-    model.seconds_an_item = 0.001
-    assert world.rank(text=next(texts)).lm_scored == 0
-    world.clock_s += 3_600.0  # long ago: it is tried again
-    assert world.rank(text=next(texts)).lm_scored == 8
+def test_the_language_model_scores_as_many_as_the_shaper_gives_and_the_answer_says_what_it_lost(redis_url):
+    world = with_model(redis_url, Model(), ceiling=8)
+    deep = world.rank()
+    assert (deep.lm_scored, deep.depth_reason, deep.degraded) == (8, "supply", ())
+    counted = DEGRADED.labels("ranker", "depth")._value.get()
+    shallow = world.rank(text="other", given=2, reason=Why.SLACK)
+    assert (shallow.lm_scored, shallow.depth_reason, shallow.depth_served) == (2, "slack", 10)
+    assert shallow.degraded == ("depth: 2 of 8 candidates by the language model (slack)",)
+    assert DEGRADED.labels("ranker", "depth")._value.get() == counted + 1
 
 
-def test_a_model_that_outlasts_the_deadline_is_asked_for_less_next_time(redis_url):
-    world = with_model(redis_url, model := Model(error=DeadlinePassed("its forward", late_ms=3)), depths=(8,))
-    score = model.score
+def test_alone_the_fused_scorer_ranks_as_many_as_the_shaper_gives_in_whole_pages(redis_url):
+    world = World(redis_url, limits=DepthLimits(8, 40))
+    assert world.rank(page=Page(size=2)).degraded == ()
+    first = world.rank(page=Page(size=2), given=3, reason=Why.FLOOR)
+    assert (first.depth_asked, first.depth_served, first.depth_reason) == (8, 4, "floor")
+    assert first.degraded == ("depth: 4 of 8 candidates (floor)",)
+    assert ids(first) == ["p9", "p8"]
+    second = world.rank(page=Page(size=2, cursor=first.next_cursor))
+    third = world.rank(page=Page(size=2, cursor=second.next_cursor))
+    assert (ids(second), ids(third)) == (["p7", "p6"], ["p5", "p4"])
+    assert second.degraded == third.degraded == ()  # the block keeps its depth: nothing was taken from this page
 
-    def slow(query, items, caller):
-        world.now, world.clock_s = world.now + 11_000, world.clock_s + 11.0
-        return score(query, items, caller)
 
-    model.score = slow
+def test_what_can_wait_is_ranked_however_late(redis_url):
+    world = World(redis_url)
+    assert len(ids(world.rank(class_=RankClass.ALERT, deadline=NOW - 1_000))) == 10
     with pytest.raises(DeadlinePassed):
-        world.rank()
-    assert world.rank(text="other", deadline=world.now + 10_000).lm_scored == 0
-    assert model.callers == [] and world.now == NOW + 11_000  # not asked again
+        world.rank(deadline=NOW - 1_000)
 
 
-def test_the_pages_of_a_search_are_ordered_alike_whatever_the_pace_is_meanwhile(redis_url):
-    world = with_model(redis_url, model := Model(), depths=(2, 4, 8))
-    model.seconds_an_item = 0.05
-    first = world.rank(page=Page(size=5), depth=10)  # 2: nothing is measured yet
-    model.seconds_an_item = 0.0001
-    for number in range(60):
-        deep = world.rank(text=f"other {number}").lm_scored
-    assert (first.lm_scored, deep) == (2, 8)
+def test_the_pages_of_a_search_are_ordered_alike_whatever_the_load_is_meanwhile(redis_url):
+    world = with_model(redis_url, model := Model(), ceiling=8)
+    first = world.rank(page=Page(size=5), depth=10, given=2, reason=Why.LOAD)
     second = world.rank(page=Page(size=5, cursor=first.next_cursor), depth=10)
-    assert second.lm_scored == 2 and sorted(ids(first) + ids(second)) == [f"p{number}" for number in range(10)]
+    assert (first.lm_scored, second.lm_scored) == (2, 2)
+    assert sorted(ids(first) + ids(second)) == [f"p{number}" for number in range(10)]
     model.error = RemoteAway("no connection")
     world.pipeline._cache = ScoreCache(world.link, "emptied", 900, time.monotonic)
     alone = world.rank(page=Page(size=5, cursor=first.next_cursor), depth=10)
@@ -627,7 +625,7 @@ def test_a_deadline_that_passes_in_the_middle_stops_the_work(world):
 
     def slow(request, timeout):
         assert timeout == 10.0
-        world.now = NOW + 11_000
+        world.clock_s = 11.0
         return search(request, timeout)
 
     world.shelf.search = slow

@@ -11,14 +11,14 @@ from collections import Counter
 import grpc
 import pytest
 from answering import STATUS, answered
+from desk import make_desk
 from open_feed import Feed
 
 from penstock.ranker.calls import rank_handler
 from penstock.ranker.client import AsyncRankerClient, RankerClient
 from penstock.ranker.errors import RankFailed
 from penstock.ranker.rank_streams import RankStreams
-from penstock.ranker.service import Job, RankService
-from penstock.ranker.shaping.queue import DeadlineQueue
+from penstock.ranker.service import Job
 from penstock.schemas import grpc_avro
 from penstock.schemas.errors import InvalidRecord
 from penstock.schemas.events import RankQuery, RankRequest, RankResult
@@ -34,7 +34,9 @@ def now_ms():
 
 
 def request(name, in_ms=SOON_MS, **changes):
-    return RankRequest(request_id=str(name), deadline=now_ms() + in_ms, query=RankQuery(text="nurse"), **changes)
+    return RankRequest(
+        request_id=str(name), deadline=now_ms() + in_ms, query=RankQuery(text=f"nurse {name}"), **changes
+    )
 
 
 def names(results):
@@ -49,7 +51,7 @@ class Desk:
         self.entered, self.open = threading.Semaphore(0), threading.Event()
         self.deadlines_ms = []
         self.most_inside = 0  # requests, of one worker, that waited or were ranked when one was done
-        self.service = RankService(DeadlineQueue(capacity), self._rank, workers, now_ms)
+        self.service = make_desk(self._rank, workers=workers, places=capacity, now_ms=now_ms)
         self.streams = RankStreams(self.service, self._check, capacity, now_ms)
         handlers = {
             Ranker.RANK: rank_handler(self.service, self._check, now_ms),
@@ -67,7 +69,7 @@ class Desk:
         if asked.request_id == "bug":
             raise ZeroDivisionError("a bug in a check")
 
-    def _rank(self, job, waited_ms):
+    def _rank(self, job, turn):
         self.deadlines_ms.append(job.deadline_ms)
         self.entered.release()
         assert not self.held(job.request.request_id) or self.open.wait(20)

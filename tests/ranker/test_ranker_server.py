@@ -12,6 +12,7 @@ import pytest
 from qwen3_directory import make_directory
 from ranker_stack import Stack, ask, status
 
+from penstock.infra.settings import ShapingSettings
 from penstock.ranker.errors import DeadlinePassed
 from penstock.ranker.known_answer import CHECK_EVERY_MS, CHECK_S, KnownAnswer
 from penstock.ranker.scoring import Scorers
@@ -59,15 +60,19 @@ def test_bad_full_late_and_gone_callers_each_get_their_own_answer(redis_url, fre
         channel = grpc_avro.Client(stack.settings.ranker.listen)
         busy = channel.start(Ranker.RANK, ask("busy"), 20)
         assert stack.entered.acquire(timeout=20)
+        stands_in = channel.start(Ranker.RANK, ask("stands in", "another nurse"), 20)
+        assert stack.entered.acquire(timeout=20)  # in the lane of the one that is stuck
         waits = channel.start(Ranker.RANK, ask("waits"), 20)
         until(lambda: status(stack).numbers["queue_depth"] == 1)
-        with pytest.raises(CallError, match="1 requests wait, at most 1 may") as caught:
+        with pytest.raises(
+            CallError, match=r"not let in \(queue\): the ranker is full; ask again in 1\.00 s"
+        ) as caught:
             stack.client.rank(ask("refused"), 10)
         assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         waits.cancel()
         until(lambda: status(stack).numbers["queue_depth"] == 0)
         stack.hold.set()
-        assert busy.result().request_id == "busy"
+        assert [one.result().request_id for one in (busy, stands_in)] == ["busy", "stands in"]
         told = status(stack)
         assert (told.numbers["left_total"], told.numbers["refused_total"], told.numbers["expired_total"]) == (1, 1, 1)
         channel.close()
@@ -77,7 +82,7 @@ def test_with_the_engine_the_best_are_read_by_the_model_and_what_goes_where_is_t
     redis_url, free_port, until, tmp_path
 ):
     model = make_directory(tmp_path)
-    with Stack(redis_url, free_port, scorer="engine", model=model, lm_depths=(2,)) as stack:
+    with Stack(redis_url, free_port, scorer="engine", model=model, shaping=ShapingSettings(depths=(2, 2, 2))) as stack:
         until(lambda: status(stack))
         assert gc.get_freeze_count() > 0
         result = stack.client.rank(ask(), 10)

@@ -23,6 +23,7 @@ def make_desk(
     workers: int = 2,
     together: int = 1,
     places: int = 64,
+    stuck_s: float = 60.0,
     now_ms: Callable[[], int],
     clock: Callable[[], float] = time.monotonic,
     prior: Prior = PRIOR,
@@ -33,4 +34,6 @@ def make_desk(
     bounds = Limits(depths=depths, lanes=workers, together=together, usual_tokens=250.0, **limits)
     shaper = TrafficShaper(bounds, prior, clock())
     estimates = Estimates(depths, DepthLimits(250, 2_000), dear=False, clock=clock)
-    return RankService(shaper, estimates.work, rank, Capacity(workers, together, places=places), now_ms, clock)
+    return RankService(
+        shaper, estimates.work, rank, Capacity(workers, together, places, stuck_s=stuck_s), now_ms, clock
+    )
