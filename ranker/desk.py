@@ -20,6 +20,7 @@ from penstock.ranker.backends.load import on_a_gpu
 from penstock.ranker.backends.scorer import Scorer
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.candidates import Retrieval
+from penstock.ranker.decisions import Counted
 from penstock.ranker.estimates import Estimates
 from penstock.ranker.feature_store import FeatureStore
 from penstock.ranker.known_answer import known_pairs
@@ -91,7 +92,7 @@ def make_desk(
         clock=clock,
     )
     capacity = Capacity(lanes, together, settings.max_queue, budget=lambda: max(usual, estimates.deepest))
-    shaper = TrafficShaper(limits, measured.prior, clock())
+    shaper = Counted(TrafficShaper(limits, measured.prior, clock()))
     return RankService(shaper, estimates.work, pipeline.rank, capacity, now_ms, clock), pipeline
 
 

@@ -29,6 +29,9 @@ from benchmarks.report import Report
 from benchmarks.simulating.plant import Plant, fitted
 from benchmarks.simulating.workload import DEADLINES, QUERIES
 from penstock.ranker.backends.scorer import ScoringItem, ScoringQuery
+from penstock.ranker.decisions import DECISIONS
+from penstock.ranker.shaping.work import State
+from penstock.ranker.shaping_status import numbers
 
 LOAD = 0.9
 SPAN_S, WARM_S = 75.0, 10.0
@@ -82,10 +85,12 @@ def calibrated(ranker: LiveRanker) -> Plant:
 def _run(ranker: LiveRanker, plant: Plant, span_s: float, seed: int, mixed: bool) -> Run:
     asked = timeline(LOAD, plant.capacity, span_s, seed)
     asked = asked if mixed else alone(asked)
-    drawing = digests(seed)
+    drawing, before = digests(seed), _decided()
     marks: list[tuple[float, float, float, int]] = []
+    states: list[State] = []
 
     def mark() -> None:
+        states.append(desk.shaping())
         busy_s = REGISTRY.get_sample_value("penstock_engine_busy_seconds_total") or 0.0
         marks.append((time.monotonic(), busy_s, *_forwards()))
 
@@ -112,7 +117,15 @@ def _run(ranker: LiveRanker, plant: Plant, span_s: float, seed: int, mixed: bool
         seconds=to_s - from_s,
         tokens=tokens_to - tokens_from,
         forwards=count_to - count_from,
+        decided={name: more for name, count in _decided().items() if (more := count - before.get(name, 0.0))},
+        state=numbers(states[-1]),
     )
+
+
+def _decided() -> dict[str, float]:
+    """Decisions of this process so far, by class, decision and reason."""
+    samples = (sample for family in DECISIONS.collect() for sample in family.samples)
+    return {" ".join(each.labels.values()): each.value for each in samples if each.name.endswith("_total")}
 
 
 def _forwards() -> tuple[float, int]:

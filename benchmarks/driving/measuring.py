@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Run:
     seconds: float  # in which
     tokens: float  # in forwards
     forwards: int
+    decided: Mapping[str, float] = field(default_factory=dict)  # of the whole run: "class decision reason" -> how many
+    state: Mapping[str, float] = field(default_factory=dict)  # at the end of the window, as the role's status has it
 
 
 def latencies_s(run: Run) -> Floats:
@@ -103,6 +105,8 @@ def described(run: Run) -> dict[str, Any]:
         "alert_misses": missed(run.asked, run.told) if run.mixed else 0,
         "clients_late_p99_s": round(float(np.percentile(run.told.late_s, 99)), 4) if run.told.late_s else 0.0,
         "stages_ms": _stages(run),
+        "decided": dict(run.decided),
+        "state": {name: float(f"{value:.4g}") for name, value in run.state.items()},
     }
 
 

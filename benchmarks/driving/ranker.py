@@ -19,9 +19,8 @@ from benchmarks.ranking.models import item_texts
 from benchmarks.ranking.surroundings import TENANT, Surroundings, surroundings
 from benchmarks.simulating.workload import ALERT_ITEMS, CEILING, CLASSES, KINDS
 from benchmarks.streaming.source import load
-from penstock.ranker.desk import plan
+from penstock.ranker.desk import make_desk
 from penstock.ranker.engine import untrained
-from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.service import RankService
 from penstock.schemas.events import Page, RankQuery, RankRequest
 
@@ -42,20 +41,17 @@ class LiveRanker:
         """A desk that has learnt nothing, on a score cache that is empty where the name is new."""
         around = self.around
         settings = around.settings.model_copy(update={"depth": CEILING})
-        planned = plan(settings, around.both, time.monotonic)
-        pipeline = Pipeline(
+        service, _ = make_desk(
+            settings,
+            around.both,
             models=around.models,
             retrieval=around.retrieval,
             shards=1,
             store=around.store,
             cache=around.cache(name),
-            scorers=around.both,
-            limits=planned.limits,
-            estimates=planned.estimates,
             now_ms=self.now_ms,
             clock=time.monotonic,
         )
-        service = RankService(planned.shaper, planned.estimates.work, pipeline.rank, planned.capacity, self.now_ms)
         service.start()
         gc.collect()
         gc.freeze()  # as the role does
