@@ -158,7 +158,7 @@ class RankService:
         for thread in self._threads:
             thread.join(max(0.0, give_up - time.monotonic()))
         with self._changed:
-            left = [job for job in self._jobs.values() if self._withdraw(job)]
+            left = [job for job in list(self._jobs.values()) if self._withdraw(job)]
             self._changed.notify_all()
         for job in left:
             self._end(job, "refused", QueueClosed())

@@ -17,7 +17,7 @@ from penstock.ranker.offsets import OffsetTracker
 from penstock.ranker.request_feed import RequestFeed
 from penstock.ranker.service import Job, error_result
 from penstock.schemas import topics, validate
-from penstock.schemas.events import DeadLetter, Page, RankClass, RankQuery, RankRequest, RankResult
+from penstock.schemas.events import DeadLetter, Page, RankQuery, RankRequest, RankResult
 from penstock.schemas.framing import topic_codec
 from penstock.schemas.wire import codec
 
@@ -74,20 +74,6 @@ def test_answers_come_and_are_counted(desk):
     assert service.counts() == {"served": 20, "failed": 0, "expired": 0, "refused": 0, "left": 0}
 
 
-def test_a_search_finds_a_worker_however_much_nobody_watches_is_under_way(desk):
-    gate = Gate()
-    service = desk(gate, workers=8)
-    for number in range(20):
-        service.submit(Job(request(f"alert {number}", class_=RankClass.ALERT), LATER))
-    for _ in range(6):
-        assert gate.entered.acquire(timeout=20)
-    assert not gate.entered.acquire(blocking=False)
-    service.submit(Job(request("search"), LATER))
-    assert gate.entered.acquire(timeout=20)
-    assert gate.order[-1] == "search"
-    gate.open.set()
-
-
 def test_closing_waits_no_longer_than_it_is_told(desk):
     gate = Gate()
     service = desk(gate, workers=16)
@@ -135,9 +121,12 @@ def test_a_full_queue_refuses_with_numbers_and_a_closed_one_too(desk):
     service = desk(gate, capacity=1, workers=1)
     service.submit(Job(request("busy"), LATER))
     assert gate.entered.acquire(timeout=20)
-    service.submit(Job(request("waits"), LATER))
-    with pytest.raises(QueueFull, match=r"1 requests wait, at most 1 may \(ranker\.max_queue\)"):
+    for name in ("waits", "waits too"):
+        service.submit(Job(request(name), LATER))
+    with pytest.raises(QueueFull, match=r"not let in \(queue\): the ranker is full; ask again in 1\.00 s") as told:
         service.submit(Job(request("refused"), LATER))
+    assert (told.value.retry_after_s, told.value.why, told.value.tenant) == (1.0, "queue", False)
+    assert service.try_submit(Job(request("of a feed"), LATER)) is None  # it holds no thread of the listener
     gate.open.set()
     service.close(20)
     with pytest.raises(QueueClosed):
@@ -301,7 +290,7 @@ def test_a_full_queue_pauses_the_topic_and_drops_nothing(desk, until):
     service = desk(gate, capacity=2, workers=1)
     ask(log, *(request(str(number), deadline=LATER + number) for number in range(50)))
     with Running(service, log, LogSink()) as running:
-        until(lambda: running.source.paused and service.depth == 2)
+        until(lambda: running.source.paused and service.depth == 7)  # of 8 read, one is ranked
         assert running.source.next[0] < 50
         assert log.committed == {}
         gate.open.set()

@@ -60,13 +60,13 @@ def test_a_caller_that_leaves_midway_takes_its_requests_along(redis_url, free_po
         assert next(results).error is None
         assert all(next(results).error is None for _ in range(29))
         hold(stack)
-        held = stack.client.rank_stream(Feed(*(ask(f"s{number}") for number in range(30))), None)
+        held = stack.client.rank_stream(Feed(*(ask(f"s{number}", f"nurse {number}") for number in range(30))), None)
         assert stack.entered.acquire(timeout=20)
-        until(lambda: status(stack).numbers["queue_depth"] == 29)
+        until(lambda: status(stack).numbers["queue_depth"] == 28)  # the lane of the first is stuck, and given on
         held.close()
-        until(lambda: status(stack).numbers["left_total"] == 29)
+        until(lambda: status(stack).numbers["left_total"] == 28)
         stack.hold.set()
-        until(lambda: status(stack).numbers["left_total"] == 30)  # the one begun, at its next stage
+        until(lambda: status(stack).numbers["left_total"] == 30)  # those begun, at their next stage
         assert stack.client.rank(ask(), 10).error is None
         assert status(stack).numbers["served_total"] == 31
 
@@ -75,9 +75,9 @@ def test_a_stopping_role_answers_what_waits_and_then_ends_its_streams(redis_url,
     with Stack(redis_url, free_port, workers=1) as stack:
         until(lambda: status(stack))
         hold(stack)
-        results = stack.client.rank_stream(Feed(*(ask(f"r{number}") for number in range(5))), None)
+        results = stack.client.rank_stream(Feed(*(ask(f"r{number}", f"nurse {number}") for number in range(5))), None)
         assert stack.entered.acquire(timeout=20)
-        until(lambda: status(stack).numbers["queue_depth"] == 4)
+        until(lambda: status(stack).numbers["queue_depth"] == 3)
         idle = stack.client.rank_stream(Feed(ask("invalid", page=Page(size=0))), None)
         assert "page.size" in next(idle).error
         stack.stop.set()
