@@ -1,8 +1,8 @@
 """The desk as settings ask for it: the shaper, what it expects of requests, and how many are served at once.
 
-Without a language model a lane is a thread and serves one request after the other. With one there are two lanes, so
-that one is prepared while the other's batch is in the engine, and the works of a batch run side by side: the engine
-packs them.
+Without a language model a lane is a thread and serves one request after the other. With one there are two lanes to one
+engine, so that one batch is prepared while the other's is in it, and the works of a batch run side by side: the engine
+packs them. What the preparation takes is learnt, and is no time of the engine.
 
 What a batch takes is measured once, by the dearest scorer, before anybody asks; retrieval and the rest is learnt from
 the first batches.
@@ -66,7 +66,8 @@ def make_desk(
     usual = scorers.ceiling * measured.item if dear else settings.depth
     if dear and settings.scorer == "engine":
         usual = settings.forward_tokens
-    limits = limits_from(settings.shaping, on_a_gpu=on_a_gpu(settings), lanes=lanes, usual_tokens=usual)
+    engines = 1 if dear else lanes
+    limits = limits_from(settings.shaping, on_a_gpu=on_a_gpu(settings), lanes=engines, usual_tokens=usual)
     limits = replace(limits, together=together)
     if not dear:
         limits = replace(limits, depths=DepthBounds(min(FLOOR, settings.depth), settings.depth, settings.max_depth))
@@ -91,7 +92,14 @@ def make_desk(
         now_ms=now_ms,
         clock=clock,
     )
-    capacity = Capacity(lanes, together, settings.max_queue, budget=lambda: max(usual, estimates.deepest))
+    capacity = Capacity(
+        lanes,
+        together,
+        settings.max_queue,
+        budget=lambda: max(usual, estimates.deepest),
+        one_engine=dear,
+        beside_s=lambda: estimates.beside_s,
+    )
     shaper = Counted(TrafficShaper(limits, measured.prior, clock()))
     return RankService(shaper, estimates.work, pipeline.rank, capacity, now_ms, clock), pipeline
 

@@ -39,6 +39,7 @@ class Seen:
     margins: NDArray[np.float64]  # [ranked], what each added to the answer, the most first
     hits: float | None = None  # of the pairs that the dearest scorer was asked for, the share in cache; None: no pairs
     tokens: tuple[float, float] | None = None  # of the query's side, and of a candidate; None: nothing was computed
+    beside_s: float = 0.0  # that it took beside the dearest scorer: retrieval, features, cache, the cheap scorer
 
 
 @dataclass(slots=True)
@@ -76,12 +77,15 @@ class Estimates:
         self._known: OrderedDict[Hashable, _Known] = OrderedDict()
         self._fixed, self._item = tokens
         self._first_hits = self._again_hits = 0.0
+        self._beside = 0.0  # seconds, mean and mean distance from it
+        self._spread = 0.0
         flat = np.ones(max(depths.ceiling, limits.ceiling))
         self._margins = dict.fromkeys(RankClass, flat)
 
     def work(self, number: int, request: RankRequest, arrived_s: float, deadline_s: float) -> Work:
         """Raises InvalidRecord for a cursor that is none."""
         window = policy.decide_window(request, self._limits)
+        deadline_s -= self._beside + self._spread  # the engine is not held meanwhile
         known, fixed, item, hits, margins = self._expected(request, arrived_s)
         there = window.stop - window.start
         if known is not None:
@@ -117,6 +121,11 @@ class Estimates:
         )
 
     @property
+    def beside_s(self) -> float:
+        """Seconds that a request takes on the mean beside the language model; 0 where there is none: it all counts."""
+        return self._beside
+
+    @property
     def deepest(self) -> float:
         """Tokens of one request as deep as the setting allows."""
         return self._fixed + self._item * self._depths.ceiling
@@ -135,6 +144,9 @@ class Estimates:
                     self._again_hits += FOLLOW * (seen.hits - self._again_hits)
                 else:
                     self._first_hits += FOLLOW * (seen.hits - self._first_hits)
+            if self._dear:
+                self._spread += FOLLOW * (abs(seen.beside_s - self._beside) - self._spread)
+                self._beside += FOLLOW * (seen.beside_s - self._beside)
             fixed = self._fixed if before is None else before.fixed
             if seen.tokens is not None:
                 fixed = seen.tokens[0]

@@ -193,7 +193,7 @@ class Pipeline:
         """What the next such request will cost, and what this one lost of its depth."""
         margins = np.sort(scored.fused[~np.isnan(scored.fused)])[::-1]
         hits = scored.hits / scored.asked if scored.asked else None
-        self._estimates.served(request, Seen(found.total, margins, hits, scored.tokens))
+        self._estimates.served(request, Seen(found.total, margins, hits, scored.tokens, stages.beside("queue", "lm")))
         if self._scorers.language_model is None:
             had, most, by = len(found.hits), min(found.total, window.asked, self._limits.ceiling), ""
         else:

@@ -6,13 +6,13 @@ deep (ranker/shaping/); this applies it:
     1. offer     the request as a work: taken in, put off, or refused with the time to come back
     2. batch     a thread that has nothing to do asks what is next, while a lane is free
     3. serve     its parts, each on a thread; identical works once
-    4. done      when its last part has ended, with the seconds that the lane was held
+    4. done      when its last part has ended, with the seconds that it had its lane, or the one engine of all lanes
 
 Invariant: every future ends, with a result or with an error that names stage and cause; a request whose deadline has
 passed or whose caller left never costs a thread more than saying so. A thread outlives whatever a request does to it.
 Whoever takes a batch while works wait wakes another, so that somebody always watches for the next moment to act.
 
-Where it stands: life-of-a-query.md, step 8.
+Where it stands: life-of-a-query.md, steps 4 and 8.
 """
 
 from __future__ import annotations
@@ -89,8 +89,10 @@ class Capacity:
     lanes: int = 2  # batches at once
     together: int = 1  # works a batch, as the shaper's limits say: each has its thread
     places: int = 1_024  # submitted requests that may wait, each of which holds a thread of the listener
-    stuck_s: float = 0.25  # a batch that takes longer gives its lane to another: a call that hangs stops nobody else
+    stuck_s: float = 2.0  # a batch that takes longer gives its lane to another: a call that hangs stops nobody else
     budget: Callable[[], float] = lambda: math.inf  # tokens of a batch
+    one_engine: bool = False  # that all lanes share: then a batch has it to itself once the one before has ended
+    beside_s: Callable[[], float] = lambda: 0.0  # what a batch takes on the mean before it needs the engine
 
 
 Describe = Callable[[int, RankRequest, float, float], Work]  # (number, request, arrived_s, deadline_s)
@@ -104,6 +106,7 @@ class _Running:
     batch: Batch
     began_s: float
     left: int  # tasks that have not ended
+    tells: bool = True  # what its works take: all that were begun went their way
 
 
 class RankService:
@@ -134,6 +137,7 @@ class RankService:
         self._running: set[_Running] = set()
         self._ready: deque[Callable[[], None]] = deque()  # tasks for the next threads
         self._holding = 0  # threads of the listener
+        self._ended_s = -math.inf  # when the last batch did
         self._closed = False
         self._tally: Tally[str] = Tally()
         self._last_served_s = clock()
@@ -296,18 +300,29 @@ class RankService:
         return now_s
 
     def _run(self, running: _Running, part: Part, jobs: list[Job]) -> None:
+        tells = False
         try:
-            self._serve(part, jobs)
+            tells = self._serve(part, jobs)
         finally:
             with self._changed:
+                running.tells &= tells
                 running.left -= 1
                 if not running.left:
                     self._running.remove(running)
-                    now_s = self._clock()
-                    self._shaper.done(running.batch, now_s, now_s - running.began_s)
+                    self._done(running, self._clock())
 
-    def _serve(self, part: Part, jobs: list[Job]) -> None:
-        """The first of these identical ones that gets an answer answers all."""
+    def _done(self, running: _Running, now_s: float) -> None:
+        began_s = running.began_s
+        if self._capacity.one_engine:
+            began_s = max(began_s + self._capacity.beside_s(), self._ended_s)
+            self._ended_s = now_s
+        self._shaper.done(running.batch, now_s, now_s - began_s if running.tells else 0.0)  # 0: nothing is learnt
+
+    def _serve(self, part: Part, jobs: list[Job]) -> bool:
+        """The first of these identical ones that gets an answer answers all. Whether it went the whole way, or as far
+        as its time allowed.
+        """
+        expired = False
         while jobs:
             job = jobs[0]
             with about(job.request):
@@ -315,6 +330,7 @@ class RankService:
                     result = self._rank(job, self._turn(job, part))
                 except DeadlinePassed as error:
                     self._end(jobs.pop(0), "expired", error)
+                    expired = True
                     continue
                 except CallerLeft as error:
                     self._end(jobs.pop(0), "left", error)
@@ -328,10 +344,11 @@ class RankService:
                     self._answer(job, result)
                     for other in jobs[1:]:
                         self._answer(other, _for(other.request, result))
-                    return
+                    return True
             for one in jobs:
                 self._end(one, "failed", failure)
-            return
+            return False
+        return expired
 
     def _turn(self, job: Job, part: Part) -> Turn:
         deadline_s = job.came_s + job.allowed_ms / 1000 if job.urgent else math.inf

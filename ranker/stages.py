@@ -103,6 +103,17 @@ class Stages:
             key = f"{stage}_{name}"
             self.timings[key] = self.timings.get(key, 0.0) + spent
 
+    def beside(self, *stages: str) -> float:
+        """Seconds in all stages but these, and what is inside them."""
+        return (
+            sum(
+                spent
+                for name, spent in self.timings.items()
+                if not any(name.split("_")[0] == stage for stage in stages)
+            )
+            / 1000
+        )
+
     def degrade(self, *reasons: str) -> None:
         self.degraded.update(dict.fromkeys(reasons))
 

@@ -18,6 +18,7 @@ from benchmarks.simulating.measures import (
     interactive_depth,
     missed_share,
     misses,
+    ndcg_bounds,
     ndcg_ratio,
     over_seeds,
     p99_s,
@@ -46,6 +47,9 @@ class Run:
     ndcg: float  # over the reference's: of what both answered
     ndcg_all: float  # of all, no answer is nothing
     busy: float
+    ndcg_even: float  # over the reference's too, had the same tokens been spent alike; see measures.ndcg_bounds
+    ndcg_known: float  # by who gains
+    ndcg_nominal: float  # with all at the nominal depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ def runs(
 
 def _run(outcome: Outcome, reference: Outcome, asked: Workload, met: NDArray[np.bool_], plant: Plant) -> Run:
     both, everything = ndcg_ratio(outcome, reference)
+    even, known, nominal = ndcg_bounds(outcome, reference)
     return Run(
         goodput=goodput(outcome) / plant.capacity,
         clairvoyant=float(asked.cost[met].sum()) / asked.horizon_s / plant.capacity,
@@ -123,6 +128,9 @@ def _run(outcome: Outcome, reference: Outcome, asked: Workload, met: NDArray[np.
         ndcg=both,
         ndcg_all=everything,
         busy=outcome.busy_s / asked.horizon_s,
+        ndcg_even=even,
+        ndcg_known=known,
+        ndcg_nominal=nominal,
     )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.simulating.workload import KINDS, relevance
+from benchmarks.simulating.plant import ITEM_TOKENS
+from benchmarks.simulating.workload import CEILING, FLOOR, KINDS, NOMINAL, relevance
 from benchmarks.simulating.world import INTERACTIVE, Outcome
 
 Floats = NDArray[np.float64]
@@ -90,6 +92,46 @@ def ndcg_ratio(one: Outcome, other: Outcome) -> tuple[float, float]:
     both = asked & one.in_time & other.in_time
     mine, theirs = ndcg(one), ndcg(other)
     return float(mine[both].mean() / theirs[both].mean()), float(mine[asked].mean() / theirs[asked].mean())
+
+
+def ndcg_bounds(one: Outcome, other: Outcome) -> tuple[float, float, float]:
+    """What the first ratio of `ndcg_ratio` would be had `one` spent the tokens above the floor on the same requests
+    otherwise: all alike; by who gains, which nobody knows beforehand and at whatever time, on the concave envelope of
+    each query's curve; and with everybody at the nominal depth, whatever it takes."""
+    curves = relevance()[0]
+    load = one.workload
+    both = (load.kind < 2) & one.in_time & other.in_time
+    query, each = load.query[both], ITEM_TOKENS * (1 - load.hits[both])
+    reference = float(ndcg(other)[both].mean())
+    budget = float((each * (one.depth[both] - FLOOR)).sum())
+    alike = min(FLOOR + budget / float(each.sum()), float(CEILING))
+    deep = int(alike)
+    even = curves[query, deep] + (alike - deep) * (curves[query, min(deep + 1, CEILING)] - curves[query, deep])
+    gains, prices = [], []
+    envelopes = {int(one): _envelope(curves[one]) for one in np.unique(query)}
+    for at, item in zip(query.tolist(), each.tolist(), strict=True):
+        for candidates, gain in envelopes[at]:
+            gains.append(gain)
+            prices.append(candidates * item)
+    gain, price = np.array(gains), np.array(prices)
+    order = np.argsort(-gain / price)
+    bought = order[np.cumsum(price[order]) <= budget]
+    known = float(curves[query, FLOOR].mean()) + float(gain[bought].sum()) / len(query)
+    return float(even.mean()) / reference, known / reference, float(curves[query, NOMINAL].mean()) / reference
+
+
+def _envelope(curve: Floats) -> list[tuple[int, float]]:
+    """Steps (candidates, gain) of the least concave curve above one, from the floor, where it rises."""
+    corners: list[tuple[int, float]] = []
+    for depth in range(FLOOR, CEILING + 1):
+        value = float(curve[depth])
+        while len(corners) > 1:
+            (a, u), (b, v) = corners[-2:]
+            if (v - u) * (depth - a) > (value - u) * (b - a):
+                break
+            corners.pop()
+        corners.append((depth, value))
+    return [(b - a, v - u) for (a, u), (b, v) in pairwise(corners) if v > u]
 
 
 def jain(shares: Floats) -> float:

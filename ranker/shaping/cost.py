@@ -5,8 +5,11 @@ residual weighed relative to the prediction, so that long batches do not drown s
 what the newest batch speaks of (directional forgetting: Bittanti, Bolzern and Campi 1990), so sizes that are all alike
 do not undo what is known of others. Two residuals in a row on one side and past SURPRISE of the usual spread are a
 change of the engine and no noise: a slow engine is slow in everything, so both coefficients are scaled by them, and
-what was known beside is held for little (covariance resetting, ibid. section 11.5). One alone is an outlier: nothing
-is learnt from it but spread. Both coefficients stay within SPAN of the prior.
+what is believed from there on is loose along that factor and tight beside it (covariance resetting, ibid. section
+11.5). One alone is an outlier: nothing is learnt from it but spread, and `caution` says by how much the next batch had
+better be shorter. The first TRUSTED_AFTER batches are all learnt from. What overhead and tokens are to each other is
+held near the prior's until batches of many sizes say otherwise: a few noisy ones tell nothing of it. Both coefficients
+stay within SPAN of the prior.
 
 Units: seconds and tokens. Owner: one shaper; not safe for threads.
 """
@@ -21,6 +24,10 @@ SPREAD_FORGET = 0.9
 SURPRISE = 3.0  # spreads; a residual past them, twice in a row on one side, is a change
 LEAST_SPREAD = 0.02  # relative: clocks and other tenants of the machine
 FIRST_SPREAD = 0.2  # of a prior that nothing has confirmed
+NOISE = 0.05  # relative, of what a batch takes: only what it is beside the variances below matters
+_OWN = 0.3  # of the cost of a token, beside the factor that both coefficients have in common
+_OVERHEAD = 0.1  # of a usual batch's tokens: how far the overhead may be from its part in the prior
+_OVERHEAD_AFTER = 0.02  # likewise, after the engine has changed
 CHANGED = 1.15  # a surprise is a change only where it is at least this factor
 SPAN = 100.0  # a coefficient is between prior / SPAN and prior · SPAN
 TRUSTED_AFTER = 8  # batches
@@ -52,9 +59,9 @@ class CostModel:
         self.batches = 0
         self._prior = prior
         self._scale = max(usual_tokens, 1.0)
-        usual_s = prior.overhead_s + prior.token_s * self._scale
-        self._loose = (usual_s**2, usual_s**2)  # variances of the start: as large as a usual batch
-        self._covariance = (self._loose[0], 0.0, self._loose[1])  # of (overhead, token · scale)
+        o, t = prior.overhead_s, prior.token_s * self._scale
+        self._loose = (2 * o * o + (_OVERHEAD * t) ** 2, (1 + _OWN**2) * t * t)  # variances of the start
+        self._covariance = (self._loose[0], o * t, self._loose[1])  # of (overhead, token · scale)
         self._surprises = 0  # in a row; the sign is the side
         self._factor = 1.0  # of the first of them
 
@@ -66,21 +73,27 @@ class CostModel:
         """0 to 1: how close predictions were to what batches took, once there were some."""
         return self.batches / (self.batches + TRUSTED_AFTER) / (1.0 + self.spread)
 
+    @property
+    def caution(self) -> float:
+        """By how much slower than predicted the engine is, should the last batch be no outlier; at least 1."""
+        return self._factor if self._surprises > 0 and self._factor > 1.0 else 1.0
+
     def observed(self, tokens: float, seconds: float) -> None:
         """A batch of so many tokens took so long. What is no duration is passed over."""
         if not (seconds > 0 and math.isfinite(seconds)) or tokens < 0:
             return
         predicted = max(self.predict(tokens), 1e-9)
         residual = (seconds - predicted) / predicted
-        surprises = self._surprises_with(residual)
+        surprises = self._surprises_with(residual) if self.batches >= TRUSTED_AFTER else 0  # at first all is learnt
         if surprises == 1:
             self._factor = seconds / predicted
         elif surprises > 1:
             factor = math.sqrt(self._factor * seconds / predicted)
             self._set(self.overhead_s * factor, self.token_s * factor)
-            x = tokens / self._scale  # four fifths of the next such batch will be believed
-            each = 4 * (LEAST_SPREAD * self.predict(tokens)) ** 2 / (1.0 + x * x)
-            self._covariance = (each, 0.0, each)
+            # Both by the same factor, which two batches have told; a little beside it, in each on its own.
+            o, t = self.overhead_s, self.token_s * self._scale
+            k = NOISE**2 / 2
+            self._covariance = (k * o * o + (_OVERHEAD_AFTER * t) ** 2, k * o * t, (1 + _OWN**2) * k * t * t)
             self._surprises = 0
         if surprises != 1:
             self._learn(tokens / self._scale, seconds)
@@ -101,7 +114,7 @@ class CostModel:
     def _learn(self, x: float, seconds: float) -> None:
         a, b, c = self._covariance
         predicted = self.overhead_s + self.token_s * self._scale * x
-        error, noise = seconds - predicted, (LEAST_SPREAD * predicted) ** 2
+        error, noise = seconds - predicted, (NOISE * predicted) ** 2
         g0, g1 = a + b * x, b + c * x
         along = g0 + g1 * x
         if along <= 0:

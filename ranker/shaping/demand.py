@@ -40,6 +40,7 @@ class Demand:
         self.totals = [0.0] * rows  # tokens
         self.shares = [1.0] * rows
         self.token_s = token_s
+        self._seconds = [token_s] * rows  # that a token takes of a row's share
         self._ends = array("d")  # slots, ascending
         self._rows = [array("d") for _ in range(rows)]  # tokens by slot
         self._low = [math.inf] * rows  # no greater than any slot's latest start
@@ -56,7 +57,8 @@ class Demand:
         """What a token takes has changed."""
         if token_s != self.token_s:
             self.token_s = token_s
-            for row in range(len(self._rows)):
+            for row, share in enumerate(self.shares):
+                self._seconds[row] = token_s / share
                 self._outdate(row)
 
     def share(self, level: int, share: float) -> None:
@@ -64,37 +66,55 @@ class Demand:
         row = level + 1
         if share != self.shares[row]:
             self.shares[row] = share
+            self._seconds[row] = self.token_s / share
             self._outdate(row)
 
     def fits(self, level: int, slot: float, cost: float, start_s: float) -> bool:
         """Whether everything stays in time with one more work, when the engine is free from `start_s`."""
-        return all([self._row_fits(row, slot, cost, start_s) for row in range(1, level + 2)])  # noqa: C419  # twice as fast
+        seconds, totals, lows = self._seconds, self.totals, self._low
+        for row in range(1, level + 2):
+            second = seconds[row]
+            takes = cost * second
+            if slot - totals[row] * second - takes < start_s:  # not even behind everything: look closer
+                due = self._due_by(row, bisect_right(self._ends, slot))
+                if slot - due * second - takes < start_s:
+                    return False
+            if lows[row] - takes < start_s:
+                later = self._latest_starts(row)[bisect_right(self._ends, slot) :]
+                if later.size and later.min() - takes < start_s:
+                    return False
+        return True
 
     def add(self, level: int, slot: float, cost: float) -> None:
-        at = bisect_left(self._ends, slot)
-        if at == len(self._ends) or self._ends[at] != slot:
-            self._ends.insert(at, slot)
-            for tokens in self._rows:
+        ends, rows, starts = self._ends, self._rows, self._starts
+        totals, lows, seconds = self.totals, self._low, self._seconds
+        at = bisect_left(ends, slot)
+        if at == len(ends) or ends[at] != slot:
+            ends.insert(at, slot)
+            for tokens in rows:
                 tokens.insert(at, 0.0)
-            for row in range(level + 2, len(self._rows)):
-                self._starts[row] = None
+            for row in range(level + 2, len(rows)):
+                starts[row] = None
         for row in range(level + 2):
-            self._rows[row][at] += cost
-            self.totals[row] += cost
-            self._starts[row] = None
-            second = self.token_s / self.shares[row]
-            low = self._low[row] - cost * second
-            if slot - self.totals[row] * second < low:  # it may bind more than those before did
-                low = min(low, slot - self._due_by(row, at + 1) * second)
-            self._low[row] = low
+            rows[row][at] += cost
+            totals[row] += cost
+            starts[row] = None
+            second = seconds[row]
+            low = lows[row] - cost * second
+            if slot - totals[row] * second < low:  # it may bind more than those before did
+                own = slot - self._due_by(row, at + 1) * second
+                if own < low:
+                    low = own
+            lows[row] = low
 
     def remove(self, level: int, slot: float, cost: float) -> None:
         at = bisect_left(self._ends, slot)
+        rows, totals, starts = self._rows, self.totals, self._starts
         for row in range(level + 2):
-            self._rows[row][at] -= cost
-            self.totals[row] -= cost
-            self._starts[row] = None
-            if not self.totals[row]:
+            rows[row][at] -= cost
+            totals[row] -= cost
+            starts[row] = None
+            if not totals[row]:
                 self._low[row] = math.inf
 
     def spare(self, start_s: float, wanted_s: float) -> float:
@@ -108,7 +128,7 @@ class Demand:
         """When nothing stands in the way of such a work any more, if it keeps its distance to its deadline, nothing
         else comes and what waits is served by deadline: the end of the busy period up to the last slot that does.
         """
-        second = self.token_s / self.shares[1]
+        second = self._seconds[1]
         short = np.nonzero(self._latest_starts(1) - cost * second < start_s)[0]
         until = max(slot, self._ends[int(short[-1])]) if short.size else slot
         for _ in range(_BUSY_ROUNDS):
@@ -120,7 +140,7 @@ class Demand:
 
     def after_all(self, level: int, cost: float, start_s: float) -> float:
         """A deadline that such a work can be promised for certain: after all that its rows hold."""
-        return start_s + max((self.totals[row] + cost) * self.token_s / self.shares[row] for row in range(1, level + 2))
+        return start_s + max((self.totals[row] + cost) * self._seconds[row] for row in range(1, level + 2))
 
     def density(self, level: int, start_s: float) -> float:
         """The least share of the engine that serves the level and those above in time: the most of due / time left."""
@@ -137,18 +157,6 @@ class Demand:
         """Slots, the empty ones included."""
         return len(self._ends)
 
-    def _row_fits(self, row: int, slot: float, cost: float, start_s: float) -> bool:
-        second = self.token_s / self.shares[row]
-        takes = cost * second
-        if slot - self.totals[row] * second - takes < start_s:  # not even behind everything: look closer
-            after = bisect_right(self._ends, slot)
-            if slot - self._due_by(row, after) * second - takes < start_s:
-                return False
-        if self._low[row] - takes >= start_s:
-            return True
-        later = self._latest_starts(row)[bisect_right(self._ends, slot) :]
-        return not later.size or bool(later.min() - takes >= start_s)
-
     def _due_by(self, row: int, end: int) -> float:
         """Tokens of the first `end` slots, summed over the shorter side."""
         tokens = self._rows[row]
@@ -162,7 +170,7 @@ class Demand:
             if row == WHOLE:
                 self._tidy()
             due = np.cumsum(np.frombuffer(self._rows[row])) if self._ends else np.empty(0)
-            known = np.frombuffer(self._ends) - due * (self.token_s / self.shares[row]) if self._ends else due
+            known = np.frombuffer(self._ends) - due * self._seconds[row] if self._ends else due
             known[: int(np.searchsorted(due, 0.5))] = math.inf  # nothing is due before the first work's slot
             self._starts[row] = known
             self._low[row] = float(known.min(initial=math.inf))

@@ -3,8 +3,9 @@ delay.
 
 Rule, every `PERIOD_S`, on the logarithm of the depth u (depths multiply cost, so a step of u is one step of load):
 
-    f  = ln(feed-forward), within ln of the bounds; down at once, up no faster than the slew
-    u* = f + P · e + I − D · dy/dt          e = (target − y) / target, within [−1½, ½]
+    f  = ln(feed-forward), within ln of the bounds; down at once, up no faster than the slew; low-passed where it is
+         within _LEAP of what it was, which may be chance in arrivals or services
+    u* = f + P · e + I − D · dy/dt          e = (target − y) / target, within [−1, ½]
     u  = u*, within ln of the bounds
     I += dt · (e / T_i + (u − u*) / T_t)
 
@@ -15,7 +16,7 @@ bumpless. Down at once and up slowly, since too deep costs deadlines, and too sh
 
 Feed-forward is the depth at which what arrives takes the target share of the engine (ranker/shaping/load.py). It does
 the bulk; the loop mends its error, and P and e are small so that it does not overshoot: a long queue alone lowers the
-depth by 5 % at once. What guards deadlines is the slack (ranker/shaping/demand.py), not this loop.
+depth by 2 % at once. What guards deadlines is the slack (ranker/shaping/demand.py), not this loop.
 
 Units: seconds, candidates. Owner: one shaper; not safe for threads.
 """
@@ -30,13 +31,15 @@ from penstock.ranker.shaping.work import Why
 PERIOD_S = 0.1
 SLEW_UP = 3.0  # natural logarithms a second: from 131 to 1,000 in 0.7 s
 _P = 0.02
-_LEAST_E, _MOST_E = -1.5, 0.5  # an empty queue does not say how far below the load is
-_T_I = 120.0  # seconds
+_LEAST_E, _MOST_E = -1.0, 0.5  # an empty queue does not say how far below the load is
+_T_I = 300.0  # seconds
 _T_T = 0.5  # seconds
 _D = 0.02  # seconds
 _SMOOTH = 0.9  # of the delay and its derivative, what is kept each period: batches begin and end
+_LEAP = 0.3  # of the logarithm: a third deeper
+_CALM_S = 0.4  # seconds, of the low pass
 _STILL = 0.04  # of the logarithm: a smaller change is none
-_LEAST_I, _MOST_I = -0.5, 0.05  # upwards it gives back what the target share keeps free, no more
+_LEAST_I, _MOST_I = -0.5, 0.02  # upwards it gives back what the target share keeps free, no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,8 @@ class DepthController:
         low, high = math.log(self.bounds.floor), math.log(self.bounds.ceiling)
         # Held within the bounds and slewed before the loop is added, so that neither winds the integral up.
         feed = math.log(min(max(feed_forward, self.bounds.floor), self.bounds.ceiling))
-        self._feed = min(feed, self._feed + SLEW_UP * dt)
+        calm = abs(feed - self._feed) < _LEAP
+        self._feed += min(feed - self._feed, SLEW_UP * dt) * (min(dt / _CALM_S, 1.0) if calm else 1.0)
         before = delay_s if self._delay is None else self._delay
         delay_s = self._delay = _SMOOTH * before + (1 - _SMOOTH) * delay_s
         self._rise = (delay_s - before) / dt

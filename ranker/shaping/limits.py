@@ -23,7 +23,7 @@ class Limits:
     usual_tokens: float = 16_384.0  # of a batch
     batch_s: float = 0.15  # works share a batch, and go deeper than their floor, up to so long
     delay_s: float = 0.1  # predicted, of interactive works, that the depth is steered to
-    use: float = 0.95  # of the engine that depth is chosen to take
+    use: float = 0.97  # of the engine that depth is chosen to take
     standing_s: float = 0.25  # CoDel's target: above the delay that depth holds, below the shortest deadline
     interval_s: float = 1.0  # CoDel's
     alert_share: float = 0.08  # of the engine, at least, while alerts wait

@@ -1,28 +1,32 @@
 """Which waiting work goes next into the batch.
 
 Rule, while there is time to spare: alerts, while they have had less than their share of what was served; a
-recommendation or alert whose slack has fallen under twice its predicted service; people; recommendations; alerts; what
-is late. Within a level by turns of the tenants (schedule.py). Time to spare is what demand.py says: how long the
-engine could do something else with every promise kept. A work that goes before an earlier deadline uses its own
-service of it; one for which it does not suffice waits, and the earliest deadline goes first. So every order that is
-chosen here keeps every promise that earliest deadline first would keep.
+recommendation or alert whose slack has fallen under twice its predicted service; people; recommendations; what could
+not be promised its own deadline and would meet it were it next; alerts; what is late. Within a level by turns of the
+tenants (schedule.py). Time to spare is what demand.py says: how long the engine could do something else with every
+promise kept. A work that goes before an earlier deadline uses its own service of it; one for which it does not suffice
+waits, and the earliest deadline goes first. So every order that is chosen here keeps every promise that earliest
+deadline first would keep.
 
 Owner: one shaper; not safe for threads.
 """
 
 from __future__ import annotations
 
+import heapq
+
 from penstock.ranker.shaping.demand import Demand
-from penstock.ranker.shaping.schedule import Entry, Lane
+from penstock.ranker.shaping.schedule import ALERT, LATE, Entry, Lane
 
 _PROMOTED = 2.0  # services
+_HOPE = 4.0  # services that must be left to a late work's own deadline: it may share a batch
 
 
 class Picker:
     """Owns the lanes, one a level: people, recommendations, alerts, late ones."""
 
     def __init__(self, demand: Demand, alert_share: float) -> None:
-        self.lanes = tuple(Lane() for _ in range(4))
+        self.lanes = tuple(Lane() for _ in range(LATE + 1))
         self.dearest = 0.0  # cost of any work since nothing waited
         self._demand = demand
         self._alert_share = alert_share
@@ -31,9 +35,12 @@ class Picker:
         self._used_s = 0.0  # of the time to spare, by this batch
         self._by_deadline = False
         self._out_of_order = False  # what `next` gave
+        self._hoped: list[tuple[float, int, Entry]] = []  # heap of late works, by their own deadlines
 
     def push(self, entry: Entry, weight: float) -> None:
         self.lanes[entry.level].push(entry, weight)
+        if entry.level == LATE:
+            heapq.heappush(self._hoped, (entry.work.deadline_s, entry.work.number, entry))
         if entry.cost > self.dearest:
             self.dearest = entry.cost
 
@@ -47,14 +54,12 @@ class Picker:
 
     def next(self) -> Entry | None:
         """The next one; it waits until it is taken."""
-        earliest = None
+        earliest: Entry | None = None
         for lane in self.lanes:
-            if (
-                lane.works
-                and (first := lane.first()) is not None
-                and (earliest is None or first.due_s < earliest.due_s)
-            ):
-                earliest = first
+            if lane.works:
+                first = lane.first()
+                if first is not None and (earliest is None or first.due_s < earliest.due_s):
+                    earliest = first
         self._out_of_order = False
         if earliest is None:
             return None
@@ -72,8 +77,8 @@ class Picker:
         if self._out_of_order:
             self._used_s += entry.cost * self._demand.token_s
         self.lanes[entry.level].take(entry)
-        alerts = self.lanes[2].works + self.lanes[3].works
-        if entry.level >= 2:
+        alerts = self.lanes[ALERT].works + self.lanes[LATE].works
+        if entry.level >= ALERT:
             self._alert_credit = max(self._alert_credit - entry.cost, -self.dearest)
         elif alerts:
             self._alert_credit = min(
@@ -93,9 +98,9 @@ class Picker:
 
     def _behind(self) -> Entry | None:
         """An alert, or a late work, that the share of alerts pays for."""
-        alerts, late = self.lanes[2:]
+        alerts, late = self.lanes[ALERT:]
         if self._alert_credit > 0 and (alerts.works or late.works):
-            behind = alerts.turn() if alerts.works else late.first()
+            behind = alerts.turn() if alerts.works else self._hope() or late.first()
             if behind is not None and behind.cost <= self._alert_credit:
                 return behind
         return None
@@ -109,7 +114,19 @@ class Picker:
                 and first.due_s - self._start_s < _PROMOTED * first.cost * self._demand.token_s
             ):
                 return first
-        for lane in (people, recommendations, alerts):
+        for lane in (people, recommendations):
             if lane.works:
                 return lane.turn()
-        return late.first()
+        if late.works and (hope := self._hope()) is not None:
+            return hope
+        return alerts.turn() if alerts.works else late.first()
+
+    def _hope(self) -> Entry | None:
+        """A late work that would be in time after all, were it next."""
+        hoped = self._hoped
+        while hoped:
+            deadline_s, _, entry = hoped[0]
+            if entry.waiting and self._start_s + _HOPE * entry.cost * self._demand.token_s <= deadline_s:
+                return entry
+            heapq.heappop(hoped)
+        return None

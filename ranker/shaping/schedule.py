@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from penstock.ranker.shaping.work import Work
 
+INTERACTIVE, RECOMMENDATION, ALERT, LATE = range(4)  # levels: who gives way to whom
 _DEEPEST_DEBT = 2.0  # quanta that a tenant whose deadlines came first may owe
 
 
@@ -83,7 +84,10 @@ class Lane:
 
     def first(self) -> Entry | None:
         """The one with the earliest deadline."""
-        return _head(self._heap)
+        heap = self._heap
+        if heap and heap[0][2].waiting:
+            return heap[0][2]
+        return _head(heap)
 
     def turn(self) -> Entry | None:
         """The one whose tenant's turn it is."""

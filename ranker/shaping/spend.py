@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,22 +35,23 @@ _STEPS = 60  # of the search for a price, at most
 _ALIKE = 1e-12  # logarithm of two prices that are one
 
 
-@dataclass(slots=True, eq=False)
 class Claim:
     """A work and the depths that it may get."""
 
-    work: Work
-    least: int
-    most: int  # at least `least`
-    each: float = field(init=False)  # tokens a candidate, on the mean
-    rising: NDArray[np.float64] = field(init=False)  # its margins from the last
+    __slots__ = ("each", "least", "most", "rising", "work")
 
-    def __post_init__(self) -> None:
-        self.each = self.work.item * (1.0 - self.work.hits)
-        self.rising = self.work.margins[::-1]
+    def __init__(self, work: Work, least: int, most: int) -> None:
+        """`most` is at least `least`."""
+        self.work = work
+        self.least = least
+        self.most = most
+        self.each = work.item * (1.0 - work.hits)  # tokens a candidate, on the mean
+        self.rising: NDArray[np.float64] = work.margins[::-1]  # from the last
 
     def at(self, price: float) -> int:
         """The deepest at which each candidate past the least adds at least `price` a token."""
+        if self.most <= self.least:
+            return self.least
         deep = len(self.rising) - int(self.rising.searchsorted(price * self.each))
         return self.least if deep < self.least else self.most if deep > self.most else deep
 
@@ -93,19 +93,24 @@ class Purse:
         return depths
 
     def _follow(self, claims: Sequence[Claim], uniform: float) -> None:
-        worth = []
+        total, count = 0.0, 0
         for claim in claims:
-            at = min(max(int(uniform), claim.least), claim.most)
-            if claim.most > claim.least and claim.each > 0 and (margin := float(claim.work.margins[at - 1])) > 0:
-                worth.append(math.log(margin / claim.each))
-        if worth:
-            mean = sum(worth) / len(worth)
+            least, most = claim.least, claim.most
+            if most <= least or claim.each <= 0:
+                continue
+            at = least if uniform < least else most if uniform > most else int(uniform)
+            margin = claim.work.margins.item(at - 1)
+            if margin > 0:
+                total += math.log(margin / claim.each)
+                count += 1
+        if count:
+            mean = total / count
             self.price = mean if self.price is None else self.price + _FOLLOW * (mean - self.price)
 
 
 def tokens(claims: Sequence[Claim], depths: Sequence[int]) -> float:
     total = 0.0
-    for claim, depth in zip(claims, depths, strict=True):
+    for claim, depth in zip(claims, depths):  # noqa: B905  # of one length, and asked for several times a batch
         total += claim.work.fixed + claim.each * depth
     return total
 

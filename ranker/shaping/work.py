@@ -71,7 +71,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Served by its deadline, when services take what the cost model says."""
+    """Served by its deadline, when services take what the cost model says. LATE: by that it is not, and it is tried
+    since the engine has nothing else to do: who never tried an engine believed too slow would never learn better.
+    """
 
     reason: Why = Why.FITS
 
