@@ -8,6 +8,7 @@ of its judged query: a place changes what the model reads, and what it finds in 
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from benchmarks.simulating.workload import ALERT_ITEMS, CEILING, CLASSES, KINDS
 from benchmarks.streaming.source import load
 from penstock.ranker.desk import make_desk
 from penstock.ranker.engine import untrained
+from penstock.ranker.server import SWITCH_S
 from penstock.ranker.service import RankService
 from penstock.schemas.events import Page, RankQuery, RankRequest
 
@@ -85,6 +87,7 @@ def live_ranker(folder: Path, data: Path, build: Path, rows: int) -> Iterator[Li
     """`build`: where the postings' vectors are kept."""
     source = load(data)
     model = untrained.write(folder / "tiny", item_texts(source, TEXTS), untrained.TINY)
+    sys.setswitchinterval(SWITCH_S)  # as the role does
     named = (posting.location.text for posting in source.postings if posting.location)
     places = [place for place in dict.fromkeys(named) if place]
     with surroundings(folder / "stack", data, build, model, 1, rows) as around:
