@@ -29,6 +29,7 @@ from penstock.schemas.wire import codec
 
 KNOWN = 4_096  # queries that are remembered
 FOLLOW = 0.05  # of the newest request in a mean
+MOST_BESIDE = 1 / 3  # of the time to a deadline, that is left for what happens beside the language model
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class Estimates:
     def work(self, number: int, request: RankRequest, arrived_s: float, deadline_s: float) -> Work:
         """Raises InvalidRecord for a cursor that is none."""
         window = policy.decide_window(request, self._limits)
-        deadline_s -= self._beside + self._spread  # the engine is not held meanwhile
+        # The engine is not held meanwhile. Cold first requests take long, so no more than a part is believed.
+        deadline_s -= min(self._beside + self._spread, MOST_BESIDE * max(0.0, deadline_s - arrived_s))
         known, fixed, item, hits, margins = self._expected(request, arrived_s)
         there = window.stop - window.start
         if known is not None:

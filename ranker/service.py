@@ -319,10 +319,11 @@ class RankService:
         self._shaper.done(running.batch, now_s, now_s - began_s if running.tells else 0.0)  # 0: nothing is learnt
 
     def _serve(self, part: Part, jobs: list[Job]) -> bool:
-        """The first of these identical ones that gets an answer answers all. Whether it went the whole way, or as far
-        as its time allowed.
+        """The first of these identical ones that gets an answer answers all, people's before the others. Whether it
+        went the whole way, or as far as its time allowed.
         """
         expired = False
+        jobs.sort(key=lambda job: not job.urgent)
         while jobs:
             job = jobs[0]
             with about(job.request):

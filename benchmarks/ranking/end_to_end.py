@@ -1,32 +1,36 @@
 """`e2e`: one search through the ranker's pipeline, 250 candidates, by one caller who asks again when answered.
 
 The row is of the arrangement with a language model: the fused score over all, the engine over as many of the best as
-its budget allows. The fused score alone, which is what ships as the default, is asked the same in turn. Every query is
-asked once of each, and each has a score cache of its own, so nothing is answered from it: reading it and writing to it
-are part of what is timed.
+the shaper starts with. The fused score alone, which is what ships as the default, is asked the same in turn. Every
+query is asked once of each, and each has a score cache of its own, so nothing is answered from it: reading it and
+writing to it are part of what is timed.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from benchmarks.ranking.surroundings import Surroundings, timed
 from benchmarks.report import Report
+from penstock.ranker.backends.load import on_a_gpu
+from penstock.ranker.shaping.limits import depths_from
 from penstock.schemas.events import RankResult
 
 REQUESTS = 150
-WARM_UP = 20  # requests: the pace of the language model is known after them
+WARM_UP = 20  # requests
 ENGINE, FUSED = "fused and engine", "fused alone"
 
 
 def end_to_end(report: Report, around: Surroundings, requests: int = REQUESTS) -> int:
     """Adds the row; how many answers ranked less than was asked, or did not compute it."""
+    depth = depths_from(around.settings.shaping, on_a_gpu=on_a_gpu(around.settings)).start
     arrangements = {
-        ENGINE: around.pipeline(around.both, around.cache("e2e-both")),
+        ENGINE: around.pipeline(replace(around.both, ceiling=depth), around.cache("e2e-both")),
         FUSED: around.pipeline(around.fused, around.cache("e2e-fused")),
     }
     spread = np.linspace(0, len(around.queries) - 1, min(requests + WARM_UP, len(around.queries)), dtype=int)
@@ -42,15 +46,16 @@ def end_to_end(report: Report, around: Surroundings, requests: int = REQUESTS) -
     told = {name: _told(took[name], results[name]) for name in arrangements}
     report.notes["e2e"] = {
         "rows": len(around.versions),
-        "lm_ceiling": around.both.ceiling,
+        "lm_depth": depth,
         "lm_scored": distribution([result.lm_scored for result in results[ENGINE]]),
         **told,
     }
     report.add("e2e/250/p50_ms", told[ENGINE]["p50_ms"], "ms", 300, "lower", {FUSED: told[FUSED]["p50_ms"]})
     print(f"  lm_scored {report.notes['e2e']['lm_scored']}, stages of {ENGINE}: {told[ENGINE]['stages_ms']}")
-    depth = around.settings.depth
     return sum(
-        result.depth_served != depth or result.cache_hits > 0 for name in arrangements for result in results[name]
+        result.depth_served != around.settings.depth or result.cache_hits > 0
+        for name in arrangements
+        for result in results[name]
     )
 
 

@@ -185,6 +185,28 @@ def test_when_the_first_of_identical_ones_has_left_the_next_is_ranked():
     service.close(20)
 
 
+def test_a_person_s_request_leads_the_alerts_that_are_identical():
+    entered, release, led = threading.Event(), threading.Event(), []
+
+    def rank(one, turn):
+        led.append((one.request.request_id, turn.deadline_s))
+        entered.set()
+        assert release.wait(20)
+        return result(one)
+
+    service = make_desk(rank, workers=1, now_ms=lambda: NOW, clock=lambda: 1.0)
+    service.start()
+    service.submit(job("busy"))
+    assert entered.wait(20)
+    alert, person = job("alert", 1_000, RankClass.ALERT, text="nurse"), job("person", 2_000, text="nurse")
+    service.submit(alert)
+    service.submit(person)
+    release.set()
+    assert (alert.future.result(20).request_id, person.future.result(20).request_id) == ("alert", "person")
+    assert led[1:] == [("person", pytest.approx(3.0))]  # by its deadline, and with the engine's haste
+    service.close(20)
+
+
 def test_closing_tells_those_whom_nobody_can_answer_in_time():
     entered, release = threading.Event(), threading.Event()
 

@@ -111,6 +111,19 @@ def test_it_forgets_the_queries_asked_longest_ago():
     assert world.work(request(f"query {KNOWN + 9}")).wanted == 3
 
 
+def test_time_beside_the_language_model_is_left_free_before_a_deadline_and_a_third_of_it_at_most():
+    dear, alone = World(dear=True), World(dear=False)
+    for world in (dear, alone):
+        for number in range(300):
+            world.estimates.served(request(f"query {number}"), Seen(3, margins(3), beside_s=0.04))
+    assert dear.estimates.beside_s == pytest.approx(0.04, rel=0.01)
+    assert 0.45 <= dear.work(request()).deadline_s <= 0.46
+    assert (alone.work(request()).deadline_s, alone.estimates.beside_s) == (0.5, 0.0)
+    for number in range(300):
+        dear.estimates.served(request(f"query {number}"), Seen(3, margins(3), beside_s=5.0))
+    assert dear.work(request()).deadline_s == pytest.approx(0.5 - 0.5 / 3)
+
+
 def test_what_is_alike_in_its_answer_has_one_key_and_nothing_else_has():
     key = World(dear=False).work(request()).key
     world = World(dear=False)
