@@ -14,6 +14,7 @@ WARM_S of each are not counted. Retrieval is a process of its own, Redis another
 from __future__ import annotations
 
 import gc
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,7 @@ def live(report: Report, data: Path, build: Path, folder: Path, *, span_s: float
                 print(f"  {described(runs[-1])}", flush=True)
     report.notes["live"]["runs"] = [described(run) for run in runs]
     add_rows(report, runs)
+    print(f"  searches met: {report.notes['live_searches_met']}", flush=True)
 
 
 def calibrated(ranker: LiveRanker) -> Plant:
@@ -117,6 +119,7 @@ def _run(ranker: LiveRanker, plant: Plant, span_s: float, seed: int, mixed: bool
         seconds=to_s - from_s,
         tokens=tokens_to - tokens_from,
         forwards=count_to - count_from,
+        load_average=os.getloadavg()[0],
         decided={name: more for name, count in _decided().items() if (more := count - before.get(name, 0.0))},
         state=numbers(states[-1]),
     )

@@ -189,6 +189,18 @@ def test_the_ratio_is_of_all_runs_of_a_sort_together():
     assert p99_ratio(runs) == pytest.approx(1.5)
 
 
+def test_there_is_no_ratio_where_nobody_was_answered():
+    with pytest.raises(ValueError, match="0 searches were answered with everything on top, 5 alone"):
+        p99_ratio([run(False, [0.1] * 5), run(True, [])])
+
+
+def test_how_many_searches_were_met_stands_beside_the_ratio():
+    report = Report("shaping")
+    half = run(True, [0.1] * 4, told=Told(answers=told_of([0.1] * 2).answers, met={0, 3}))
+    add_rows(report, [run(False, [0.1] * 4), half])
+    assert report.notes["live_searches_met"] == {"alone": 1.0, "with everything": 0.5}
+
+
 def test_busy_is_of_the_runs_with_everything_and_alerts_must_be_met():
     asked = [Asked(1.0, INSTANT, 0), Asked(2.0, INSTANT, 0), Asked(3.0, RECOMMENDATION, 0)]
     mixed = run(True, [0.1], busy_s=57.0, asked=asked, told=Told(met={0}))
