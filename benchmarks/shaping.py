@@ -2,6 +2,7 @@
 
     python benchmarks/shaping.py --json build/shaping.json --plots build        # half an hour
     python benchmarks/shaping.py --cells loads,overload --seeds 2 --horizon 600  # a trial
+    python benchmarks/shaping.py --live --json build/shaping-live.json           # the ranker itself, eight minutes
 
     loads      FIFO, static priority, uniform depth by a PID loop, and the full policy, on the bursty and the
                near-Poisson trace at mean loads 0.7, 0.9 and 1.2: goodput, misses, NDCG
@@ -21,7 +22,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +40,7 @@ from benchmarks.simulating import ablation, deciding, disturbances, fairness, pl
 from benchmarks.simulating.measures import Mean, over_seeds  # noqa: E402
 from benchmarks.simulating.plant import Plant, measured  # noqa: E402
 from benchmarks.simulating.policies import full, policies, tuned  # noqa: E402
+from benchmarks.streaming.source import DATA  # noqa: E402
 
 CELLS = ("loads", "overload", "fairness", "depth", "decision", "day")
 MODERATE = (0.7, 0.9, 1.2)
@@ -59,7 +63,7 @@ ROWS: tuple[tuple[str, str, float, str], ...] = (
     ("live/busy_at_saturation", "share", 0.9, "higher"),
     ("live/alert_misses", "requests", 0, "lower"),
 )
-LIVE = "live"
+LIVE = "--live"
 
 Found = dict[str, tuple[float, Mean | None]]  # by row: the value and the mean over seeds where there is one
 
@@ -146,7 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--horizon", type=float, default=HORIZON_S, help="seconds of arrivals, up to load 1.2")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--live", action="store_true", help="the rows of the running ranker, and no others")
+    parser.add_argument("--data", type=Path, default=DATA, help="of --live: the folder that holds usajobs_postings")
     options = parser.parse_args(arguments)
+    if options.live:
+        return _live(options.data, options.json)
     cells = options.cells.split(",")
     if unknown := {*cells} - {*CELLS}:
         parser.error(f"--cells {', '.join(sorted(unknown))}: expected some of {', '.join(CELLS)}")
@@ -163,6 +171,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     filled(run(cells, plant, range(options.seeds), options.horizon, report, options.plots, options.processes), report)
     print(table(report.results))
     report.write(options.json, about, cells=report.cells)
+    return 0
+
+
+def _live(data: Path, path: Path) -> int:
+    from benchmarks.driving.live import live  # which needs torch and a Redis, and a simulation neither
+    from benchmarks.report import computing
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs beside ends too
+    about, report = machine(**computing(1)), Report("shaping")
+    with tempfile.TemporaryDirectory() as folder:
+        live(report, data, ROOT / "build", Path(folder))
+    print(table(report.results))
+    report.write(path, about)
     return 0
 
 

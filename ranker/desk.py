@@ -20,6 +20,7 @@ from penstock.ranker.backends.load import on_a_gpu
 from penstock.ranker.backends.scorer import Scorer
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.candidates import Retrieval
+from penstock.ranker.decisions import Counted
 from penstock.ranker.estimates import Estimates
 from penstock.ranker.feature_store import FeatureStore
 from penstock.ranker.known_answer import known_pairs
@@ -100,7 +101,7 @@ def make_desk(
         one_engine=dear,
         beside_s=lambda: estimates.beside_s,
     )
-    shaper = TrafficShaper(limits, measured.prior, clock())
+    shaper = Counted(TrafficShaper(limits, measured.prior, clock()))
     service = RankService(shaper, estimates.work, pipeline.rank, capacity, now_ms, clock)
     pipeline.refresh = Refreshing(service, settings.score_cache_ttl_s, now_ms).ask
     return service, pipeline

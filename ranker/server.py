@@ -12,6 +12,7 @@ places and than there may be streams: so what the shaper holds is the only queue
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -44,6 +45,7 @@ SPARE_THREADS = (
     8  # of the listener, beyond one for every place in the queue, thread of the desk and stream: status, refusals
 )
 STOP_S = 10.0
+SWITCH_S = 0.001  # a forward on the processor does not wait 5 ms for each of its turns beside the threads of requests
 
 
 def now_ms() -> int:
@@ -52,6 +54,7 @@ def now_ms() -> int:
 
 def serve(settings: Settings, stop: threading.Event) -> None:
     """Blocks until `stop` is set, then answers what it has taken in. Raises UnfitScorer, PortInUse."""
+    sys.setswitchinterval(SWITCH_S)
     ranker = settings.ranker
     scorers = load_scorers(ranker)
     model = scorers.language_model

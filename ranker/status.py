@@ -11,6 +11,7 @@ from typing import Protocol
 
 from prometheus_client import Gauge
 
+from penstock.ranker import shaping_status
 from penstock.ranker.backends.scorer import Health
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.errors import RedisAway
@@ -71,14 +72,17 @@ class StatusReport:
             "known_answer_ok": float(verdict.ok),
             "known_answer_age_seconds": (self.now_ms() - verdict.checked_ms) / 1000,
         }
-        numbers |= health.numbers
+        shaping = self.service.shaping()
+        numbers |= shaping_status.numbers(shaping) | health.numbers
         texts = {**self.about, "model_id": self.scorers.model_id, "features": progress.state}
+        texts["depth_reason"] = shaping.depth_reason.value
         if model is not None:
             texts["language_model"] = health.reason or "well"
         return RoleStatus(role="ranker", ready=not troubles, reason="; ".join(troubles), numbers=numbers, texts=texts)
 
     def export(self) -> None:
         """Let Prometheus read the same numbers, where they are, at every scrape."""
+        shaping_status.SHAPING.read = self.service.shaping
         QUEUE_DEPTH.set_function(lambda: self.service.depth)
         CACHE_HIT_RATIO.set_function(lambda: self.cache.hit_rate)
         FEATURES_LAG_SECONDS.set_function(lambda: self.features.progress.lag_seconds)

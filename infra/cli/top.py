@@ -32,14 +32,16 @@ def top(
     as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON document; implies --once.")] = False,
     interval: Annotated[float, typer.Option("--interval", "-i", min=0.2, help="Seconds between two looks.")] = 1.0,
 ) -> None:
-    """Watch the stream: rate, lag, freshness and trouble of each stage. q or Ctrl-C ends it.
+    """Watch the stream: rate, lag, freshness and trouble of each stage, and the ranker's queues. q or Ctrl-C ends it.
 
     Rates and quantiles are of the last ten seconds, or of some seconds with --once; errors and fallbacks count since
     a part began. p50 and p99 are the age of postings where they arrive there; at the ranker, the time of an answer.
+    Of what waits for the ranker: how much was deferred or shed and why, how deep requests are ranked and why.
     """
     from penstock.infra import settings as settings_module
     from penstock.infra.cli.output import emit, out
     from penstock.infra.top import stages, view
+    from penstock.infra.top.shaping import shaping
     from penstock.infra.top.sources import Sources
 
     settings = settings_module.load()
@@ -58,11 +60,11 @@ def top(
         now = sources.look()
         rows, parts = stages.rows(settings, before, now), stages.parts(before, now)
         if as_json:
-            emit(stages.as_document(rows, parts, now.at - before.at))
+            emit(stages.as_document(rows, parts, shaping(before, now), now.at - before.at))
             return
         console = out()
         title = f"penstock top · {time.strftime('%H:%M:%S')} · over {now.at - before.at:.1f} s · {settings.data_dir}"
-        console.print(view.screen(rows, parts, title=title, width=console.width))
+        console.print(view.screen(rows, parts, shaping(before, now), title=title, width=console.width))
     finally:
         sources.close()
 
@@ -73,6 +75,7 @@ def _live(look: Callable[[], Reading], settings: Settings, interval: float) -> N
 
     from penstock.infra.cli.output import out
     from penstock.infra.top import stages, view
+    from penstock.infra.top.shaping import shaping
 
     console = out()
     look()  # Flink renews its numbers only when asked
@@ -87,7 +90,8 @@ def _live(look: Callable[[], Reading], settings: Settings, interval: float) -> N
             seconds = now.at - before.at
             title = f"penstock top · {time.strftime('%H:%M:%S')} · over {seconds:.0f} s · q ends · {settings.data_dir}"
             rows, parts = stages.rows(settings, before, now), stages.parts(before, now)
-            live.update(view.screen(rows, parts, title=title, width=console.width), refresh=True)
+            shown = view.screen(rows, parts, shaping(before, now), title=title, width=console.width)
+            live.update(shown, refresh=True)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,15 @@ class Samples:
         found = [value for (held, has), value in self.values.items() if held == name and wanted <= dict(has).items()]
         return sum(found) if found else None
 
+    def by(self, name: str, label: str, **labels: str) -> dict[str, float]:
+        """The same sum for each value of `label`; empty when there is none."""
+        out: dict[str, float] = {}
+        for (held, has), value in self.values.items():
+            given = dict(has)
+            if held == name and label in given and labels.items() <= given.items():
+                out[given[label]] = out.get(given[label], 0.0) + value
+        return out
+
     def buckets(self, name: str, **labels: str) -> dict[float, float]:
         """Upper bound -> how many were at most that, of a histogram."""
         out: dict[float, float] = {}

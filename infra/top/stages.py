@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from penstock.infra.settings import Settings
 from penstock.infra.top.reading import Lag, Reading, Usage
 from penstock.infra.top.samples import Samples, grown, quantile, since
+from penstock.infra.top.shaping import Shaping
 from penstock.schemas import topics
 
 FRESHNESS = "penstock_freshness_seconds"
@@ -211,6 +212,13 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def as_document(found: Sequence[Row], beside: Sequence[Part], window_s: float) -> Mapping[str, object]:
+def as_document(
+    found: Sequence[Row], beside: Sequence[Part], shaping: Shaping | None, window_s: float
+) -> Mapping[str, object]:
     """For programs: the same numbers under the same names."""
-    return {"window_s": window_s, "stages": [asdict(row) for row in found], "parts": [asdict(part) for part in beside]}
+    return {
+        "window_s": window_s,
+        "stages": [asdict(row) for row in found],
+        "shaping": None if shaping is None else asdict(shaping),
+        "parts": [asdict(part) for part in beside],
+    }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 from penstock.ranker.engine.backend import Backend, Launched
 from penstock.ranker.engine.plan import Forward
@@ -20,6 +20,7 @@ from penstock.ranker.engine.turns import Part
 FORWARD_TOKENS = Histogram(
     "penstock_engine_forward_tokens", "Tokens a forward", buckets=(64, 256, 1_024, 2_048, 4_096, 8_192, 16_384, 65_536)
 )
+BUSY = Counter("penstock_engine_busy_seconds_total", "How long the engine's backend had a forward to compute")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +77,7 @@ class Flights:
         if logits.shape != flight.forward.last.shape:
             raise ValueError(f"the backend gave logits of shape {logits.shape} for {len(flight.forward.last)} items")
         self._flying.popleft()
-        self._since_s = self._clock() if self._flying else None
+        self._ended(self._clock())
         self.landed += 1
         FORWARD_TOKENS.observe(len(flight.forward))
         return flight, logits
@@ -85,5 +86,11 @@ class Flights:
         """Expect nothing more of what is in flight: its parts, the last launched first."""
         parts = [part for flight in reversed(self._flying) for part in flight.parts]
         self._flying.clear()
-        self._since_s = None
+        self._ended(self._clock())
         return parts
+
+    def _ended(self, now: float) -> None:
+        """The oldest is no longer in flight: the next has the backend for itself."""
+        if self._since_s is not None:
+            BUSY.inc(max(0.0, now - self._since_s))
+        self._since_s = now if self._flying else None

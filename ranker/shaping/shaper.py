@@ -298,6 +298,8 @@ class TrafficShaper:
             deferred=dict(self._deferred),
             refused=dict(self._refused),
             expired=dict(self._expired),
+            overhead_s=self.cost.overhead_s,
+            token_s=self.cost.token_s,
         )
 
     def _step(self, now_s: float) -> None:

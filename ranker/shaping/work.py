@@ -148,6 +148,8 @@ class State:
     deferred: dict[RankClass, int]
     refused: dict[Why, int]
     expired: dict[RankClass, int]
+    overhead_s: float = 0.0  # of a batch, as the cost model has it; 0: there is no model
+    token_s: float = 0.0  # likewise, of a token
 
 
 class Shaper(Protocol):

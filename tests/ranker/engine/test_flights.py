@@ -8,7 +8,7 @@ from known_scores import FOREIGN, POISON, ROT, Held, PositionSum, expected, requ
 
 from penstock.ranker.engine.engine import Limits
 from penstock.ranker.engine.errors import ForwardFailed
-from penstock.ranker.engine.flights import Flights
+from penstock.ranker.engine.flights import BUSY, Flights
 from penstock.ranker.engine.plan import MalformedRequest, plan
 from penstock.ranker.errors import NonFiniteScore
 
@@ -180,6 +180,27 @@ def test_a_hang_is_counted_from_when_the_oldest_had_the_backend_for_itself():
     assert (len(flight.forward), logits.shape, flights.hung_s(9.0)) == (4, (1,), 1.0)
     flights.land()
     assert flights.hung_s(99.0) == 0
+
+
+def busy_s():
+    return next(iter(BUSY.collect())).samples[0].value
+
+
+def test_the_backend_is_busy_from_a_launch_until_nothing_is_in_flight():
+    now, before = [0.0], busy_s()
+    flights, backend = Flights(lambda: now[0]), OnADevice()
+    for at_s, act in (
+        (1.0, lambda: flights.launch(backend, _forward(3))),
+        (4.0, lambda: flights.launch(backend, _forward(4))),
+        (5.0, flights.land),
+        (8.0, flights.land),
+        (20.0, lambda: flights.launch(backend, _forward(3))),
+        (21.5, flights.abandon),
+        (30.0, flights.abandon),
+    ):
+        now[0] = at_s
+        act()
+    assert busy_s() - before == pytest.approx(7.0 + 1.5)
 
 
 def test_what_cannot_be_launched_leaves_what_is_in_flight():
