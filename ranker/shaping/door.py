@@ -24,6 +24,7 @@ from penstock.ranker.shaping.schedule import INTERACTIVE, LATE, Entry
 from penstock.ranker.shaping.work import Refused, Why, Work
 
 _SHARED = 0.2  # of the time to a deadline, at most, for those that share the batch
+_ALONE = 0.999  # a share from which on a tenant has nobody to be ahead of
 
 
 class Door:
@@ -58,7 +59,7 @@ class Door:
         why = Why.FITS
         if not demand.fits(level, slot, cost, after_s):
             why = Why.LATE
-        elif crowded and self._shares.ahead(work.tenant) > ahead:
+        elif crowded and self._shares.share(work.tenant) < _ALONE and self._shares.ahead(work.tenant) > ahead:
             why = Why.TENANT
         elif level == INTERACTIVE and self.standing.refuses(waits_s, now_s):
             why = Why.STANDING
