@@ -4,7 +4,8 @@
     2. a refused client comes again after retry-after (and a little more, so that not all come at once), at most RETRIES
        times; each try has a deadline of its own. One whose answer is late or who was told "expired" tries again too
     3. what Kafka brings (recommendations, alerts) stays in its partition when refused: the class is paused for
-       retry-after and then read on, in order. A recommendation whose deadline has passed is answered as expired
+       retry-after, PAUSE_S at most, and then read on, in order. A recommendation whose deadline has passed is answered
+       as expired
     4. whenever the engine is free the policy says what is next; it takes what the plant says for those tokens
     5. all of a batch's requests are answered at its end
 
@@ -39,6 +40,7 @@ from penstock.schemas.events import RankClass
 Floats = NDArray[np.float64]
 
 RETRIES = 2
+PAUSE_S = 1.0  # of a partition, at most: room may come sooner than was promised
 INTERACTIVE, RECOMMENDATION, INSTANT, DIGEST = range(len(KINDS))
 
 
@@ -205,7 +207,7 @@ class World:
                     self._later(now + said.retry_after_s * (1 + 0.5 * self._draw()), request)
             else:
                 lane = work.class_
-                self._paused_s[lane] = now + max(1e-3, said.retry_after_s)
+                self._paused_s[lane] = now + min(max(1e-3, said.retry_after_s), PAUSE_S)
                 self._later(self._paused_s[lane], -1)
                 if not self._held[lane] or self._held[lane][0] != request:
                     self._held[lane].appendleft(request)

@@ -19,8 +19,14 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from penstock.ranker.shaping.work import Work
+from penstock.schemas.events import RankClass
 
 INTERACTIVE, RECOMMENDATION, ALERT, LATE = range(4)  # levels: who gives way to whom
+LEVELS = {
+    RankClass.INTERACTIVE: INTERACTIVE,
+    RankClass.RECOMMENDATION: RECOMMENDATION,
+    RankClass.ALERT: ALERT,
+}
 _DEEPEST_DEBT = 2.0  # quanta that a tenant whose deadlines came first may owe
 
 

@@ -18,7 +18,6 @@ Owner: one caller, or one lock. Pure under the times passed in; it keeps no cloc
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 from penstock.ranker.shaping.admission import FairShares
 from penstock.ranker.shaping.cost import CostModel, Prior
@@ -28,8 +27,9 @@ from penstock.ranker.shaping.door import Door
 from penstock.ranker.shaping.limits import Limits
 from penstock.ranker.shaping.picker import Picker
 from penstock.ranker.shaping.regulator import Regulator
-from penstock.ranker.shaping.schedule import ALERT, INTERACTIVE, LATE, RECOMMENDATION, Entry
+from penstock.ranker.shaping.schedule import INTERACTIVE, LATE, LEVELS, RECOMMENDATION, Entry
 from penstock.ranker.shaping.spend import Claim, Purse
+from penstock.ranker.shaping.tally import Tally
 from penstock.ranker.shaping.work import (
     Admission,
     Admitted,
@@ -39,17 +39,10 @@ from penstock.ranker.shaping.work import (
     Refused,
     State,
     Wait,
-    Waiting,
     Why,
     Work,
 )
-from penstock.schemas.events import RankClass
 
-LEVELS = {
-    RankClass.INTERACTIVE: INTERACTIVE,
-    RankClass.RECOMMENDATION: RECOMMENDATION,
-    RankClass.ALERT: ALERT,
-}
 _FOLLOWERS = 256  # identical works that one may carry
 _PACE_UP, _PACE_DOWN = 1.01, 0.97  # the demand's pace follows the cost model's in steps, since each one costs a recount
 _OF_SPARE = 0.25  # of the time that the engine could rest, one batch may go deeper for
@@ -75,10 +68,7 @@ class TrafficShaper:
         self._under_way: dict[int, float] = {}  # batches: when each should end
         self._batches = 0
         self._owed_until_s = -math.inf  # until then somebody was told to come back
-        self._admitted: Counter[RankClass] = Counter()
-        self._deferred: Counter[RankClass] = Counter()
-        self._expired: Counter[RankClass] = Counter()
-        self._refused: Counter[Why] = Counter()
+        self._tally = Tally()
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -86,23 +76,23 @@ class TrafficShaper:
         if now_s >= self._regulator.next_s:
             self._step(now_s)
         if work.key is not None and self._joins(work):
-            self._admitted[work.class_] += 1
+            self._tally.admitted[work.class_] += 1
             return _JOINED
         level = LEVELS[work.class_]
         answer = self._door.answer(work, level, self._start(now_s), now_s)
         if isinstance(answer, Refused):
             if answer.reason is not Why.TENANT:
                 self._regulator.turned_away(work, now_s)
-            self._refused[answer.reason] += 1
+            self._tally.refused[answer.reason] += 1
             self._owed_until_s = max(self._owed_until_s, now_s + answer.retry_after_s)
             return answer
         entry, why = answer
         self._take_in(entry)
         self._regulator.came(work, level, now_s)
         if entry.level == level:
-            self._admitted[work.class_] += 1
+            self._tally.admitted[work.class_] += 1
             return _ADMITTED if why is Why.FITS else Admitted(why)
-        self._deferred[work.class_] += 1
+        self._tally.deferred[work.class_] += 1
         return Deferred(entry.due_s - entry.cost * self._demand.token_s, why)
 
     def withdraw(self, number: int) -> bool:
@@ -221,7 +211,7 @@ class TrafficShaper:
         for entry, claim, depth in zip(taken, claims, depths, strict=True):
             work = entry.work
             tokens += work.fixed + claim.each * depth
-            parts.append(Part(work, depth, _why(claim, depth, bound if planned > most else Why.MARGIN)))
+            parts.append(Part(work, depth, claim.why(depth, bound if planned > most else Why.MARGIN)))
             self._leave(entry)
             del self._entries[work.number]
             for one in entry.followers:
@@ -254,7 +244,7 @@ class TrafficShaper:
             self._take_in(self._door.promise(entry.work, entry.cost, self._start(now_s), now_s))
         else:
             expired.append(entry.work)
-            self._expired[entry.work.class_] += 1
+            self._tally.expired[entry.work.class_] += 1
         for one in followers:  # due no earlier: each on its own
             slot = self._demand.slot(one.deadline_s, now_s)
             self._take_in(Entry(one, entry.level, one.deadline_s, one.deadline_s, slot, entry.cost))
@@ -273,29 +263,15 @@ class TrafficShaper:
         self._regulator.depth.rebound(depths)
 
     def state(self, now_s: float) -> State:
-        start_s = self._start(now_s)
-        lanes = self._picker.lanes
-        waiting = {
-            class_: Waiting(
-                lanes[level].works,
-                lanes[level].cost,
-                now_s - first.work.arrived_s if (first := lanes[level].first()) else 0.0,
-            )
-            for class_, level in LEVELS.items()
-        }
-        late = lanes[LATE]
-        return State(
-            queues=waiting,
-            late=Waiting(late.works, late.cost, now_s - head.work.arrived_s if (head := late.first()) else 0.0),
-            slack_s=self._demand.spare(start_s, math.inf),
+        depth = self._regulator.depth
+        return self._tally.state(
+            now_s,
+            self._picker.lanes,
+            slack_s=self._demand.spare(self._start(now_s), math.inf),
             delay_s=self._delay(now_s),
-            depth=self._regulator.depth.depth,
-            depth_reason=self._regulator.depth.reason,
+            depth=depth.depth,
+            depth_reason=depth.reason,
             confidence=self.cost.confidence,
-            admitted=dict(self._admitted),
-            deferred=dict(self._deferred),
-            refused=dict(self._refused),
-            expired=dict(self._expired),
             overhead_s=self.cost.overhead_s,
             token_s=self.cost.token_s,
         )
@@ -323,11 +299,3 @@ class TrafficShaper:
     def _number(self) -> int:
         self._batches += 1
         return self._batches
-
-
-def _why(claim: Claim, depth: int, otherwise: Why) -> Why:
-    if depth >= claim.work.wanted:
-        return Why.SUPPLY
-    if depth <= claim.least:
-        return Why.FLOOR
-    return Why.CEILING if depth >= claim.most else otherwise

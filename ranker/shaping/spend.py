@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.ranker.shaping.work import Work
+from penstock.ranker.shaping.work import Why, Work
 
 _FOLLOW = 0.2  # of the newest batch in the price
 _GAIN = 0.2  # of the factor, in its logarithm
@@ -61,6 +61,14 @@ class Claim:
             return self.most
         deep = int((budget - self.work.fixed) / self.each)
         return self.least if deep < self.least else self.most if deep > self.most else deep
+
+    def why(self, depth: int, otherwise: Why) -> Why:
+        """What bound it at this depth; `otherwise`, where neither it nor its bounds did."""
+        if depth >= self.work.wanted:
+            return Why.SUPPLY
+        if depth <= self.least:
+            return Why.FLOOR
+        return Why.CEILING if depth >= self.most else otherwise
 
 
 class Purse:

@@ -11,7 +11,7 @@ from benchmarks.simulating.baselines import Fifo, StaticPriority, UniformPid
 from benchmarks.simulating.excerpt import SHARED, cut
 from benchmarks.simulating.fairness import bursting, merged
 from benchmarks.simulating.feasible import feasible
-from benchmarks.simulating.measures import fair_shares, goodput, jain, ndcg_ratio, over_seeds, settling
+from benchmarks.simulating.measures import fair_shares, goodput, jain, ndcg_bounds, ndcg_ratio, over_seeds, settling
 from benchmarks.simulating.plant import Plant, fitted, measured
 from benchmarks.simulating.policies import full
 from benchmarks.simulating.svg import Line, Panel, drawn
@@ -148,6 +148,26 @@ def test_a_paused_partition_keeps_its_order():
     outcome = World(Fifo(32, 6_000.0), asked, PLANT, 0).run(600.0)
     assert outcome.in_time.all() and outcome.refusals
     assert (np.diff(outcome.answered_s) >= 0).all()
+
+
+def test_a_partition_is_asked_again_within_a_second():
+    class Pessimist(Fifo):
+        def offer(self, work, now_s):
+            said = super().offer(work, now_s)
+            return Refused(1_000.0, said.reason) if isinstance(said, Refused) else said
+
+    asked = few(np.arange(40) * 1e-3, ["digest"] * 40)
+    outcome = World(Pessimist(32, 6_000.0), asked, PLANT, 0).run(600.0)
+    assert outcome.refusals and outcome.in_time.all() and outcome.answered_s.max() < 60.0
+
+
+def test_what_depth_could_be_worth_bounds_what_it_is():
+    load = generate(1.2, PLANT.capacity, 60.0, 0)
+    full_, pid = (World(POLICIES[name](), load, PLANT, 0).run(90.0) for name in ("full", "uniform PID"))
+    even, known, nominal = ndcg_bounds(full_, pid)
+    assert known >= ndcg_ratio(full_, pid)[0] - 1e-3 and known >= even - 1e-3
+    same = ndcg_bounds(pid, pid)
+    assert same[1] >= 1.0 - 1e-3 and nominal > 0.9
 
 
 def test_priority_goes_before_arrival():

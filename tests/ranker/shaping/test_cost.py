@@ -52,6 +52,24 @@ def test_one_outlier_changes_nothing_but_the_spread() -> None:
     assert model.spread > 0.2
 
 
+def test_after_one_slow_batch_the_next_had_better_be_shorter() -> None:
+    model = CostModel(PRIOR, 16_384)
+    taught(model, 60, 0.002, 2.5e-6)
+    assert model.caution == 1.0
+    model.observed(20_000, 3 * model.predict(20_000))
+    assert model.caution == pytest.approx(3.0)
+    model.observed(20_000, model.predict(20_000))
+    assert model.caution == 1.0, "it was an outlier"
+
+
+def test_two_noisy_batches_do_not_say_what_is_overhead() -> None:
+    """Admission counts an overhead a work: half a second of it would refuse everyone."""
+    model = CostModel(Prior(0.005, 5e-5), 4_096)
+    for tokens, ratio in ((2_481, 1.29), (2_622, 0.85), (1_311, 0.87), (2_013, 0.92)):
+        model.observed(tokens, ratio * (0.0034 + 33.5e-6 * tokens))
+        assert model.overhead_s < 0.02
+
+
 def test_sizes_that_are_all_alike_do_not_undo_what_is_known_of_others() -> None:
     """Without directional forgetting a thousand of them would leave the overhead to chance."""
     model = CostModel(PRIOR, 16_384)

@@ -124,6 +124,14 @@ def test_down_at_once_and_up_slowly() -> None:
     assert controller.step(now + 2 * PERIOD_S, 0.1, 900.0) < high / 2
 
 
+def test_what_may_be_chance_moves_it_less_than_what_is_no_chance() -> None:
+    controller = DepthController(bounds, 0.1, 0.0)
+    now = stepped(controller, 10.0, 0.1, 500.0)
+    held = controller.depth
+    assert controller.step(now + PERIOD_S, 0.1, 400.0) > 0.9 * held, "a fifth less, once"
+    assert controller.step(now + 2 * PERIOD_S, 0.1, 200.0) == pytest.approx(200.0, rel=0.05)
+
+
 @pytest.mark.parametrize("wrong", [(0, 1, 2), (3, 2, 4), (1, 5, 4)])
 def test_bounds_that_are_none_are_refused(wrong: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="expected 1 <= floor <= start <= ceiling"):

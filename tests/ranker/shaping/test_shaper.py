@@ -258,6 +258,27 @@ def test_people_go_first_while_what_can_wait_has_time() -> None:
     assert order == [3, 2, 1]
 
 
+def test_a_deferred_work_that_would_be_in_time_after_all_goes_before_digests() -> None:
+    one = shaper(alert_share=0.05, late_share=0.01)
+    for number in range(20):
+        one.offer(work(number, class_=RankClass.ALERT, patience_s=3_600.0), 0.0)
+    hasty = [work(100 + n, class_=RankClass.RECOMMENDATION, patience_s=1.0) for n in range(40)]
+    admissions = {each.number: one.offer(each, 0.0) for each in hasty}
+    deferred = {number for number, admission in admissions.items() if isinstance(admission, Deferred)}
+    assert deferred and len(deferred) < len(hasty)
+    order, now_s = [], 0.0
+    while isinstance(batch := one.batch(now_s, 0.0), Batch):
+        order += [part.work.number for part in batch.parts]
+        seconds = OVERHEAD_S + TOKEN_S * batch.tokens
+        now_s += seconds
+        one.done(batch, now_s, seconds)
+    places = {number: at for at, number in enumerate(order)}
+    assert sorted(places) == sorted([*range(20), *admissions])
+    first_late = min(places[number] for number in deferred)
+    digests_before = sum(places[number] < first_late for number in range(20))
+    assert digests_before <= 0.05 / 0.95 * first_late + 1, "no more than the alerts' share"
+
+
 def test_an_alert_is_promoted_when_its_slack_is_under_twice_its_service() -> None:
     one = shaper()
     one.offer(work(1, class_=RankClass.ALERT, patience_s=0.1), 0.0)
