@@ -73,7 +73,8 @@ class StatusReport:
             "known_answer_age_seconds": (self.now_ms() - verdict.checked_ms) / 1000,
         }
         shaping = self.service.shaping()
-        numbers |= shaping_status.numbers(shaping) | health.numbers
+        numbers |= shaping_status.numbers(shaping)
+        numbers |= health.numbers
         texts = {**self.about, "model_id": self.scorers.model_id, "features": progress.state}
         texts["depth_reason"] = shaping.depth_reason.value
         if model is not None:

@@ -9,6 +9,7 @@ import time
 import grpc
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 from qwen3_directory import make_directory
 from ranker_stack import Stack, ask, status
 
@@ -16,6 +17,7 @@ from penstock.infra.settings import ShapingSettings
 from penstock.ranker.errors import DeadlinePassed
 from penstock.ranker.known_answer import CHECK_EVERY_MS, CHECK_S, KnownAnswer
 from penstock.ranker.scoring import Scorers
+from penstock.ranker.shaping.work import Why
 from penstock.schemas import grpc_avro
 from penstock.schemas.events import Page
 from penstock.schemas.grpc_avro import CallError
@@ -36,6 +38,12 @@ def test_a_search_over_grpc_and_what_the_role_says_of_itself(redis_url, free_por
         assert told.ready and told.reason == ""
         assert told.numbers["cache_hit_rate"] == 0.5
         assert (told.numbers["redis_up"], told.numbers["queue_depth"], told.numbers["known_answer_ok"]) == (1, 0, 1)
+        assert (told.numbers["queue_interactive"], told.numbers["admitted_interactive_total"]) == (0, 2)
+        assert told.numbers["cost_token_seconds"] > 0 and told.texts["depth_reason"] in set(Why)
+        depth = REGISTRY.get_sample_value("penstock_shaping_depth", {"reason": told.texts["depth_reason"]})
+        assert depth == pytest.approx(told.numbers["shaping_depth"], rel=0.5)
+        admitted = {"class": "INTERACTIVE", "decision": "admitted", "reason": "fits"}
+        assert REGISTRY.get_sample_value("penstock_shaping_decisions_total", admitted) >= 2
         stack.retrieval.stop(0).wait(10)
         told = until(lambda: (now := status(stack)) and not now.ready and now)
         assert "no retrieval shard ready" in told.reason
