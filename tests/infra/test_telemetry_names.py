@@ -17,6 +17,7 @@ MODULES = (
     "penstock.infra.spans",
     "penstock.infra.telemetry",
     "penstock.ranker.backends.remote.scorer",
+    "penstock.ranker.engine.device_arena",
     "penstock.ranker.engine.scorer",
     "penstock.ranker.server",
     "penstock.retrieval.encoder.server",
