@@ -2,7 +2,7 @@
 
     python benchmarks/shaping.py --json build/shaping.json --plots build        # half an hour
     python benchmarks/shaping.py --cells loads,overload --seeds 2 --horizon 600  # a trial
-    python benchmarks/shaping.py --live --json build/shaping-live.json           # the ranker itself, eight minutes
+    python benchmarks/shaping.py --live --seeds 1 --json build/shaping-live.json # the ranker itself, four minutes
 
     loads      FIFO, static priority, uniform depth by a PID loop, and the full policy, on the bursty and the
                near-Poisson trace at mean loads 0.7, 0.9 and 1.2: goodput, misses, NDCG
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=DATA, help="of --live: the folder that holds usajobs_postings")
     options = parser.parse_args(arguments)
     if options.live:
-        return _live(options.data, options.json)
+        return _live(options.data, options.json, options.seeds)
     cells = options.cells.split(",")
     if unknown := {*cells} - {*CELLS}:
         parser.error(f"--cells {', '.join(sorted(unknown))}: expected some of {', '.join(CELLS)}")
@@ -174,14 +174,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _live(data: Path, path: Path) -> int:
+def _live(data: Path, path: Path, pairs: int) -> int:
     from benchmarks.driving.live import live  # which needs torch and a Redis, and a simulation neither
     from benchmarks.report import computing
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs beside ends too
     about, report = machine(**computing(1)), Report("shaping")
     with tempfile.TemporaryDirectory() as folder:
-        live(report, data, ROOT / "build", Path(folder))
+        live(report, data, ROOT / "build", Path(folder), pairs)
     print(table(report.results))
     report.write(path, about)
     return 0

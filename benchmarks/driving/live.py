@@ -36,14 +36,13 @@ from penstock.ranker.shaping_status import numbers
 
 LOAD = 0.9
 SPAN_S, WARM_S = 75.0, 10.0
-PAIRS = 2  # of runs
 ROWS = 10_000  # postings in the index
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48)  # items of the forwards that are timed
 REPEATS = 4
 
 
-def live(report: Report, data: Path, build: Path, folder: Path, *, span_s: float = SPAN_S, pairs: int = PAIRS) -> None:
-    """Adds the rows."""
+def live(report: Report, data: Path, build: Path, folder: Path, pairs: int, *, span_s: float = SPAN_S) -> None:
+    """Adds the rows, of `pairs` of runs, each with a seed of its own."""
     with live_ranker(folder, data, build, ROWS) as ranker:
         plant = calibrated(ranker)
         report.notes["live"] = {
