@@ -188,6 +188,9 @@ class AlertsSettings(_Section):
     percolate_batch: PositiveInt = 64
     percolate_timeout_ms: PositiveInt = Field(2_000, description="of one call; it is asked again until answered")
     rank_deadline_ms: PositiveInt = Field(30_000, description="how long a match may wait for the ranker's score")
+    digest_deadline_ms: PositiveInt = Field(
+        3_600_000, description="likewise, where a digest or quiet hours leave as long until its person is told"
+    )
     max_per_day: PositiveInt = Field(100, description="alerts a person gets in a day of their time zone")
     dedupe_ms: PositiveInt = Field(90 * 86_400_000, description="how long an alert without expiry is remembered")
 

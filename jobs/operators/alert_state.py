@@ -57,6 +57,7 @@ class Rules:
     max_per_day: int
     dedupe_ms: int
     rank_deadline_ms: int
+    digest_deadline_ms: int
     window_ms: int  # how long a deleted subscription keeps its version
 
 
@@ -322,7 +323,8 @@ def _ask(
         rest = replace(candidate, queries=tuple(queries.values()), asked=query.subscription_id)
         echo = encode(rest) if size <= MAX_ECHO_BYTES else b""
         if echo and len(echo) <= MAX_ECHO_BYTES:
-            return _question(state, candidate, query, echo, subject, now_ms, rules)
+            deadline = _deadline(_known(state), asking, now_ms, rules)
+            return _question(state, candidate, query, echo, subject, deadline)
         why = f"not asked, as {len(echo) or size} bytes would have to come back, of at most {MAX_ECHO_BYTES}"
         note = _note(query.subscription_id, why)
         candidate = replace(candidate, queries=rest.queries, degraded=(*candidate.degraded, note))
@@ -336,8 +338,7 @@ def _question(
     query: StandingQuery,
     echo: bytes,
     subject: Subject,
-    now_ms: int,
-    rules: Rules,
+    deadline: int,
 ) -> Verdict:
     request = RankRequest(
         request_id=REQUEST_PREFIX
@@ -352,7 +353,7 @@ def _question(
         ),
         tenant=candidate.tenant,
         class_=RankClass.ALERT,
-        deadline=now_ms + rules.rank_deadline_ms,
+        deadline=deadline,
         # Without filters: that they hold is what the match says.
         query=RankQuery(text=query.text, vector=query.vector, person_id=candidate.person_id),
         candidates=(subject.posting_id,),
@@ -363,6 +364,17 @@ def _question(
         trace=subject.trace,
     )
     return Verdict(state, Ask(request), ("asked",))  # what was left out is counted when the answer is weighed
+
+
+def _deadline(known: dict[str, KnownSubscription], asking: list[Match], now_ms: int, rules: Rules) -> int:
+    """When a score is wanted at the latest: soon, or in time for the digest where nobody is told before that."""
+    told = min(decide_delivery(_rhythm(known[match.subscription_id]), now_ms).after or now_ms for match in asking)
+    in_time = min(told - rules.rank_deadline_ms, now_ms + rules.digest_deadline_ms)
+    return max(in_time, now_ms + rules.rank_deadline_ms)
+
+
+def _rhythm(of: KnownSubscription) -> Rhythm:
+    return Rhythm(of.cadence, of.time_zone, of.quiet_hours, of.digest_at)
 
 
 def _is_full(full_at: int | None, time_zone: str, subject: Subject, now_ms: int) -> bool:
@@ -411,8 +423,7 @@ def _alert(
     deliveries: list[tuple[Delivery, KnownSubscription]] = []
     for match in matches:
         of = known[match.subscription_id]
-        rhythm = Rhythm(of.cadence, of.time_zone, of.quiet_hours, of.digest_at)
-        deliveries.append((decide_delivery(rhythm, now_ms), of))
+        deliveries.append((decide_delivery(_rhythm(of), now_ms), of))
     delivery, first = min(deliveries, key=lambda pair: pair[0].after or 0)
     degraded = send.degraded[:MAX_NAMED]
     if len(matches) > MAX_NAMED:

@@ -65,6 +65,7 @@ class Deliver(KeyedCoProcessFunction):  # type: ignore[misc]  # pyflink carries 
             max_per_day=alerts.max_per_day,
             dedupe_ms=alerts.dedupe_ms,
             rank_deadline_ms=alerts.rank_deadline_ms,
+            digest_deadline_ms=alerts.digest_deadline_ms,
             window_ms=settings.postings.tombstone_window_ms,
         )
 

@@ -31,7 +31,9 @@ from penstock.schemas.wire import codec
 
 NOW = 1_795_260_000_000  # 2026-11-21T11:20Z
 DAY = 86_400_000
-RULES = Rules(max_per_day=3, dedupe_ms=90 * DAY, rank_deadline_ms=30_000, window_ms=8 * DAY)
+RULES = Rules(
+    max_per_day=3, dedupe_ms=90 * DAY, rank_deadline_ms=30_000, digest_deadline_ms=3_600_000, window_ms=8 * DAY
+)
 
 
 def subscription(name="s", version=1, **changes) -> Subscription:
@@ -306,6 +308,29 @@ def test_a_min_score_asks_the_ranker_and_the_echo_brings_all_of_it_back(choosy):
     assert (alert.matches[0].score, alert.degraded) == (0.5, ())
     choosy.answer(request, 0.5)
     assert (len(choosy.alerts), choosy.counted[-1]) == (1, "repeat")
+
+
+HOUR = 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("rhythms", "in_ms"),
+    [
+        ([{"cadence": Cadence.INSTANT}], 30_000),
+        ([{"cadence": Cadence.HOURLY, "digest_at": "00:50"}], 29 * 60_000 + 30_000),  # it is 11:20
+        ([{"cadence": Cadence.HOURLY, "digest_at": "00:21"}], 30_000),
+        ([{"cadence": Cadence.DAILY, "digest_at": "18:00"}], HOUR),
+        ([{"cadence": Cadence.INSTANT, "quiet_hours": QuietHours(start="11:00", end="12:00")}], 39 * 60_000 + 30_000),
+        ([{"cadence": Cadence.DAILY, "digest_at": "18:00"}, {"cadence": Cadence.INSTANT}], 30_000),
+    ],
+)
+def test_a_score_for_a_digest_has_time_until_the_digest(rhythms, in_ms):
+    person, names = Person(), [f"s{n}" for n in range(len(rhythms))]
+    for name, rhythm in zip(names, rhythms, strict=True):
+        person.subscribe(subscription(name, min_score=0.5, time_zone="UTC", **rhythm))
+    person.take(candidate(subject(), *map(match, names), queries=[query(name) for name in names]))
+    [request] = person.asked
+    assert request.deadline == NOW + in_ms
 
 
 def test_below_min_score_nothing_is_told(choosy):
