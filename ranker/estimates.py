@@ -98,7 +98,7 @@ class Estimates:
         if self._dear:
             wanted = min(there, self._depths.ceiling)
             if window.lm_items is not None:  # the page goes on in its block
-                wanted = floor = window.lm_items
+                wanted = floor = min(window.lm_items, wanted)
         else:
             wanted = there
             floor = max(floor, request.page.size)

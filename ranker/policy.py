@@ -107,14 +107,14 @@ def decide_window(request: RankRequest, limits: DepthLimits, depth: int | None =
         asked = len(set(request.candidates))
         if request.page.cursor is None:
             return Window(asked, asked, 0, asked, 0, size, None)
-        cursor = read_cursor(request)
+        cursor = read_cursor(request, asked)
         return Window(asked, asked, 0, asked, cursor.offset, cursor.offset + size, cursor.epoch, cursor.lm_items)
     asked = request.depth or limits.default
     if request.page.cursor is None:
         given = asked if depth is None else min(asked, depth)
         depth = min(-(-max(given, size) // size) * size, limits.ceiling)
         return Window(asked, depth, 0, depth, 0, min(size, depth), None)
-    cursor = read_cursor(request)
+    cursor = read_cursor(request, limits.ceiling)
     start = cursor.offset // cursor.depth * cursor.depth
     stop = min(start + cursor.depth, limits.ceiling)
     first = cursor.offset - start
@@ -141,8 +141,8 @@ def next_cursor(
     return base64.urlsafe_b64encode(body).rstrip(b"=").decode()
 
 
-def read_cursor(request: RankRequest) -> Cursor:
-    """Raises InvalidRecord when the cursor is not ours or belongs to another query."""
+def read_cursor(request: RankRequest, most: int) -> Cursor:
+    """Raises InvalidRecord when the cursor is not ours, belongs to another query, or goes past `most` candidates."""
     text = request.page.cursor or ""
     expected = "the next_cursor of a previous page, unchanged"
     try:
@@ -154,7 +154,9 @@ def read_cursor(request: RankRequest) -> Cursor:
         raise InvalidRecord("page.cursor", text, expected)
     if digest != _query_digest(request):
         raise InvalidRecord("page.cursor", text, "a cursor of this very query: same text, filters and candidates")
-    return Cursor(offset, depth, None if lm_items == _ANEW else lm_items, epoch)
+    if offset >= most:
+        raise InvalidRecord("page.cursor", text, f"a page within the first {most} candidates")
+    return Cursor(offset, depth, None if lm_items == _ANEW else min(lm_items, most), epoch)
 
 
 def _query_digest(request: RankRequest) -> bytes:

@@ -25,6 +25,7 @@ from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -49,6 +50,7 @@ SECONDS = Histogram(
 )
 OUTCOMES = ("served", "failed", "expired", "refused", "left")
 BY_LOAD = (Why.FLOOR, Why.LOAD, Why.MARGIN, Why.SLACK, Why.BUDGET)  # what took depth that there was
+BROKEN_S = 1.0  # after which a shaper that raised is asked again
 NO_PLACE_S = 1.0  # after which to come back where as many wait as there are places
 
 
@@ -264,19 +266,36 @@ class RankService:
 
     def _work(self) -> None:
         while (task := self._next()) is not None:
-            task()
+            try:
+                task()
+            except Exception:  # of the shaper, told that it is done: the callers have their answers
+                log.exception("a batch that has ended was not counted")
 
     def _next(self) -> Callable[[], None] | None:
         """Waits for something to do; None once closed with nothing left that waits."""
         with self._changed:
             while not self._ready and not (self._closed and not self._jobs):
-                until_s = self._look()
+                try:
+                    until_s = self._look()
+                except Exception as error:
+                    log.exception("the shaper broke")
+                    until_s = self._clock() + BROKEN_S
+                    self._ready.extend(self._failing(error))
                 if not self._ready:
                     self._changed.wait(None if until_s == math.inf else max(0.0, until_s - self._clock()))
             task = self._ready.popleft() if self._ready else None
             if self._ready or self._jobs or self._closed:  # somebody else watches on
                 self._changed.notify()
             return task
+
+    def _failing(self, error: Exception) -> list[Callable[[], None]]:
+        """Under the lock: ends all that wait, since nobody can say which of them the shaper still knows."""
+        DEGRADED.labels("ranker", "shaper").inc()
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            with suppress(Exception):
+                self._withdraw(job)
+        return [partial(self._end, job, "failed", RankFailed("shaping", error)) for job in jobs]
 
     def _look(self) -> float:
         """Under the lock: asks the shaper for a batch, whose tasks are then ready. Until when there is nothing to do
@@ -290,15 +309,19 @@ class RankService:
         decided = self._shaper.batch(now_s, self._capacity.budget())
         if isinstance(decided, Wait):
             return decided.until_s
-        self._ready.extend(partial(self._expire, self._jobs.pop(work.number)) for work in decided.expired)
+        # Those that a shaper which broke was not told of have left already.
+        late = (self._jobs.pop(work.number, None) for work in decided.expired)
+        self._ready.extend(partial(self._expire, job) for job in late if job is not None)
         groups: dict[str | int, tuple[Part, list[Job]]] = {}  # identical works: scored once
         for part in decided.parts:
-            work = part.work
-            groups.setdefault(work.key or work.number, (part, []))[1].append(self._jobs.pop(work.number))
+            if (job := self._jobs.pop(part.work.number, None)) is not None:
+                groups.setdefault(part.work.key or part.work.number, (part, []))[1].append(job)
         if groups:
             running = _Running(decided, now_s, len(groups))
             self._running.add(running)
             self._ready.extend(partial(self._run, running, part, jobs) for part, jobs in groups.values())
+        elif decided.parts:
+            self._shaper.done(decided, now_s, 0.0)
         return now_s
 
     def _run(self, running: _Running, part: Part, jobs: list[Job]) -> None:

@@ -41,7 +41,7 @@ class Door:
         """
         demand, limits, lane = self._demand, self._limits, self._picker.lanes[level]
         token_s, bound_s = demand.token_s, self._bounds_s[level]
-        cost = float(math.ceil(work.tokens(work.least) + self._cost.overhead_s / self._cost.token_s))
+        cost = float(max(1, math.ceil(work.tokens(work.least) + self._cost.overhead_s / self._cost.token_s)))
         left_s = work.deadline_s - now_s
         idle = level == INTERACTIVE and not demand.totals[WHOLE] and start_s <= now_s and left_s > 0
         if (lane.cost + cost) * token_s > bound_s and not idle:

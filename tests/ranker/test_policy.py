@@ -89,6 +89,21 @@ def test_a_cursor_that_is_not_ours_is_refused_by_name(cursor):
         decide_window(request(page=Page(cursor=cursor)), LIMITS)
 
 
+def test_a_cursor_that_somebody_changed_costs_nothing():
+    asked = request()
+    cursor = next_cursor(asked, decide_window(asked, LIMITS), in_block=250, lm_items=5, epoch=3, limits=LIMITS)
+
+    def changed(place, value):
+        fields = list(struct.unpack("<BIIIQ8s", base64.urlsafe_b64decode(cursor + "==")))
+        fields[place] = value
+        return base64.urlsafe_b64encode(struct.pack("<BIIIQ8s", *fields)).rstrip(b"=").decode()
+
+    for offset in (2_000, 2**32 - 1):
+        with pytest.raises(InvalidRecord, match=r"page\.cursor.*within the first 2000 candidates"):
+            decide_window(request(page=Page(cursor=changed(1, offset))), LIMITS)
+    assert decide_window(request(page=Page(cursor=changed(3, 2**32 - 2))), LIMITS).lm_items == 2_000
+
+
 def test_a_cursor_belongs_to_its_query_and_not_to_its_request_id_or_vector():
     asked = request()
     cursor = next_cursor(asked, decide_window(asked, LIMITS), in_block=250, lm_items=5, epoch=3, limits=LIMITS)

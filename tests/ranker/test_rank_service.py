@@ -6,6 +6,7 @@ import time
 import pytest
 from desk import make_desk
 
+from penstock.ranker import service as service_module
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull
 from penstock.ranker.service import Job, error_result
 from penstock.schemas import validate
@@ -28,8 +29,8 @@ def desk():
     """Makes a started service and closes it in the end."""
     opened = []
 
-    def make(rank=result, capacity=64, workers=2):
-        service = make_desk(rank, workers=workers, places=capacity, now_ms=lambda: NOW)
+    def make(rank=result, capacity=64, workers=2, **how):
+        service = make_desk(rank, workers=workers, places=capacity, now_ms=lambda: NOW, **how)
         opened.append(service)
         service.start()
         return service
@@ -138,6 +139,43 @@ def test_a_request_that_breaks_is_answered_and_the_worker_lives_on(desk, error):
     told = error_result(bad.request, bad.future.exception(20))
     assert told.error == f"RankFailed: rank: {type(error).__name__}: {error}"
     assert service.counts()["failed"] == 1
+
+
+class Breaking:
+    """A shaper that raises where a test says, and otherwise decides as the one within."""
+
+    def __init__(self, shaper):
+        self.shaper, self.at = shaper, set()
+
+    def __getattr__(self, name):
+        def call(*given):
+            if name in self.at:
+                raise IndexError("array index out of range")
+            return getattr(self.shaper, name)(*given)
+
+        return call
+
+
+@pytest.mark.parametrize("at", ["batch", "done", "withdraw"])
+def test_a_shaper_that_breaks_leaves_no_request_without_an_answer_and_no_thread_less(desk, monkeypatch, at):
+    monkeypatch.setattr(service_module, "BROKEN_S", 0.01)
+    shapers = []
+    service = desk(around=lambda shaper: shapers.append(Breaking(shaper)) or shapers[0])
+    [shaper] = shapers
+    shaper.at = {at, "batch"} if at == "withdraw" else {at}
+    jobs = [Job(request(str(number)), LATER) for number in range(9)]
+    for job in jobs:
+        service.submit(job)
+    if at == "done":
+        assert all(job.future.result(20) for job in jobs)
+    else:
+        errors = [job.future.exception(20) for job in jobs]
+        assert {str(error) for error in errors} == {"shaping: IndexError: array index out of range"}
+        assert service.counts()["failed"] == 9 and service.depth == 0
+    shaper.at = set()
+    again = Job(request("again"), LATER)
+    service.submit(again)
+    assert again.future.result(20).request_id == "again"
 
 
 def test_an_error_gives_the_echo_back_unless_that_is_what_is_wrong():
