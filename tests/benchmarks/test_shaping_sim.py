@@ -255,7 +255,7 @@ def test_every_row_of_the_issue_is_there_and_the_live_ones_say_what_they_need():
     report = Report("shaping")
     filled({"jain_under_burst": (0.96, None)}, report)
     assert [result.name for result in report.results] == [f"shaping/{name}" for name, *_ in ROWS]
-    assert {result.needs for result in report.results if "live/" in result.name} == {"live"}
+    assert {result.needs for result in report.results if "live/" in result.name} == {"--live"}
     assert [result.value for result in report.results if result.value is not None] == [0.96]
 
 
