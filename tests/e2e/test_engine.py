@@ -38,8 +38,7 @@ class EngineRanker:
             "PENSTOCK_RANKER__GROUP": group,
             "PENSTOCK_RANKER__SCORER": "engine",
             "PENSTOCK_RANKER__MODEL": str(model),
-            "PENSTOCK_RANKER__LM_DEPTHS": f"[{DEPTH}]",
-            "PENSTOCK_RANKER__LM_BUDGET_MS": "60000",  # a busy machine says nothing of what is tested here
+            "PENSTOCK_RANKER__SHAPING__DEPTHS": f"[{DEPTH}, {DEPTH}, {DEPTH}]",  # however busy the machine is
         }
         self.client = RankerClient(self.address)
         self.process = None

@@ -40,7 +40,7 @@ def test_an_address_names_a_system(monkeypatch, name):
         "PENSTOCK_RANKER__SCORER",
         "PENSTOCK_RANKER__MODEL",
         "PENSTOCK_RANKER__REMOTE__URL",
-        "PENSTOCK_RANKER__LM_BUDGET_MS",
+        "PENSTOCK_RANKER__SHAPING__DELAY_MS",
         "PENSTOCK_RETRIEVAL__THREADS",
         "PENSTOCK_REDIS__PASSWORD",
         "PENSTOCK_REDIS__PREFIX",
