@@ -57,6 +57,12 @@ class Tunings:
     def keep(self, key: str, tuning: DataclassInstance) -> None:
         self.keep_entry(key, asdict(tuning))
 
+    def pass_over(self, key: str, why: str) -> None:
+        """This process takes the default of `key` from here on; the file keeps its entry."""
+        log.warning("the tuning kept for %s is passed over, the default is taken: %s", key, why)
+        if self._entries is not None:
+            self._entries.pop(key, None)
+
     def entry(self, key: str) -> dict[str, Any] | None:
         """As JSON has it; None where there is none."""
         if self._entries is None:

@@ -187,7 +187,7 @@ def _attention(
         candidates = list(attentions.fitting(shape.heads // shape.kv_heads, shape.head_dim))
         runs = {one: device.contender(partial(launch, one), LAUNCHES) for one in candidates}
         found = quickest(candidates, lambda one: runs[one](), device.clock)
-    tunings.keep(of_attention.key_of(shape.heads, shape.kv_heads, shape.head_dim, place), found)
+    tunings.keep(of_attention.key_of(dtype, shape.heads, shape.kv_heads, shape.head_dim, place), found)
     return found
 
 

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 from random_qwen3 import random_qwen3
+from triton.runtime.errors import OutOfResources
 
 from penstock.kernels.prefix_attention import autotune as of_attention
 from penstock.kernels.prefix_attention import tuning as attentions
+from penstock.kernels.prefix_attention.triton import prefix_attention
 from penstock.kernels.scaled_gemm import autotune as of_products
 from penstock.kernels.scaled_gemm import tuning as products_of
 from penstock.kernels.tunings import measured
 from penstock.kernels.tunings.kept import Tunings
-from penstock.ranker.engine import choosing, devices
+from penstock.kernels.tunings.taken import launched
+from penstock.ranker.engine import choosing, device, devices
 from penstock.ranker.engine.choosing import DRIFT, Decision, Timing, asked, decide, measured_once
 from penstock.ranker.engine.device import DeviceBackend
 from penstock.ranker.engine.plan import Request, Text, plan
@@ -170,14 +173,62 @@ def test_kernels_are_tuned_for_the_model_and_forwards_take_what_is_kept(weights,
     shapes = [name.partition(" product of ")[2].partition(":")[0] for name in names if name.startswith("int8")]
     assert shapes == ["256 by 32 by 64", "1024 by 32 by 64", "256 by 128 by 32", "1024 by 128 by 32"]  # two pairs alike
     assert sum(name.startswith("fp8") for name in names) == len(shapes)
-    key = of_attention.key_of(4, 2, 16, place)
+    key = of_attention.key_of(torch.float32, 4, 2, 16, place)
     assert (
         Tunings(tunings.path).get(key, attentions.Tuning) == list(attentions.fitting(2, 16))[-1]
     )  # the clock's choice
     product = of_products.key_of(torch.int8, 1_024, 128, 32, place)
     assert tunings.get(product, products_of.Tuning) == list(products_of.fitting("int8"))[-1]
     backend = DeviceBackend(weights, place, 300, tunings=tunings)
-    assert backend._attention == tunings.get(key, attentions.Tuning)
     (forward,) = plan([request_of(5, 60)], 300, 300)
     plain = DeviceBackend(weights, place, 300).logits(forward)
+    taken = attention_tunings(monkeypatch)
     np.testing.assert_allclose(backend.logits(forward), plain, rtol=0, atol=1e-5)
+    assert set(taken) == {tunings.get(key, attentions.Tuning)}
+
+
+def attention_tunings(monkeypatch, refused=None):
+    """Those that forwards launch attention with, in order; of `refused` the device has too little."""
+    taken = []
+
+    def spied(*args, tuning, **sizes):
+        taken.append(tuning)
+        if tuning is not None and tuning == refused:
+            raise OutOfResources(262_144, 232_448, "shared memory")
+        return prefix_attention(*args, tuning=tuning, **sizes)
+
+    monkeypatch.setattr(device, "prefix_attention", spied)
+    return taken
+
+
+def test_what_was_measured_of_one_dtype_is_not_taken_for_another(weights, place, tmp_path, monkeypatch):
+    tunings = Tunings(tmp_path / "kept.json")
+    tunings.keep(of_attention.key_of(torch.bfloat16, 4, 2, 16, place), list(attentions.fitting(2, 16))[-1])
+    taken = attention_tunings(monkeypatch)
+    (forward,) = plan([request_of(5, 60)], 300, 300)
+    DeviceBackend(weights, place, 300, tunings=tunings).logits(forward)
+    assert set(taken) == {None}
+
+
+def test_a_kept_tuning_that_the_device_refuses_gives_way_to_the_default(weights, place, tmp_path, monkeypatch, caplog):
+    tunings, key = Tunings(tmp_path / "kept.json"), of_attention.key_of(torch.float32, 4, 2, 16, place)
+    kept = list(attentions.fitting(2, 16))[-1]
+    tunings.keep(key, kept)
+    (forward,) = plan([request_of(5, 60)], 300, 300)
+    plain = DeviceBackend(weights, place, 300).logits(forward)
+    taken = attention_tunings(monkeypatch, refused=kept)
+    backend = DeviceBackend(weights, place, 300, tunings=tunings)
+    np.testing.assert_array_equal(backend.logits(forward), plain)
+    np.testing.assert_array_equal(backend.logits(forward), plain)
+    assert taken.count(kept) == 1 and taken[0] == kept
+    assert key in caplog.text and "out of resource: shared memory" in caplog.text
+    assert Tunings(tunings.path).get(key, attentions.Tuning) == kept, "another device's, perhaps: the file keeps it"
+
+
+def test_a_default_that_the_device_refuses_is_an_error(tmp_path):
+    def refused(tuning):
+        raise OutOfResources(262_144, 232_448, "shared memory")
+
+    for tunings in (None, Tunings(tmp_path / "kept.json")):
+        with pytest.raises(OutOfResources):
+            launched(tunings, "a", attentions.Tuning, refused)
