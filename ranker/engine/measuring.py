@@ -31,7 +31,7 @@ from penstock.ranker.engine.choosing import Decision, Timing, decide, forms_of
 from penstock.ranker.engine.device import Captures, DeviceBackend, moved
 from penstock.ranker.engine.plan import Request, Text, plan
 from penstock.ranker.engine.products import Matrix, Products
-from penstock.ranker.engine.scaled import PRODUCTS, Choice, scaled
+from penstock.ranker.engine.scaled import MULTIPLE, PRODUCTS, Choice, scalable, scaled
 from penstock.ranker.engine.weights import Layer, Shape, Weights
 
 PREFIX, ITEM = 70, 150  # tokens of the requests that attention is measured with
@@ -100,16 +100,18 @@ def decided(
 
 
 def timed(weights: Weights, form: str, device: Device, tokens: int, tunings: Tunings) -> Mapping[str, Timing]:
-    """Each product of all layers, whole and of that form, with what stands before it."""
-    found = {}
+    """Each product of all layers, whole and of that form, with what stands before it; forever, where it has none."""
+    found, fit = {}, scalable(weights.shape)
     with device.launching():
         buffers = Buffers(weights, device.place, Bucket.of(tokens, 1, 1).tokens)
         chance = torch.Generator(device.place).manual_seed(1)
         for rows in (buffers.x, buffers.attended, buffers.gate_up):
             rows.normal_(generator=chance)  # of zeros a product takes less power, and less time
         for name in PRODUCTS:
-            contenders = {}
-            for which, given in (("whole", weights), ("scaled", scaled(weights, Choice(form, (name,))))):
+            contenders, forms = {}, {"whole": weights}
+            if name in fit:
+                forms["scaled"] = scaled(weights, Choice(form, (name,)))
+            for which, given in forms.items():
                 alone = moved(_alone(given, name), device.place)
                 products = Products(alone, device.place, len(buffers.x), tunings)
                 contenders[which] = device.contender(partial(_multiply, alone, name, products, buffers))
@@ -156,7 +158,7 @@ def tuned(shape: Shape, dtype: torch.dtype, device: Device, most_tokens: int, tu
     sizes = {(row, shape.hidden), (shape.hidden, shape.q_width), (2 * shape.intermediate, shape.hidden)}
     sizes.add((shape.hidden, shape.intermediate))
     for form in forms_of(device.place):
-        for columns, depth in sorted(sizes):
+        for columns, depth in sorted(size for size in sizes if size[1] % MULTIPLE == 0):
             rows = products_of.LEAST_ROWS
             while True:
                 began = time.perf_counter()

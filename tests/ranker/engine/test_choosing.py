@@ -187,6 +187,22 @@ def test_kernels_are_tuned_for_the_model_and_forwards_take_what_is_kept(weights,
     assert set(taken) == {tunings.get(key, attentions.Tuning)}
 
 
+def test_a_product_that_cannot_be_scaled_is_left_whole_and_not_tuned(place, tmp_path, monkeypatch):
+    from penstock.ranker.engine.measuring import Device, decided, tuned
+
+    monkeypatch.setattr(measured, "RUNS", 1)
+    monkeypatch.setattr(measured, "WARM", 0)
+    monkeypatch.setattr(choosing, "DRIFT", 10.0)
+    odd = Weights.load(random_qwen3(tmp_path, head_dim=16, num_hidden_layers=1, intermediate_size=72))
+    ticks, tunings = iter(range(100_000)), Tunings(tmp_path / "kept.json")
+    device = Device(place, lambda: -(float(next(ticks)) ** 2))  # what is later is quicker
+    found = decided(odd, [request_of(5, 9)], device, 256, 64, tunings)
+    assert found.choice.products == ("qkv", "out", "gate_up")
+    assert all(trial.timings["down"].scaled == float("inf") for trial in found.trials.values())
+    names = [one.name for one in tuned(odd.shape, torch.float32, device, 256, tunings)]
+    assert any("by 144 by 32:" in name for name in names) and not any("by 72:" in name for name in names)
+
+
 def attention_tunings(monkeypatch, refused=None):
     """Those that forwards launch attention with, in order; of `refused` the device has too little."""
     taken = []
