@@ -9,13 +9,14 @@ tuning.py has first. `penstock warmup --tune` measures.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,13 +72,23 @@ class Tunings:
         return found if isinstance(found, dict) else None
 
     def keep_entry(self, key: str, entry: Mapping[str, Any]) -> None:
-        """Whole or not at all, whoever else writes."""
-        entries = self._entries = self._read() | {key: dict(entry)}
+        """Whole or not at all, beside what others write. Raises OSError: this process alone knows it then."""
+        self._change(lambda entries: entries | {key: dict(entry)})
+
+    def _change(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self._entries = change(self._entries or {})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        with os.fdopen(handle, "w") as file:
-            json.dump(entries, file, indent=1, sort_keys=True)
-        Path(name).replace(self.path)
+        with open(self.path.with_name(f".{self.path.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # gone with the file's closing
+            entries = self._entries = change(self._read())
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            try:
+                with os.fdopen(handle, "w") as file:
+                    json.dump(entries, file, indent=1, sort_keys=True)
+                Path(name).replace(self.path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -22,6 +22,7 @@ from typing import Any
 import structlog
 import torch
 
+from penstock.infra.telemetry import DEGRADED
 from penstock.kernels.scaled_gemm.numbers import FORMS
 from penstock.kernels.tunings import kept
 from penstock.kernels.tunings.kept import Tunings
@@ -129,13 +130,17 @@ def forms_of(place: torch.device) -> list[str]:
 def measured_once(
     tunings: Tunings, model: str, most_tokens: int, place: torch.device, measure: Callable[[], Decision]
 ) -> Choice:
-    """What is kept of `model`, or what `measure` finds, which is kept and logged."""
+    """What is kept of `model`, or what `measure` finds, which is kept, where that can be, and logged."""
     key = kept.key_of("ranker.weights", f"{model} t{most_tokens}", place, sources=SOURCES)
     choice = _read(tunings.entry(key))
     if choice is None:
         decision = measure()
         choice = decision.choice
-        tunings.keep_entry(key, decision.as_json())
+        try:
+            tunings.keep_entry(key, decision.as_json())
+        except OSError as error:
+            DEGRADED.labels("ranker", "weights not kept").inc()
+            log.warning("weights not kept: the next start measures anew", path=str(tunings.path), error=str(error))
     log.info("weights", model=model, chosen=choice.name.removeprefix("-") or PLAIN, measured=tunings.entry(key))
     return choice
 

@@ -8,6 +8,7 @@ import torch
 from random_qwen3 import random_qwen3
 from triton.runtime.errors import OutOfResources
 
+from penstock.infra.telemetry import DEGRADED
 from penstock.kernels.prefix_attention import autotune as of_attention
 from penstock.kernels.prefix_attention import tuning as attentions
 from penstock.kernels.prefix_attention.triton import prefix_attention
@@ -83,6 +84,17 @@ def test_a_decision_is_made_once_a_model_and_kept_with_its_figures(tmp_path):
     (kept, *_) = json.loads(path.read_text()).values()
     assert kept["trials"]["int8"]["ms"]["qkv"] == [2_000.0, 1_000.0]
     assert kept["trials"]["fp8"]["drift"] == 1.0
+
+
+def test_a_choice_that_cannot_be_kept_is_taken_and_counted(tmp_path):
+    (tmp_path / "file").write_text("")
+    tunings = Tunings(tmp_path / "file" / "tunings.json")  # whose folder nobody can make
+    counted = DEGRADED.labels("ranker", "weights not kept")
+    before = counted._value.get()
+    decision = Decision(Choice("int8", ("qkv",)), {})
+    assert measured_once(tunings, "a", 256, CPU, lambda: decision) == decision.choice
+    assert counted._value.get() == before + 1
+    assert measured_once(tunings, "a", 256, CPU, lambda: Decision(Choice(), {})) == decision.choice, "known here"
 
 
 @pytest.mark.parametrize(
