@@ -6,7 +6,7 @@
               stands before them, by turns, over all layers' own weights; a product is scaled where that is MARGIN
               times as quick
     the same  the log-odds of a few known requests are no further than DRIFT from those of whole weights, so that no
-              probability is further than what it may differ by in other company in any case
+              probability is further than what whole weights of their dtype may differ by in other company
 
 Of two forms that are both, the one that saves more. What was found is kept beside the tunings of kernels, by device,
 releases, source and model (kernels/tunings), is logged, and is not measured again. Without a CUDA device nothing is
@@ -35,7 +35,7 @@ log = structlog.get_logger(role="ranker")
 SETTING = "ranker.weights"
 AUTO, PLAIN = "auto", "plain"
 MARGIN = 1.05  # a whole product's time to a scaled one's, at least: less is not worth other scores
-DRIFT = 4 * BOUND[torch.bfloat16]  # of log-odds: a probability moves by a quarter of it at most
+DRIFT = {dtype: 4 * bound for dtype, bound in BOUND.items()}  # of log-odds: a probability moves by a quarter at most
 FP8_FROM = (8, 9)  # compute capability
 SOURCES = ("scaled_gemm", "rowwise", "add_rmsnorm", "swiglu")
 
@@ -87,8 +87,11 @@ class Decision:
         }
 
 
-def decide(timings: Mapping[str, Mapping[str, Timing]], drift_of: Callable[[Choice], float]) -> Decision:
-    """`timings` by form and product. `drift_of` computes the known requests, of what is quicker alone."""
+def decide(
+    timings: Mapping[str, Mapping[str, Timing]], drift_of: Callable[[Choice], float], most_drift: float
+) -> Decision:
+    """`timings` by form and product. `drift_of` computes the known requests, of what is quicker alone; `most_drift`:
+    DRIFT of the whole weights' dtype."""
     trials = {form: Trial(found) for form, found in timings.items()}
     for form, trial in sorted(trials.items(), key=lambda one: one[1].saved, reverse=True):
         choice = trial.choice(form)
@@ -96,7 +99,7 @@ def decide(timings: Mapping[str, Mapping[str, Timing]], drift_of: Callable[[Choi
             break
         drift = drift_of(choice)
         trials[form] = Trial(trial.timings, drift)
-        if drift <= DRIFT:  # and NaN is not
+        if drift <= most_drift:  # and NaN is not
             return Decision(choice, trials)
     return Decision(Choice(), trials)
 

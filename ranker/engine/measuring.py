@@ -27,7 +27,7 @@ from penstock.kernels.scaled_gemm.triton import scaled_gemm
 from penstock.kernels.tunings.kept import Tunings
 from penstock.kernels.tunings.measured import clock_of, medians, quickest
 from penstock.ranker.engine.buffers import Bucket, Buffers
-from penstock.ranker.engine.choosing import Decision, Timing, decide, forms_of
+from penstock.ranker.engine.choosing import DRIFT, Decision, Timing, decide, forms_of
 from penstock.ranker.engine.device import Captures, DeviceBackend, moved
 from penstock.ranker.engine.plan import Request, Text, plan
 from penstock.ranker.engine.products import Matrix, Products
@@ -96,7 +96,7 @@ def decided(
             whole.append(logits(Choice()))
         return float(np.abs(logits(choice) - whole[0]).max())
 
-    return decide(timings, drift)
+    return decide(timings, drift, DRIFT[weights.dtype])
 
 
 def timed(weights: Weights, form: str, device: Device, tokens: int, tunings: Tunings) -> Mapping[str, Timing]:
@@ -197,7 +197,9 @@ def _product(form: str, rows: int, columns: int, depth: int, device: Device, tun
     dtype, place = next(dtype for name, dtype in FORMS.items() if name == form), device.place
 
     def numbers(count: int) -> Tensor:
-        return torch.randint(-100, 100, (count, depth), dtype=torch.int8, device=place).view(dtype)
+        if dtype == torch.int8:
+            return torch.randint(-100, 100, (count, depth), dtype=dtype, device=place)
+        return torch.randn(count, depth, device=place).to(dtype)  # of any bytes some are NaN
 
     x, w = numbers(rows), numbers(columns)
     x_steps, w_steps = (torch.ones(len(one), device=place) for one in (x, w))

@@ -26,6 +26,7 @@ from penstock.ranker.engine.weights import Weights
 from penstock.ranker.errors import UnfitScorer
 
 CPU = torch.device("cpu")
+MOST = DRIFT[torch.bfloat16]
 SLOW, EVEN, QUICK = Timing(1.0, 1.2), Timing(1.04, 1.0), Timing(2.0, 1.0)
 
 
@@ -45,31 +46,31 @@ def drifts(**by_form):
 
 def test_products_are_scaled_where_they_are_quicker_by_the_margin():
     drift, _ = drifts(int8=0.0, fp8=0.0)
-    found = decide(timings(int8=[QUICK, EVEN, SLOW, QUICK], fp8=[EVEN] * 4), drift)
+    found = decide(timings(int8=[QUICK, EVEN, SLOW, QUICK], fp8=[EVEN] * 4), drift, MOST)
     assert found.choice == Choice("int8", ("qkv", "down"))
     assert found.trials["int8"].saved == 2.0
 
 
 def test_nothing_is_scaled_and_nothing_computed_where_none_is_quicker():
     drift, asked_of = drifts()
-    assert decide(timings(int8=[SLOW] * 4, fp8=[EVEN] * 4), drift).choice == Choice()
+    assert decide(timings(int8=[SLOW] * 4, fp8=[EVEN] * 4), drift, MOST).choice == Choice()
     assert not asked_of
 
 
-@pytest.mark.parametrize("bad", [DRIFT * 1.01, float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [MOST * 1.01, float("nan"), float("inf")])
 def test_the_form_that_saves_more_is_left_where_it_scores_otherwise(bad):
     given = timings(int8=[QUICK, SLOW, SLOW, SLOW], fp8=[QUICK] * 4)
-    drift, asked_of = drifts(int8=DRIFT, fp8=bad)
-    found = decide(given, drift)
+    drift, asked_of = drifts(int8=MOST, fp8=bad)
+    found = decide(given, drift, MOST)
     assert asked_of == [Choice("fp8", PRODUCTS), Choice("int8", ("qkv",))]
     assert found.choice == asked_of[1]
     drift, _ = drifts(int8=bad, fp8=bad)
-    assert decide(given, drift).choice == Choice()
+    assert decide(given, drift, MOST).choice == Choice()
 
 
 def test_a_decision_is_made_once_a_model_and_kept_with_its_figures(tmp_path):
     drift, _ = drifts(int8=0.01, fp8=1.0)
-    decision = decide(timings(int8=[QUICK, SLOW, SLOW, QUICK], fp8=[QUICK] * 4), drift)
+    decision = decide(timings(int8=[QUICK, SLOW, SLOW, QUICK], fp8=[QUICK] * 4), drift, MOST)
     path, made = tmp_path / "tunings.json", []
 
     def measure():
@@ -128,6 +129,13 @@ def test_what_is_asked_for_outright(monkeypatch):
         asked("fp8", "cuda", cuda)
 
 
+def test_what_drifts_too_far_for_fp32_may_do_for_bf16():
+    drift, _ = drifts(int8=0.01)
+    given = {"int8": dict.fromkeys(PRODUCTS, QUICK)}
+    assert decide(given, drift, DRIFT[torch.bfloat16]).choice == Choice("int8", PRODUCTS)
+    assert decide(given, drift, DRIFT[torch.float32]).choice == Choice()
+
+
 # --- measuring, on the device or in the interpreter by a clock of the test's ----------------------------------------
 
 
@@ -153,7 +161,7 @@ def test_a_model_is_measured_and_held_against_its_whole_weights(
 
     monkeypatch.setattr(measured, "RUNS", 1)
     monkeypatch.setattr(measured, "WARM", 0)
-    monkeypatch.setattr(choosing, "DRIFT", 10.0)
+    monkeypatch.setitem(choosing.DRIFT, torch.float32, 10.0)
     calls = iter(range(10_000))
     spent = (2.0, 1.0) if second_is_quick else (1.0, 2.0)
 
@@ -204,7 +212,7 @@ def test_a_product_that_cannot_be_scaled_is_left_whole_and_not_tuned(place, tmp_
 
     monkeypatch.setattr(measured, "RUNS", 1)
     monkeypatch.setattr(measured, "WARM", 0)
-    monkeypatch.setattr(choosing, "DRIFT", 10.0)
+    monkeypatch.setitem(choosing.DRIFT, torch.float32, 10.0)
     odd = Weights.load(random_qwen3(tmp_path, head_dim=16, num_hidden_layers=1, intermediate_size=72))
     ticks, tunings = iter(range(100_000)), Tunings(tmp_path / "kept.json")
     device = Device(place, lambda: -(float(next(ticks)) ** 2))  # what is later is quicker
@@ -213,6 +221,16 @@ def test_a_product_that_cannot_be_scaled_is_left_whole_and_not_tuned(place, tmp_
     assert all(trial.timings["down"].scaled == float("inf") for trial in found.trials.values())
     names = [one.name for one in tuned(odd.shape, torch.float32, device, 256, tunings)]
     assert any("by 144 by 32:" in name for name in names) and not any("by 72:" in name for name in names)
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+def test_products_are_tuned_on_finite_numbers(place, tmp_path, monkeypatch, form):
+    from penstock.ranker.engine import measuring
+
+    given = []
+    monkeypatch.setattr(measuring, "scaled_gemm", lambda x, _x, w, *_, **__: given.extend((x, w)))
+    measuring._product(form, 256, 32, 64, measuring.Device(place, lambda: 0.0), Tunings(tmp_path / "kept.json"))
+    assert given and all(one.float().isfinite().all() and one.float().std() > 0.5 for one in given)
 
 
 def attention_tunings(monkeypatch, refused=None):
