@@ -362,8 +362,23 @@ def check_weights(asked: str, kept: Path) -> Check:
     """What the engine's products multiply: as asked, and of auto what was measured, by device and model."""
     if asked != "auto":
         return Check("weights", True, asked, "nothing")
-    found = [f"{_chosen(entry)} for {model} on {device}" for device, model, entry in measured_weights(kept)]
-    return Check("weights", True, f"auto: {'; '.join(found) or 'nothing measured yet'}", "nothing")
+    releases = ", ".join(rf"{name} {_release(name)}(\+[^,]*)?" for name in ("torch", "triton"))
+    measured = measured_weights(kept)
+    here = [one for one in measured if re.search(f", {releases}(,|$)", one[0])]
+    found = [f"{_chosen(entry)} for {model} on {device}" for device, model, entry in here]
+    said = "; ".join(found) or "nothing measured yet"
+    others = len(measured) - len(here)
+    return Check("weights", True, f"auto: {said}{f' ({others} by other releases)' if others else ''}", "nothing")
+
+
+def _release(package: str) -> str:
+    """A pattern of what is installed here, by its metadata, which may lack the build's tag; of any, where none is."""
+    from importlib import metadata  # which Python 3.7 lacks
+
+    try:
+        return re.escape(metadata.version(package).partition("+")[0])
+    except metadata.PackageNotFoundError:
+        return "[^,]*"
 
 
 def measured_weights(kept: Path) -> list[tuple[str, str, dict[str, Any]]]:

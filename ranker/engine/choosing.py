@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -37,7 +38,13 @@ AUTO, PLAIN = "auto", "plain"
 MARGIN = 1.05  # a whole product's time to a scaled one's, at least: less is not worth other scores
 DRIFT = {dtype: 4 * bound for dtype, bound in BOUND.items()}  # of log-odds: a probability moves by a quarter at most
 FP8_FROM = (8, 9)  # compute capability
-SOURCES = ("scaled_gemm", "rowwise", "add_rmsnorm", "swiglu")
+SOURCES = (
+    *("scaled_gemm", "rowwise", "add_rmsnorm", "swiglu"),
+    *(
+        Path(__file__).with_name(f"{name}.py")
+        for name in ("choosing", "device", "forward", "known_pairs", "measuring", "products", "scaled")
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +153,11 @@ def measured_once(
             log.warning("weights not kept: the next start measures anew", path=str(tunings.path), error=str(error))
     log.info("weights", model=model, chosen=choice.name.removeprefix("-") or PLAIN, measured=tunings.entry(key))
     return choice
+
+
+def forget(tunings: Tunings, model: str) -> None:
+    """What was chosen for models of that name is measured anew: kernels have other tunings. Raises OSError."""
+    tunings.drop(lambda key: f": {SETTING} {model} " in key)
 
 
 def _read(entry: Mapping[str, Any] | None) -> Choice | None:

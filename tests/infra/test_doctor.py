@@ -268,15 +268,19 @@ def test_a_scorer_elsewhere_and_none_at_all():
 # --- what products multiply ---------------------------------------------------------------------------------------
 
 
-def test_weights_that_were_measured_are_shown_with_their_figures(tmp_path):
+def test_weights_that_were_measured_are_shown_with_their_figures(tmp_path, monkeypatch):
     kept = tmp_path / "penstock-tunings.json"
     trial = {"drift": 0.0312, "ms": {"qkv": [2.0, 1.0], "out": [1.0, 1.25]}}
     entry = {"form": "int8", "products": ["qkv"], "trials": {"int8": trial}}
-    kept.write_text(json.dumps({"H200, torch 2: ranker.weights small bf16": entry, "H200: scan d16": {"tile": 3}}))
+    monkeypatch.setattr(doctor, "_release", {"torch": "2.9", "triton": "3.9"}.get)
+    device, other = "H200, torch 2.9+cu132, triton 3.9, source 1a", "H200, torch 2.9, triton 3.90, source 1a"
+    mark = ": ranker.weights small bf16"
+    kept.write_text(json.dumps({device + mark: entry, other + mark: entry, "H200: scan d16": {"tile": 3}}))
     found = doctor.check_weights("auto", kept)
     assert found.ok
     assert found.found == (
-        "auto: int8 (qkv) [int8: qkv 2.00x, out 0.80x, log-odds off by 0.031] for small bf16 on H200, torch 2"
+        "auto: int8 (qkv) [int8: qkv 2.00x, out 0.80x, log-odds off by 0.031] for small bf16 on "
+        f"{device} (1 by other releases)"
     )
     assert doctor.check_weights("plain", kept).found == "plain"
 

@@ -1,6 +1,7 @@
 """Which form of the weights is taken: by timings and drifts, kept once a model; and refused where it cannot be had."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +86,21 @@ def test_a_decision_is_made_once_a_model_and_kept_with_its_figures(tmp_path):
     (kept, *_) = json.loads(path.read_text()).values()
     assert kept["trials"]["int8"]["ms"]["qkv"] == [2_000.0, 1_000.0]
     assert kept["trials"]["fp8"]["drift"] == 1.0
+
+
+def test_a_choice_is_forgotten_by_its_models_name_and_not_taken_from_other_source(tmp_path, monkeypatch):
+    tunings, whole = Tunings(tmp_path / "tunings.json"), Decision(Choice(), {})
+    for model in ("a 1 bf16", "ab 1 bf16"):
+        measured_once(tunings, model, 256, CPU, lambda: whole)
+    choosing.forget(tunings, "a")
+    assert [key.partition(": ranker.weights ")[2] for key in json.loads(tunings.path.read_text())] == ["ab 1 bf16 t256"]
+    edited = tmp_path / "scaled.py"
+    edited.write_text("MULTIPLE = 32")
+    assert any(isinstance(one, Path) and one.name == edited.name for one in choosing.SOURCES)
+    other = tuple(edited if isinstance(one, Path) and one.name == edited.name else one for one in choosing.SOURCES)
+    monkeypatch.setattr(choosing, "SOURCES", other)
+    scaled = Decision(Choice("int8", ("qkv",)), {})
+    assert measured_once(tunings, "ab 1 bf16", 256, CPU, lambda: scaled) == scaled.choice
 
 
 def test_a_choice_that_cannot_be_kept_is_taken_and_counted(tmp_path):
