@@ -358,8 +358,11 @@ def check_scorer(scorer: str, model: Path | None, url: str) -> Check:
     return Check("scorer", True, f"{scorer}, {model}{untrained}", needed)
 
 
-def check_weights(asked: str, kept: Path) -> Check:
+def check_weights(asked: str, kept: Path, device: str) -> Check:
     """What the engine's products multiply: as asked, and of auto what was measured, by device and model."""
+    if asked in ("int8", "fp8") and device == "cpu":
+        remedy = "set ranker.weights to auto or plain, or ranker.device to cuda"
+        return Check("weights", False, f"{asked}, and ranker.device is cpu", "a CUDA device", remedy)
     if asked != "auto":
         return Check("weights", True, asked, "nothing")
     releases = ", ".join(rf"{name} {_release(name)}(\+[^,]*)?" for name in ("torch", "triton"))
@@ -406,11 +409,13 @@ def _chosen(entry: Mapping[str, Any]) -> str:
     return f"{taken} [{'; '.join(said)}]" if said else taken
 
 
-def configured_weights(environ: Mapping[str, str], data_dir: Path) -> tuple[str, Path]:
-    """(ranker.weights, where what was measured is kept)."""
-    asked = environ.get("PENSTOCK_RANKER__WEIGHTS") or _settings(environ, data_dir).get("ranker", {}).get("weights")
+def configured_weights(environ: Mapping[str, str], data_dir: Path) -> tuple[str, Path, str]:
+    """(ranker.weights, where what was measured is kept, ranker.device)."""
+    ranker = _settings(environ, data_dir).get("ranker", {})
+    asked = environ.get("PENSTOCK_RANKER__WEIGHTS") or ranker.get("weights")
+    device = environ.get("PENSTOCK_RANKER__DEVICE") or ranker.get("device")
     cache = environ.get("TRITON_CACHE_DIR") or Path(environ.get("HOME", "/")) / ".triton" / "cache"
-    return str(asked or "plain"), Path(cache) / TUNINGS
+    return str(asked or "plain"), Path(cache) / TUNINGS, str(device or "cpu")
 
 
 def check_device(named: Iterable[tuple[str, str]], driver: Path = Path("/dev/nvidiactl")) -> Check:
