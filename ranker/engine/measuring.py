@@ -52,15 +52,15 @@ class Device:
     def __init__(self, place: torch.device, clock: Callable[[], float] | None = None) -> None:
         self.place = place
         self.clock = clock or clock_of(place)
-        self._captures = Captures() if place.type == "cuda" else None
+        self._on_cuda = place.type == "cuda"
 
     def launching(self) -> AbstractContextManager[object]:
         stack = ExitStack()
         stack.enter_context(torch.inference_mode())
-        if self._captures is None:
-            stack.enter_context(INTERPRETING)
-        else:
+        if self._on_cuda:
             stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self.place)))  # type: ignore[no-untyped-call]
+        else:
+            stack.enter_context(INTERPRETING)
         return stack
 
     def contender(self, launch: Callable[[], object], times: int = 1) -> Callable[[], None]:
@@ -69,11 +69,12 @@ class Device:
 
         def run() -> None:
             if not graph:
-                graph.append(self._captures.captured(repeated) if self._captures else repeated)
+                # In a pool of its own: contenders' graphs are replayed by turns, in any order.
+                graph.append(Captures().captured(repeated) if self._on_cuda else repeated)
             graph[0]()
 
         def repeated() -> None:
-            for _ in range(times if self._captures else 1):
+            for _ in range(times if self._on_cuda else 1):
                 launch()
 
         return run

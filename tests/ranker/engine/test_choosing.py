@@ -249,6 +249,15 @@ def test_products_are_tuned_on_finite_numbers(place, tmp_path, monkeypatch, form
     assert given and all(one.float().isfinite().all() and one.float().std() > 0.5 for one in given)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("the device refused all"), torch.OutOfMemoryError("no room")], ids=str)
+def test_what_cannot_be_measured_is_a_scorer_that_is_unfit(weights, tmp_path, error):
+    def load():
+        raise error
+
+    with pytest.raises(UnfitScorer, match=rf"{error}.*set ranker\.weights to plain"):
+        devices.decided(load, [], CPU, 256, 64, Tunings(tmp_path / "kept.json"))
+
+
 def attention_tunings(monkeypatch, refused=None):
     """Those that forwards launch attention with, in order; of `refused` the device has too little."""
     taken = []
