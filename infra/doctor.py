@@ -358,12 +358,30 @@ def check_scorer(scorer: str, model: Path | None, url: str) -> Check:
     return Check("scorer", True, f"{scorer}, {model}{untrained}", needed)
 
 
-def check_weights(asked: str, kept: Path) -> Check:
+def check_weights(asked: str, kept: Path, device: str) -> Check:
     """What the engine's products multiply: as asked, and of auto what was measured, by device and model."""
+    if asked in ("int8", "fp8") and device == "cpu":
+        remedy = "set ranker.weights to auto or plain, or ranker.device to cuda"
+        return Check("weights", False, f"{asked}, and ranker.device is cpu", "a CUDA device", remedy)
     if asked != "auto":
         return Check("weights", True, asked, "nothing")
-    found = [f"{_chosen(entry)} for {model} on {device}" for device, model, entry in measured_weights(kept)]
-    return Check("weights", True, f"auto: {'; '.join(found) or 'nothing measured yet'}", "nothing")
+    releases = ", ".join(rf"{name} {_release(name)}(\+[^,]*)?" for name in ("torch", "triton"))
+    measured = measured_weights(kept)
+    here = [one for one in measured if re.search(f", {releases}(,|$)", one[0])]
+    found = [f"{_chosen(entry)} for {model} on {device}" for device, model, entry in here]
+    said = "; ".join(found) or "nothing measured yet"
+    others = len(measured) - len(here)
+    return Check("weights", True, f"auto: {said}{f' ({others} by other releases)' if others else ''}", "nothing")
+
+
+def _release(package: str) -> str:
+    """A pattern of what is installed here, by its metadata, which may lack the build's tag; of any, where none is."""
+    from importlib import metadata  # which Python 3.7 lacks
+
+    try:
+        return re.escape(metadata.version(package).partition("+")[0])
+    except metadata.PackageNotFoundError:
+        return "[^,]*"
 
 
 def measured_weights(kept: Path) -> list[tuple[str, str, dict[str, Any]]]:
@@ -391,11 +409,13 @@ def _chosen(entry: Mapping[str, Any]) -> str:
     return f"{taken} [{'; '.join(said)}]" if said else taken
 
 
-def configured_weights(environ: Mapping[str, str], data_dir: Path) -> tuple[str, Path]:
-    """(ranker.weights, where what was measured is kept)."""
-    asked = environ.get("PENSTOCK_RANKER__WEIGHTS") or _settings(environ, data_dir).get("ranker", {}).get("weights")
+def configured_weights(environ: Mapping[str, str], data_dir: Path) -> tuple[str, Path, str]:
+    """(ranker.weights, where what was measured is kept, ranker.device)."""
+    ranker = _settings(environ, data_dir).get("ranker", {})
+    asked = environ.get("PENSTOCK_RANKER__WEIGHTS") or ranker.get("weights")
+    device = environ.get("PENSTOCK_RANKER__DEVICE") or ranker.get("device")
     cache = environ.get("TRITON_CACHE_DIR") or Path(environ.get("HOME", "/")) / ".triton" / "cache"
-    return str(asked or "plain"), Path(cache) / TUNINGS
+    return str(asked or "plain"), Path(cache) / TUNINGS, str(device or "cpu")
 
 
 def check_device(named: Iterable[tuple[str, str]], driver: Path = Path("/dev/nvidiactl")) -> Check:

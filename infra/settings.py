@@ -399,7 +399,9 @@ class RankerSettings(_Role):
         "lie; 0: none; less where less is free. Nothing on a processor",
     )
     device_vector_bytes: DeviceBytes = Field(
-        0, le=64 << 30, description="likewise, where postings are given to the engine as vectors"
+        0,
+        le=64 << 30,
+        description="likewise, where postings are given to the engine as vectors: no scorer gives any yet",
     )
     remote: RemoteScorerSettings = RemoteScorerSettings()
     shaping: ShapingSettings = ShapingSettings()
@@ -430,6 +432,12 @@ class RankerSettings(_Role):
             raise ValueError("scorer is transformers and device is interpreter: expected cpu, cuda, cuda:1, ...")
         if self.scorer == "remote" and not self.remote.url:
             raise ValueError("scorer is remote: expected where it is in ranker.remote.url")
+        if self.weights in ("int8", "fp8") and (self.scorer != "engine" or self.device == "cpu"):
+            raise ValueError(
+                f"weights is {self.weights}, scorer {self.scorer} and device {self.device}: expected the engine on a "
+                "device, whose kernels multiply such numbers; set scorer to engine and device to cuda, or weights to "
+                "auto or plain"
+            )
         return self
 
 

@@ -87,7 +87,7 @@ def _here(dense: int, sketch: int, ks: list[int], tune: bool) -> tuple[str, Iter
 
 def _tunings(own: RankerSettings) -> Iterator[tuple[str, float]]:
     """Of the engine's kernels, measured on its device for the model's shapes."""
-    from penstock.ranker.engine import devices
+    from penstock.ranker.engine import choosing, devices
     from penstock.ranker.engine.weights import Shape
 
     place = devices.checked(own.device)
@@ -97,7 +97,9 @@ def _tunings(own: RankerSettings) -> Iterator[tuple[str, float]]:
 
     shape, dtype = Shape.of(own.model), devices.DTYPES[devices.dtype_for(own.device, own.dtype)]
     most_tokens = max(own.forward_tokens, own.interactive_tokens)
-    for one in tuned(shape, dtype, Device(place), most_tokens, Tunings.of_this_user()):
+    tunings = Tunings.of_this_user()
+    choosing.forget(tunings, own.model.name)  # `_rankers` measures it anew, by what is found here
+    for one in tuned(shape, dtype, Device(place), most_tokens, tunings):
         yield f"ranker/{one.name}", one.seconds
 
 

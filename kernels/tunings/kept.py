@@ -9,13 +9,14 @@ tuning.py has first. `penstock warmup --tune` measures.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,6 +58,12 @@ class Tunings:
     def keep(self, key: str, tuning: DataclassInstance) -> None:
         self.keep_entry(key, asdict(tuning))
 
+    def pass_over(self, key: str, why: str) -> None:
+        """This process takes the default of `key` from here on; the file keeps its entry."""
+        log.warning("the tuning kept for %s is passed over, the default is taken: %s", key, why)
+        if self._entries is not None:
+            self._entries.pop(key, None)
+
     def entry(self, key: str) -> dict[str, Any] | None:
         """As JSON has it; None where there is none."""
         if self._entries is None:
@@ -65,13 +72,27 @@ class Tunings:
         return found if isinstance(found, dict) else None
 
     def keep_entry(self, key: str, entry: Mapping[str, Any]) -> None:
-        """Whole or not at all, whoever else writes."""
-        entries = self._entries = self._read() | {key: dict(entry)}
+        """Whole or not at all, beside what others write. Raises OSError: this process alone knows it then."""
+        self._change(lambda entries: entries | {key: dict(entry)})
+
+    def drop(self, which: Callable[[str], bool]) -> None:
+        """All entries by those keys. Raises OSError."""
+        self._change(lambda entries: {key: entry for key, entry in entries.items() if not which(key)})
+
+    def _change(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self._entries = change(self._read() if self._entries is None else self._entries)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        with os.fdopen(handle, "w") as file:
-            json.dump(entries, file, indent=1, sort_keys=True)
-        Path(name).replace(self.path)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # gone with the file's closing
+            entries = self._entries = change(self._read())
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            try:
+                with os.fdopen(handle, "w") as file:
+                    json.dump(entries, file, indent=1, sort_keys=True)
+                Path(name).replace(self.path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -87,8 +108,8 @@ class Tunings:
         return found
 
 
-def key_of(operator: str, shape: str, device: torch.device, *, sources: tuple[str, ...]) -> str:
-    """What a shape is kept by. `sources`: folders of kernels/ that its code is in."""
+def key_of(operator: str, shape: str, device: torch.device, *, sources: tuple[str | Path, ...]) -> str:
+    """What a shape is kept by. `sources`: folders of kernels/ and files that its code is in."""
     import triton  # here: to read what is kept for a processor nobody needs it
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -97,10 +118,11 @@ def key_of(operator: str, shape: str, device: torch.device, *, sources: tuple[st
 
 
 @functools.cache
-def digest_of(*folders: str) -> str:
-    """8 hex digits of the Python files of these folders of kernels/."""
+def digest_of(*sources: str | Path) -> str:
+    """8 hex digits of the Python files of these folders of kernels/, and of these files."""
     digest = hashlib.blake2b(digest_size=4)
-    for folder in folders:
-        for path in sorted((KERNELS / folder).glob("*.py")):
-            digest.update(f"{folder}/{path.name}".encode() + hashlib.sha256(path.read_bytes()).digest())
+    for source in sources:
+        paths = [source] if isinstance(source, Path) else sorted((KERNELS / source).glob("*.py"))
+        for path in paths:
+            digest.update(f"{path.parent.name}/{path.name}".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -6,7 +6,7 @@
               stands before them, by turns, over all layers' own weights; a product is scaled where that is MARGIN
               times as quick
     the same  the log-odds of a few known requests are no further than DRIFT from those of whole weights, so that no
-              probability is further than what it may differ by in other company in any case
+              probability is further than what whole weights of their dtype may differ by in other company
 
 Of two forms that are both, the one that saves more. What was found is kept beside the tunings of kernels, by device,
 releases, source and model (kernels/tunings), is logged, and is not measured again. Without a CUDA device nothing is
@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
 
+from penstock.infra.telemetry import DEGRADED
 from penstock.kernels.scaled_gemm.numbers import FORMS
 from penstock.kernels.tunings import kept
 from penstock.kernels.tunings.kept import Tunings
@@ -34,9 +36,15 @@ log = structlog.get_logger(role="ranker")
 SETTING = "ranker.weights"
 AUTO, PLAIN = "auto", "plain"
 MARGIN = 1.05  # a whole product's time to a scaled one's, at least: less is not worth other scores
-DRIFT = 4 * BOUND[torch.bfloat16]  # of log-odds: a probability moves by a quarter of it at most
+DRIFT = {dtype: 4 * bound for dtype, bound in BOUND.items()}  # of log-odds: a probability moves by a quarter at most
 FP8_FROM = (8, 9)  # compute capability
-SOURCES = ("scaled_gemm", "rowwise", "add_rmsnorm", "swiglu")
+SOURCES = (
+    *("scaled_gemm", "rowwise", "add_rmsnorm", "swiglu"),
+    *(
+        Path(__file__).with_name(f"{name}.py")
+        for name in ("choosing", "device", "forward", "known_pairs", "measuring", "products", "scaled")
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +94,11 @@ class Decision:
         }
 
 
-def decide(timings: Mapping[str, Mapping[str, Timing]], drift_of: Callable[[Choice], float]) -> Decision:
-    """`timings` by form and product. `drift_of` computes the known requests, of what is quicker alone."""
+def decide(
+    timings: Mapping[str, Mapping[str, Timing]], drift_of: Callable[[Choice], float], most_drift: float
+) -> Decision:
+    """`timings` by form and product. `drift_of` computes the known requests, of what is quicker alone; `most_drift`:
+    DRIFT of the whole weights' dtype."""
     trials = {form: Trial(found) for form, found in timings.items()}
     for form, trial in sorted(trials.items(), key=lambda one: one[1].saved, reverse=True):
         choice = trial.choice(form)
@@ -95,7 +106,7 @@ def decide(timings: Mapping[str, Mapping[str, Timing]], drift_of: Callable[[Choi
             break
         drift = drift_of(choice)
         trials[form] = Trial(trial.timings, drift)
-        if drift <= DRIFT:  # and NaN is not
+        if drift <= most_drift:  # and NaN is not
             return Decision(choice, trials)
     return Decision(Choice(), trials)
 
@@ -129,15 +140,24 @@ def forms_of(place: torch.device) -> list[str]:
 def measured_once(
     tunings: Tunings, model: str, most_tokens: int, place: torch.device, measure: Callable[[], Decision]
 ) -> Choice:
-    """What is kept of `model`, or what `measure` finds, which is kept and logged."""
+    """What is kept of `model`, or what `measure` finds, which is kept, where that can be, and logged."""
     key = kept.key_of("ranker.weights", f"{model} t{most_tokens}", place, sources=SOURCES)
     choice = _read(tunings.entry(key))
     if choice is None:
         decision = measure()
         choice = decision.choice
-        tunings.keep_entry(key, decision.as_json())
+        try:
+            tunings.keep_entry(key, decision.as_json())
+        except OSError as error:
+            DEGRADED.labels("ranker", "weights not kept").inc()
+            log.warning("weights not kept: the next start measures anew", path=str(tunings.path), error=str(error))
     log.info("weights", model=model, chosen=choice.name.removeprefix("-") or PLAIN, measured=tunings.entry(key))
     return choice
+
+
+def forget(tunings: Tunings, model: str) -> None:
+    """What was chosen for models of that name is measured anew: kernels have other tunings. Raises OSError."""
+    tunings.drop(lambda key: f": {SETTING} {model} " in key)
 
 
 def _read(entry: Mapping[str, Any] | None) -> Choice | None:

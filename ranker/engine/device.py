@@ -43,6 +43,7 @@ from penstock.kernels.prefix_attention.two_calls import Spans, two_calls
 from penstock.kernels.qk_norm_rope.triton import qk_norm_rope
 from penstock.kernels.runtime import INTERPRETING
 from penstock.kernels.tunings.kept import Tunings
+from penstock.kernels.tunings.taken import launched
 from penstock.kernels.yes_no_head.triton import yes_no_head
 from penstock.ranker.engine.buffers import Bucket, Buffers, Inputs, Launched, Slot, bytes_of
 from penstock.ranker.engine.device_arena import NO_ROOM, Room
@@ -106,8 +107,8 @@ class DeviceBackend:
         self.arena = self._buffers.arena(now_ms)
         self.nbytes += self.arena.nbytes
         self._products = Products(self.weights, device, self.most_tokens, tunings)
-        key = key_of(shape.heads, shape.kv_heads, shape.head_dim, device)
-        self._attention = None if tunings is None else tunings.get(key, Tuning)
+        self._tunings = tunings
+        self._attention = key_of(weights.dtype, shape.heads, shape.kv_heads, shape.head_dim, device)
         self._slots = tuple(Slot(self.weights, device, self.most_tokens) for _ in range(IN_FLIGHT))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._capture = capture or (None if self._stream is None else Captures().captured)
@@ -199,16 +200,12 @@ class DeviceBackend:
         qk_norm_rope(qkv, layer.qk_norm, inputs.positions, self._cosines, self._sines, shape.epsilon)
         heads, kv_heads, size = shape.heads, shape.kv_heads, shape.head_dim
         if inputs.spans is None:
-            prefix_attention(
-                qkv,
-                inputs.starts,
-                inputs.tiles,
-                attended,
-                heads=heads,
-                kv_heads=kv_heads,
-                size=size,
-                tuning=self._attention,
-            )
+
+            def launch(tuning: Tuning | None) -> None:
+                sizes = {"heads": heads, "kv_heads": kv_heads, "size": size}
+                prefix_attention(qkv, inputs.starts, inputs.tiles, attended, **sizes, tuning=tuning)
+
+            launched(self._tunings, self._attention, Tuning, launch)
         else:
             two_calls(qkv, inputs.spans, attended, heads=heads, kv_heads=kv_heads, size=size)
 

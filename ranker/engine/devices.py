@@ -108,3 +108,5 @@ def decided(
         raise UnfitScorer(
             f"{place}: {error}: measuring takes more than a forward; set ranker.weights to plain, or free the device"
         ) from error
+    except RuntimeError as error:
+        raise UnfitScorer(f"{place}: {error}: nothing could be measured; set ranker.weights to plain") from error

@@ -27,11 +27,11 @@ from penstock.kernels.scaled_gemm.triton import scaled_gemm
 from penstock.kernels.tunings.kept import Tunings
 from penstock.kernels.tunings.measured import clock_of, medians, quickest
 from penstock.ranker.engine.buffers import Bucket, Buffers
-from penstock.ranker.engine.choosing import Decision, Timing, decide, forms_of
+from penstock.ranker.engine.choosing import DRIFT, Decision, Timing, decide, forms_of
 from penstock.ranker.engine.device import Captures, DeviceBackend, moved
 from penstock.ranker.engine.plan import Request, Text, plan
 from penstock.ranker.engine.products import Matrix, Products
-from penstock.ranker.engine.scaled import PRODUCTS, Choice, scaled
+from penstock.ranker.engine.scaled import MULTIPLE, PRODUCTS, Choice, scalable, scaled
 from penstock.ranker.engine.weights import Layer, Shape, Weights
 
 PREFIX, ITEM = 70, 150  # tokens of the requests that attention is measured with
@@ -52,15 +52,15 @@ class Device:
     def __init__(self, place: torch.device, clock: Callable[[], float] | None = None) -> None:
         self.place = place
         self.clock = clock or clock_of(place)
-        self._captures = Captures() if place.type == "cuda" else None
+        self._on_cuda = place.type == "cuda"
 
     def launching(self) -> AbstractContextManager[object]:
         stack = ExitStack()
         stack.enter_context(torch.inference_mode())
-        if self._captures is None:
-            stack.enter_context(INTERPRETING)
-        else:
+        if self._on_cuda:
             stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self.place)))  # type: ignore[no-untyped-call]
+        else:
+            stack.enter_context(INTERPRETING)
         return stack
 
     def contender(self, launch: Callable[[], object], times: int = 1) -> Callable[[], None]:
@@ -69,11 +69,12 @@ class Device:
 
         def run() -> None:
             if not graph:
-                graph.append(self._captures.captured(repeated) if self._captures else repeated)
+                # In a pool of its own: contenders' graphs are replayed by turns, in any order.
+                graph.append(Captures().captured(repeated) if self._on_cuda else repeated)
             graph[0]()
 
         def repeated() -> None:
-            for _ in range(times if self._captures else 1):
+            for _ in range(times if self._on_cuda else 1):
                 launch()
 
         return run
@@ -96,20 +97,22 @@ def decided(
             whole.append(logits(Choice()))
         return float(np.abs(logits(choice) - whole[0]).max())
 
-    return decide(timings, drift)
+    return decide(timings, drift, DRIFT[weights.dtype])
 
 
 def timed(weights: Weights, form: str, device: Device, tokens: int, tunings: Tunings) -> Mapping[str, Timing]:
-    """Each product of all layers, whole and of that form, with what stands before it."""
-    found = {}
+    """Each product of all layers, whole and of that form, with what stands before it; forever, where it has none."""
+    found, fit = {}, scalable(weights.shape)
     with device.launching():
         buffers = Buffers(weights, device.place, Bucket.of(tokens, 1, 1).tokens)
         chance = torch.Generator(device.place).manual_seed(1)
         for rows in (buffers.x, buffers.attended, buffers.gate_up):
             rows.normal_(generator=chance)  # of zeros a product takes less power, and less time
         for name in PRODUCTS:
-            contenders = {}
-            for which, given in (("whole", weights), ("scaled", scaled(weights, Choice(form, (name,))))):
+            contenders, forms = {}, {"whole": weights}
+            if name in fit:
+                forms["scaled"] = scaled(weights, Choice(form, (name,)))
+            for which, given in forms.items():
                 alone = moved(_alone(given, name), device.place)
                 products = Products(alone, device.place, len(buffers.x), tunings)
                 contenders[which] = device.contender(partial(_multiply, alone, name, products, buffers))
@@ -156,7 +159,7 @@ def tuned(shape: Shape, dtype: torch.dtype, device: Device, most_tokens: int, tu
     sizes = {(row, shape.hidden), (shape.hidden, shape.q_width), (2 * shape.intermediate, shape.hidden)}
     sizes.add((shape.hidden, shape.intermediate))
     for form in forms_of(device.place):
-        for columns, depth in sorted(sizes):
+        for columns, depth in sorted(size for size in sizes if size[1] % MULTIPLE == 0):
             rows = products_of.LEAST_ROWS
             while True:
                 began = time.perf_counter()
@@ -187,7 +190,7 @@ def _attention(
         candidates = list(attentions.fitting(shape.heads // shape.kv_heads, shape.head_dim))
         runs = {one: device.contender(partial(launch, one), LAUNCHES) for one in candidates}
         found = quickest(candidates, lambda one: runs[one](), device.clock)
-    tunings.keep(of_attention.key_of(shape.heads, shape.kv_heads, shape.head_dim, place), found)
+    tunings.keep(of_attention.key_of(dtype, shape.heads, shape.kv_heads, shape.head_dim, place), found)
     return found
 
 
@@ -195,7 +198,9 @@ def _product(form: str, rows: int, columns: int, depth: int, device: Device, tun
     dtype, place = next(dtype for name, dtype in FORMS.items() if name == form), device.place
 
     def numbers(count: int) -> Tensor:
-        return torch.randint(-100, 100, (count, depth), dtype=torch.int8, device=place).view(dtype)
+        if dtype == torch.int8:
+            return torch.randint(-100, 100, (count, depth), dtype=dtype, device=place)
+        return torch.randn(count, depth, device=place).to(dtype)  # of any bytes some are NaN
 
     x, w = numbers(rows), numbers(columns)
     x_steps, w_steps = (torch.ones(len(one), device=place) for one in (x, w))

@@ -17,6 +17,7 @@ from penstock.kernels.scaled_gemm.triton import quantised, scaled_gemm
 from penstock.kernels.scaled_gemm.tuning import Tuning, bucket
 from penstock.kernels.swiglu.triton import swiglu
 from penstock.kernels.tunings.kept import Tunings
+from penstock.kernels.tunings.taken import launched
 from penstock.ranker.engine.scaled import PRODUCTS
 from penstock.ranker.engine.weights import Layer, Weights
 
@@ -77,14 +78,13 @@ class Products:
 
     def _scaled(self, numbers: Tensor, steps: Tensor, matrix: Matrix, out: Tensor) -> None:
         assert matrix.steps is not None
-        tuning = self._tuning(len(numbers), matrix.weight)
-        scaled_gemm(numbers, steps, matrix.weight, matrix.steps, out, bias=matrix.bias, tuning=tuning)
+        weight, of_weight, bias = matrix.weight, matrix.steps, matrix.bias
 
-    def _tuning(self, rows: int, matrix: Tensor) -> Tuning | None:
-        if self._tunings is None:
-            return None
-        columns, depth = matrix.shape
-        return self._tunings.get(key_of(matrix.dtype, bucket(rows), columns, depth, self._device), Tuning)
+        def launch(tuning: Tuning | None) -> None:
+            scaled_gemm(numbers, steps, weight, of_weight, out, bias=bias, tuning=tuning)
+
+        key = key_of(weight.dtype, bucket(len(numbers)), *weight.shape, self._device)
+        launched(self._tunings, key, Tuning, launch)
 
 
 def widest_of(weights: Weights) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from penstock.kernels.scaled_gemm.numbers import FORMS, quantised
-from penstock.ranker.engine.weights import Layer, Weights
+from penstock.ranker.engine.weights import Layer, Shape, Weights
 from penstock.ranker.errors import UnfitScorer
 
 PRODUCTS = ("qkv", "out", "gate_up", "down")  # of a layer, as Layer names their matrices
@@ -40,17 +40,26 @@ class Choice:
         return bool(self.products)
 
 
+def scalable(shape: Shape) -> tuple[str, ...]:
+    """The products of such a model that can be scaled."""
+    return tuple(name for name, depth in _depths(shape).items() if depth % MULTIPLE == 0)
+
+
+def _depths(shape: Shape) -> dict[str, int]:
+    """What each product sums up, in the order of PRODUCTS."""
+    return {"qkv": shape.hidden, "out": shape.q_width, "gate_up": shape.hidden, "down": shape.intermediate}
+
+
 def scaled(weights: Weights, choice: Choice) -> Weights:
     """The same weights, the matrices of `choice` as numbers and steps. Raises UnfitScorer: a width that has none."""
     if not choice:
         return weights
-    shape = weights.shape
-    depths = {"qkv": shape.hidden, "out": shape.q_width, "gate_up": shape.hidden, "down": shape.intermediate}
-    wrong = {name: depths[name] for name in choice.products if depths[name] % MULTIPLE}
+    fit, depths = scalable(weights.shape), _depths(weights.shape)
+    wrong = {name: depths[name] for name in choice.products if name not in fit}
     if wrong:
         raise UnfitScorer(
             f"ranker.weights is {choice.form}, and of this model {wrong} values are summed up: expected multiples of "
-            f"{MULTIPLE}; set it to plain"
+            f"{MULTIPLE}; set it to auto, which leaves such products whole, or to plain"
         )
     return replace(weights, layers=tuple(_scaled(layer, choice) for layer in weights.layers))
 

@@ -268,17 +268,27 @@ def test_a_scorer_elsewhere_and_none_at_all():
 # --- what products multiply ---------------------------------------------------------------------------------------
 
 
-def test_weights_that_were_measured_are_shown_with_their_figures(tmp_path):
+def test_weights_that_were_measured_are_shown_with_their_figures(tmp_path, monkeypatch):
     kept = tmp_path / "penstock-tunings.json"
     trial = {"drift": 0.0312, "ms": {"qkv": [2.0, 1.0], "out": [1.0, 1.25]}}
     entry = {"form": "int8", "products": ["qkv"], "trials": {"int8": trial}}
-    kept.write_text(json.dumps({"H200, torch 2: ranker.weights small bf16": entry, "H200: scan d16": {"tile": 3}}))
-    found = doctor.check_weights("auto", kept)
+    monkeypatch.setattr(doctor, "_release", {"torch": "2.9", "triton": "3.9"}.get)
+    device, other = "H200, torch 2.9+cu132, triton 3.9, source 1a", "H200, torch 2.9, triton 3.90, source 1a"
+    mark = ": ranker.weights small bf16"
+    kept.write_text(json.dumps({device + mark: entry, other + mark: entry, "H200: scan d16": {"tile": 3}}))
+    found = doctor.check_weights("auto", kept, "cuda")
     assert found.ok
     assert found.found == (
-        "auto: int8 (qkv) [int8: qkv 2.00x, out 0.80x, log-odds off by 0.031] for small bf16 on H200, torch 2"
+        "auto: int8 (qkv) [int8: qkv 2.00x, out 0.80x, log-odds off by 0.031] for small bf16 on "
+        f"{device} (1 by other releases)"
     )
-    assert doctor.check_weights("plain", kept).found == "plain"
+    assert doctor.check_weights("plain", kept, "cpu").found == "plain"
+
+
+def test_weights_that_a_processor_has_no_products_for(tmp_path):
+    check = doctor.check_weights("int8", tmp_path / "kept.json", "cpu")
+    assert not check.ok and check.found == "int8, and ranker.device is cpu" and "ranker.weights" in check.remedy
+    assert doctor.check_weights("int8", tmp_path / "kept.json", "cuda:1").ok
 
 
 @pytest.mark.parametrize("held", [None, "{", "[]", '{": ranker.weights ": 3}'])
@@ -286,7 +296,7 @@ def test_weights_of_which_nothing_is_kept(tmp_path, held):
     kept = tmp_path / "kept.json"
     if held is not None:
         kept.write_text(held)
-    assert doctor.check_weights("auto", kept).found == "auto: nothing measured yet"
+    assert doctor.check_weights("auto", kept, "cuda").found == "auto: nothing measured yet"
 
 
 def test_weights_are_told_of_the_engine_alone(tmp_path):
@@ -295,7 +305,7 @@ def test_weights_are_told_of_the_engine_alone(tmp_path):
         "PENSTOCK_RANKER__WEIGHTS": "auto",
         "TRITON_CACHE_DIR": str(tmp_path),
     }
-    assert doctor.configured_weights(environ, tmp_path) == ("auto", tmp_path / "penstock-tunings.json")
+    assert doctor.configured_weights(environ, tmp_path) == ("auto", tmp_path / "penstock-tunings.json", "cpu")
     assert doctor.configured_weights({}, tmp_path)[0] == "plain"
     assert doctor.diagnose(tmp_path, tmp_path, environ)[-1].name == "weights"
     assert "weights" not in [check.name for check in doctor.diagnose(tmp_path, tmp_path, {})]

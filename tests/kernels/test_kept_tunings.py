@@ -2,6 +2,7 @@
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -46,6 +47,19 @@ def test_what_is_kept_is_found_by_another_process_and_by_its_own_key_only(tmp_pa
     Tunings(path).keep("another", Tuning(stages=2))
     assert Tunings(path).get(key, Tuning) == Tuning(stages=4)
     assert Tunings(path).get(key_of_scan("scan", 256, 32, 0, CPU), Tuning) is None
+
+
+def test_processes_that_keep_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "tunings.json"
+
+    def keep(writer):
+        for number in range(20):
+            Tunings(path).keep(f"{writer} {number}", Tuning())  # a file of its own to lock, as a process has
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(keep, range(4)))
+    assert len(json.loads(path.read_text())) == 80
+    assert {one.name for one in tmp_path.iterdir()} == {path.name, f".{path.name}.lock"}
 
 
 def test_a_key_names_all_that_a_timing_depends_on(monkeypatch):

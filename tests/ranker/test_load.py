@@ -138,6 +138,8 @@ def test_a_remote_one_that_scores_otherwise_than_at_the_start_is_seen(load, monk
         ({"device": "tpu"}, "device"),
         ({"device": "cuda:x"}, "device"),
         ({"scorer": "transformers", "model": ".", "device": "interpreter"}, "expected cpu, cuda, cuda:1"),
+        ({"weights": "int8", "device": "cuda"}, "scorer fused and device cuda: expected the engine on a device"),
+        ({"weights": "fp8", "scorer": "engine", "model": "."}, "weights is fp8, scorer engine and device cpu"),
         ({"device_arena_bytes": 1_000}, r"expected 0, or at least a mebibyte \(1048576\)"),
         ({"device_vector_bytes": -1}, "expected 0, or at least a mebibyte"),
         ({"device_arena_bytes": 1 << 33}, "less than or equal to 4294967296"),
