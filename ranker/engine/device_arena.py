@@ -120,8 +120,18 @@ class _Staging:
         if self._copied is not None:
             self._copied.synchronize()
 
+    def fill(self, items: Sequence[tuple[Place, NDArray[Any]]]) -> int:
+        """How many rows they take, each item in as many as its blocks."""
+        used = 0
+        for blocks, item in items:
+            needed = len(blocks)
+            self.at[used : used + needed] = blocks
+            self.rows[used : used + needed].reshape(-1)[: item.size] = item.reshape(-1)
+            used += needed
+        return used
+
     def send(self, count: int, stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
-        """Lays the first `count` rows into the table; returns at once."""
+        """Lays the first `count` rows into the table, in any order: each block once. Returns at once."""
         if stream is None:
             self._table.index_copy_(0, self._at[:count], self._rows[:count])
             return None
@@ -251,28 +261,27 @@ class DeviceArena:
         """As many as staging takes; how many these were."""
         staging, table.turn = table.staging[table.turn], 1 - table.turn
         sent = _Sent(table.identity)
-        taken: list[ItemKey] = []
-        done = used = 0
+        taken: list[tuple[ItemKey, Held[_Sent], NDArray[Any]]] = []
+        done = room = 0
         try:
             staging.ready()
             for key, item, expires_ms in items:
                 needed = table.needed(item)
-                if needed <= len(staging.at) < used + needed:
+                if needed <= len(staging.at) < room + needed:
                     break
                 done += 1
                 held = self._taken(table, key, needed, item, expires_ms, sent) if needed <= len(staging.at) else None
-                if held is None:
-                    continue
-                taken.append(key)
-                staging.at[used : used + needed] = held.blocks
-                staging.rows[used : used + needed].reshape(-1)[: item.size] = item.reshape(-1)
-                used += needed
-            if used:
+                if held is not None:
+                    taken.append((key, held, item))
+                    room += needed
+            # Blocks of an item that was dropped may be another's of this copy, which would write them twice; of those
+            # alive when all are taken none are, for nobody else takes blocks meanwhile.
+            if used := staging.fill([(held.blocks, item) for _, held, item in taken if held.alive]):
                 sent.event = staging.send(used, self._stream)
             sent.sent = True
         except Exception as error:  # the device's: forwards will tell of it, and until then these items are sent
             with self._lock:
-                for key in taken:
+                for key, _, _ in taken:
                     table.blocks.remove(key)
             DEGRADED.labels("ranker", "device arena").inc()
             log.warning("items not kept on the device", table=table.name, count=len(taken), error=str(error))

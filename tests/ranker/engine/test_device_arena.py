@@ -203,6 +203,48 @@ def test_more_than_staging_takes_goes_in_turns_and_what_is_larger_not_at_all(mon
             assert tokens[one.blocks].reshape(-1)[: len(item)].tolist() == item.tolist()
 
 
+class Ticking(Clock):
+    """A millisecond passes whenever it is asked."""
+
+    def __call__(self):
+        self.now += 1
+        return self.now
+
+
+@pytest.mark.parametrize("blocks", [7, 40, 512])
+def test_one_copy_writes_a_block_once_whatever_is_dropped_while_it_is_filled(monkeypatch, blocks):
+    """A device lays rows in any order: here from the last to the first."""
+    send, copies = device_arena._Staging.send, []
+
+    def backwards(staging, count, stream):
+        copies.append(staging.at[:count].tolist())
+        for each in (staging.at, staging.rows):
+            each[:count] = each[:count][::-1].copy()
+        return send(staging, count, stream)
+
+    monkeypatch.setattr(device_arena._Staging, "send", backwards)
+    monkeypatch.setattr(device_arena, "STAGED_BYTES", 4 * BLOCK * 512)
+    clock, chance = Ticking(), np.random.default_rng(blocks)
+    arena, tokens, _ = arena_of(blocks, clock=clock)
+    items, rounds, serial = {}, 6, 0
+    for _ in range(rounds):
+        batch = []
+        for _ in range(200):  # some twice in a batch, as another text or version
+            serial += 1
+            name, version, expires = str(chance.integers(100)), int(chance.integers(1, 4)), int(chance.integers(1, 300))
+            one = key(name, version, serial)
+            items[one] = tokens_of(int(chance.integers(1, 5 * BLOCK)), serial)
+            batch.append((one, items[one], clock.now + expires if expires < 100 else None))
+        arena.keep_tokens(batch)
+        live = dict(zip(items, arena.find_tokens(list(items)), strict=True))
+        for one, held in live.items():
+            if held is not None:
+                assert tokens[held.blocks].reshape(-1)[: held.length].tolist() == items[one].tolist()
+        assert sum(held is not None for held in live.values()) == len(arena) > 0
+    assert len(copies) >= rounds
+    assert all(len(set(at)) == len(at) for at in copies)
+
+
 def test_what_cannot_be_copied_is_not_kept_and_nobody_fails_by_it(monkeypatch):
     def broken(*_):
         raise RuntimeError("the device is gone")
