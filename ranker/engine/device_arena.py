@@ -258,7 +258,7 @@ class DeviceArena:
                 at += self._keep_some(table, items[at:])
 
     def _keep_some(self, table: _Table, items: Sequence[Item]) -> int:
-        """As many as staging takes; how many these were."""
+        """As many as staging takes; how many these were. All of them where the device fails: it would fail again."""
         staging, table.turn = table.staging[table.turn], 1 - table.turn
         sent = _Sent(table.identity)
         taken: list[tuple[ItemKey, Held[_Sent], NDArray[Any]]] = []
@@ -284,9 +284,10 @@ class DeviceArena:
                 for key, _, _ in taken:
                     table.blocks.remove(key)
             DEGRADED.labels("ranker", "device arena").inc()
-            log.warning("items not kept on the device", table=table.name, count=len(taken), error=str(error))
+            log.warning("items not kept on the device", table=table.name, count=len(items), error=str(error))
+            done = len(items)
         table.counted()
-        return max(1, done)
+        return done
 
     def _taken(
         self, table: _Table, key: ItemKey, needed: int, item: NDArray[Any], expires_ms: int | None, sent: _Sent

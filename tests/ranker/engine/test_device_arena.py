@@ -261,6 +261,20 @@ def test_what_cannot_be_copied_is_not_kept_and_nobody_fails_by_it(monkeypatch):
     assert places_in(arena, forward_of(text(arena, "a", tokens_of(5)))) != [None]
 
 
+def test_a_device_that_fails_is_told_of_once_for_all_items(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(device_arena._Staging, "ready", broken)
+    arena, *_ = arena_of()
+    before = DEGRADED.labels("ranker", "device arena")._value.get()
+    with capture_logs() as logs:
+        arena.keep_tokens([(key(str(number)), tokens_of(5), None) for number in range(100)])
+    assert [one["count"] for one in logs] == [100]
+    assert DEGRADED.labels("ranker", "device arena")._value.get() == before + 1
+    assert len(arena) == 0
+
+
 _keeps = st.tuples(
     st.just("keep"),
     st.integers(0, 2),
