@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # it brings torch
     from penstock.ranker.engine.device_arena import DeviceArena
 
 TOKEN_BYTES = 4
+PATIENCE_S = 0.05  # of a slice, with copies to the device before it: no query waits for the feed
 
 LOOKED_UP = Counter("penstock_arena_items_total", "Items looked up in the token arena", ["found"])
 DROPPED = Counter("penstock_arena_dropped_total", "Items dropped to make room", ["why"])
@@ -153,7 +154,11 @@ class Filler:
                 written += self._arena.write(key_of(update), item, update.expires_at)
             if there is not None:
                 there.keep_tokens(
-                    [(key_of(update), item.tokens, update.expires_at) for update, item in zip(some, items, strict=True)]
+                    [
+                        (key_of(update), item.tokens, update.expires_at)
+                        for update, item in zip(some, items, strict=True)
+                    ],
+                    PATIENCE_S,
                 )
         return written
 

@@ -174,7 +174,7 @@ class Later:
         return self.over
 
     def synchronize(self):
-        pass
+        raise AssertionError("waited for without end")
 
 
 def test_what_is_still_on_its_way_is_sent_and_waited_for_by_nobody(monkeypatch, counted):
@@ -187,6 +187,61 @@ def test_what_is_still_on_its_way_is_sent_and_waited_for_by_nobody(monkeypatch, 
     event.over = True
     assert places_in(arena, forward) != [None]
     assert counted() == {"late": 1, "yes": 1}
+
+
+def busy():
+    return DROPPED.labels("busy")._value.get()
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 0.02])
+def test_a_device_that_copies_no_more_keeps_nobody_waiting(monkeypatch, patience_s):
+    event, send = Later(), device_arena._Staging.send
+
+    def hanging(staging, *given):
+        send(staging, *given)
+        staging._copied = event
+        return event
+
+    monkeypatch.setattr(device_arena._Staging, "send", hanging)
+    arena, *_ = arena_of()
+    before = busy()
+    for name in "abc":  # two are staged, the third finds the first in its way
+        arena.keep_tokens([(key(name), tokens_of(5), None)], patience_s)
+    assert [one is None for one in arena.find_tokens([key(name) for name in "abc"])] == [False, False, True]
+    assert busy() == before + 1
+    event.over = True
+    arena.keep_tokens([(key("c"), tokens_of(5), None)], patience_s)
+    assert arena.find_tokens([key("c")]) != [None]
+
+
+def test_a_request_waits_for_nobody_who_keeps(monkeypatch):
+    """The feed's thread stands in the middle of a copy."""
+    sending, on, send = threading.Event(), threading.Event(), device_arena._Staging.send
+
+    def standing(*given):
+        sending.set()
+        on.wait(60)
+        return send(*given)
+
+    arena, *_ = arena_of()
+    before = busy()
+    with monkeypatch.context() as patched:
+        patched.setattr(device_arena._Staging, "send", standing)
+        feed = threading.Thread(target=arena.keep_tokens, args=([(key("a"), tokens_of(5), None)],))
+        feed.start()
+        try:
+            assert sending.wait(60)
+            request = threading.Thread(
+                target=arena.keep_tokens, args=([(key(name), tokens_of(5), None) for name in "bc"],), daemon=True
+            )
+            request.start()
+            request.join(20)
+            assert not request.is_alive()
+        finally:
+            on.set()
+            feed.join(60)
+    assert busy() == before + 2
+    assert [one is None for one in arena.find_tokens([key(name) for name in "abc"])] == [False, True, True]
 
 
 def test_more_than_staging_takes_goes_in_turns_and_what_is_larger_not_at_all(monkeypatch):
