@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # it brings torch
     from penstock.ranker.engine.device_arena import DeviceArena
 
 TOKEN_BYTES = 4
+PATIENCE_S = 0.05  # of a slice, with copies to the device before it: no query waits for the feed
 
 LOOKED_UP = Counter("penstock_arena_items_total", "Items looked up in the token arena", ["found"])
 DROPPED = Counter("penstock_arena_dropped_total", "Items dropped to make room", ["why"])
@@ -117,7 +118,8 @@ class Arena:
 
 class Filler:
     """Index updates into the arena, and into what a device holds of it; called by the one who reads them, on its
-    thread. `there` gives the device's arena, None where there is none."""
+    thread. `there` gives the device's arena, None where there is none; it is asked again for each slice, for a backend
+    that failed must leave its memory to the next."""
 
     def __init__(
         self, arena: Arena, tokenizer: Tokenizer, there: Callable[[], DeviceArena | None] = lambda: None
@@ -136,25 +138,28 @@ class Filler:
             name = (update.tenant, update.posting_id)
             if name not in newest or key_of(newest[name]).stamp <= key_of(update).stamp:
                 newest[name] = update
-        there = self._there()
         wanted = []
         for update in newest.values():
             if update.op is not IndexOp.UPSERT:
-                self._arena.remove(key_of(update))
-                if there is not None:
-                    there.remove(key_of(update))
+                self._remove(key_of(update))
             elif self._arena.lacks(key_of(update)):
                 wanted.append(update)
         written = 0
         for start in range(0, len(wanted), SLICE):  # on this thread: the worker threads are for those who wait
             some = wanted[start : start + SLICE]
-            items = self._tokenizer.items([item_text(update) for update in some])
-            for update, item in zip(some, items, strict=True):
-                written += self._arena.write(key_of(update), item, update.expires_at)
-            if there is not None:
-                there.keep_tokens(
-                    [(key_of(update), item.tokens, update.expires_at) for update, item in zip(some, items, strict=True)]
-                )
+            written += self._write(some, self._tokenizer.items([item_text(update) for update in some]))
+        return written
+
+    def _remove(self, key: ItemKey) -> None:
+        self._arena.remove(key)
+        if (there := self._there()) is not None:
+            there.remove(key)
+
+    def _write(self, updates: Sequence[IndexUpdate], items: Sequence[Encoded]) -> int:
+        keyed = [(key_of(update), item, update.expires_at) for update, item in zip(updates, items, strict=True)]
+        written = sum(self._arena.write(key, item, expires_ms) for key, item, expires_ms in keyed)
+        if (there := self._there()) is not None:
+            there.keep_tokens([(key, item.tokens, expires_ms) for key, item, expires_ms in keyed], PATIENCE_S)
         return written
 
 

@@ -5,7 +5,8 @@ a row a block. A request carries an item's tokens or vectors and, beside them, t
 them: so the host stays the source of truth, and whatever a forward does not find there is sent.
 
     1. keep    blocks are taken, the item is written into pinned memory, copied and laid into its table in a stream of
-               its own. Whoever keeps waits for no forward, and no forward waits for it
+               its own. Whoever keeps waits for no forward, and no forward waits for it; nor does a request for another
+               copy: what finds one in its way is left out, and sent
     2. find    by key, when a request is made
     3. read    when a forward is packed: an item is read where it lies if it still is alive and its copy has ended.
                Until the forward has ended its blocks are not given to others, whoever drops it meanwhile
@@ -21,6 +22,7 @@ blocks were taken.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +43,7 @@ log = structlog.get_logger(role="ranker")
 
 STAGED_BYTES = 1 << 20  # of pinned memory, of which there are two a table: 1,600 postings of 160 tokens
 MOST_TOKENS = 1 << 30  # of a table: where they lie is counted in int32, with what is sent
+STEP_S = 0.001  # between looks at a copy that is waited for
 SPARE = 16  # a block of so many is kept free, for what comes while forwards still read what has left
 
 ITEMS = Counter("penstock_device_arena_items_total", "Items of forwards, by whether they lay on the device", ["found"])
@@ -115,13 +118,28 @@ class _Staging:
         self.at, self.rows = self._at.numpy(), self._rows.numpy()  # to be filled
         self._copied: torch.cuda.Event | None = None
 
-    def ready(self) -> None:
-        """Waits until what was sent last has been copied: behind no forward."""
-        if self._copied is not None:
-            self._copied.synchronize()
+    def ready(self, until: float) -> bool:
+        """Whether what was sent last has been copied, behind no forward; waits for it until then (monotonic seconds),
+        and in steps, for an event of a device that hangs is waited for without end."""
+        while self._copied is not None and not _over(self._copied):
+            if (left := until - time.monotonic()) <= 0:
+                return False
+            time.sleep(min(left, STEP_S))
+        self._copied = None
+        return True
+
+    def fill(self, items: Sequence[tuple[Place, NDArray[Any]]]) -> int:
+        """How many rows they take, each item in as many as its blocks."""
+        used = 0
+        for blocks, item in items:
+            needed = len(blocks)
+            self.at[used : used + needed] = blocks
+            self.rows[used : used + needed].reshape(-1)[: item.size] = item.reshape(-1)
+            used += needed
+        return used
 
     def send(self, count: int, stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
-        """Lays the first `count` rows into the table; returns at once."""
+        """Lays the first `count` rows into the table, in any order: each block once. Returns at once."""
         if stream is None:
             self._table.index_copy_(0, self._at[:count], self._rows[:count])
             return None
@@ -179,14 +197,14 @@ class DeviceArena:
     def find_vectors(self, keys: Sequence[ItemKey]) -> list[Held[Any] | None]:
         return self._find(self._tables[1], keys)
 
-    def keep_tokens(self, items: Sequence[Item]) -> None:
+    def keep_tokens(self, items: Sequence[Item], patience_s: float = 0.0) -> None:
         """int32 [n] each, unless that version, or a newer one, is kept. What finds no room is left out, and so is what
-        the device fails to take, which is counted."""
-        self._keep(self._tables[0], items)
+        the device fails to take, or what finds another copy in its way for longer than `patience_s`; it is counted."""
+        self._keep(self._tables[0], items, patience_s)
 
-    def keep_vectors(self, items: Sequence[Item]) -> None:
+    def keep_vectors(self, items: Sequence[Item], patience_s: float = 0.0) -> None:
         """float32 [m, hidden] each, likewise."""
-        self._keep(self._tables[1], items)
+        self._keep(self._tables[1], items, patience_s)
 
     def remove(self, key: ItemKey) -> None:
         """Drop the posting, unless a version newer than the key's is kept."""
@@ -239,45 +257,54 @@ class DeviceArena:
         with self._lock:
             return [table.blocks.find(key) for key in keys]
 
-    def _keep(self, table: _Table, items: Sequence[Item]) -> None:
-        if not table.staging:
+    def _keep(self, table: _Table, items: Sequence[Item], patience_s: float) -> None:
+        if not table.staging or not items:
             return
-        with self._keeping:
+        until = time.monotonic() + patience_s
+        if not self._keeping.acquire(timeout=patience_s):
+            DROPPED.labels("busy").inc(len(items))
+            return
+        try:
             at = 0
             while at < len(items):
-                at += self._keep_some(table, items[at:])
+                at += self._keep_some(table, items[at:], until)
+        finally:
+            self._keeping.release()
 
-    def _keep_some(self, table: _Table, items: Sequence[Item]) -> int:
-        """As many as staging takes; how many these were."""
-        staging, table.turn = table.staging[table.turn], 1 - table.turn
+    def _keep_some(self, table: _Table, items: Sequence[Item], until: float) -> int:
+        """As many as staging takes; how many these were. All of them where the device fails or is busy until then."""
+        staging = table.staging[table.turn]
         sent = _Sent(table.identity)
-        taken: list[ItemKey] = []
-        done = used = 0
+        taken: list[tuple[ItemKey, Held[_Sent], NDArray[Any]]] = []
+        done = room = 0
         try:
-            staging.ready()
+            if not staging.ready(until):
+                DROPPED.labels("busy").inc(len(items))
+                return len(items)
+            table.turn = 1 - table.turn
             for key, item, expires_ms in items:
                 needed = table.needed(item)
-                if needed <= len(staging.at) < used + needed:
+                if needed <= len(staging.at) < room + needed:
                     break
                 done += 1
                 held = self._taken(table, key, needed, item, expires_ms, sent) if needed <= len(staging.at) else None
-                if held is None:
-                    continue
-                taken.append(key)
-                staging.at[used : used + needed] = held.blocks
-                staging.rows[used : used + needed].reshape(-1)[: item.size] = item.reshape(-1)
-                used += needed
-            if used:
+                if held is not None:
+                    taken.append((key, held, item))
+                    room += needed
+            # Blocks of an item that was dropped may be another's of this copy, which would write them twice; of those
+            # alive when all are taken none are, for nobody else takes blocks meanwhile.
+            if used := staging.fill([(held.blocks, item) for _, held, item in taken if held.alive]):
                 sent.event = staging.send(used, self._stream)
             sent.sent = True
         except Exception as error:  # the device's: forwards will tell of it, and until then these items are sent
             with self._lock:
-                for key in taken:
+                for key, _, _ in taken:
                     table.blocks.remove(key)
             DEGRADED.labels("ranker", "device arena").inc()
-            log.warning("items not kept on the device", table=table.name, count=len(taken), error=str(error))
+            log.warning("items not kept on the device", table=table.name, count=len(items), error=str(error))
+            done = len(items)
         table.counted()
-        return max(1, done)
+        return done
 
     def _taken(
         self, table: _Table, key: ItemKey, needed: int, item: NDArray[Any], expires_ms: int | None, sent: _Sent

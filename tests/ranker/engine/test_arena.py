@@ -1,16 +1,19 @@
 """The arena of item tokens against a dictionary that forgets nothing, and its limits."""
 
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from qwen3_directory import make_directory
 
 from penstock.ranker.engine.arena import BLOCK, Arena, Filler, ItemKey, key_of
-from penstock.ranker.engine.tokens import Encoded, Tokenizer
+from penstock.ranker.engine.device_arena import DeviceArena
+from penstock.ranker.engine.tokens import SLICE, Encoded, Tokenizer
 from penstock.schemas.events import Attributes, IndexOp, IndexUpdate
 
 BLOCK_BYTES = 4 * BLOCK
@@ -245,3 +248,29 @@ def test_an_update_that_expires_leaves_when_it_does(tokenizer):
     clock.now = 5
     filler.fill(updates[2:])
     assert [found is None for found in arena.read(list(map(key_of, updates)))] == [True, False, False]
+
+
+def test_a_device_arena_goes_with_its_backend_while_updates_are_tokenised(tokenizer):
+    def made():
+        return DeviceArena(torch.zeros(128, BLOCK, dtype=torch.int32), torch.zeros(0, 4), Clock())
+
+    class Slices:
+        """The backend is made anew before the second slice is tokenised."""
+
+        asked = 0
+
+        def items(self, texts):
+            self.asked += 1
+            if self.asked == 2:
+                there[0] = made()
+                assert before() is None
+            return tokenizer.items(texts)
+
+    there = [made()]
+    before = weakref.ref(there[0])
+    updates = [update(str(number), f"nurse shift {number}") for number in range(SLICE + 8)]
+    gone = update("gone", None, op=IndexOp.DELETE, attributes=None)
+    filler = Filler(Arena(1 << 16, Clock()), Slices(), lambda: there[0])
+    assert filler.fill([gone, *updates]) == SLICE + 8
+    held = there[0].find_tokens([key_of(one) for one in updates])
+    assert [one is None for one in held] == [True] * SLICE + [False] * 8

@@ -174,7 +174,7 @@ class Later:
         return self.over
 
     def synchronize(self):
-        pass
+        raise AssertionError("waited for without end")
 
 
 def test_what_is_still_on_its_way_is_sent_and_waited_for_by_nobody(monkeypatch, counted):
@@ -187,6 +187,61 @@ def test_what_is_still_on_its_way_is_sent_and_waited_for_by_nobody(monkeypatch, 
     event.over = True
     assert places_in(arena, forward) != [None]
     assert counted() == {"late": 1, "yes": 1}
+
+
+def busy():
+    return DROPPED.labels("busy")._value.get()
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 0.02])
+def test_a_device_that_copies_no_more_keeps_nobody_waiting(monkeypatch, patience_s):
+    event, send = Later(), device_arena._Staging.send
+
+    def hanging(staging, *given):
+        send(staging, *given)
+        staging._copied = event
+        return event
+
+    monkeypatch.setattr(device_arena._Staging, "send", hanging)
+    arena, *_ = arena_of()
+    before = busy()
+    for name in "abc":  # two are staged, the third finds the first in its way
+        arena.keep_tokens([(key(name), tokens_of(5), None)], patience_s)
+    assert [one is None for one in arena.find_tokens([key(name) for name in "abc"])] == [False, False, True]
+    assert busy() == before + 1
+    event.over = True
+    arena.keep_tokens([(key("c"), tokens_of(5), None)], patience_s)
+    assert arena.find_tokens([key("c")]) != [None]
+
+
+def test_a_request_waits_for_nobody_who_keeps(monkeypatch):
+    """The feed's thread stands in the middle of a copy."""
+    sending, on, send = threading.Event(), threading.Event(), device_arena._Staging.send
+
+    def standing(*given):
+        sending.set()
+        on.wait(60)
+        return send(*given)
+
+    arena, *_ = arena_of()
+    before = busy()
+    with monkeypatch.context() as patched:
+        patched.setattr(device_arena._Staging, "send", standing)
+        feed = threading.Thread(target=arena.keep_tokens, args=([(key("a"), tokens_of(5), None)],))
+        feed.start()
+        try:
+            assert sending.wait(60)
+            request = threading.Thread(
+                target=arena.keep_tokens, args=([(key(name), tokens_of(5), None) for name in "bc"],), daemon=True
+            )
+            request.start()
+            request.join(20)
+            assert not request.is_alive()
+        finally:
+            on.set()
+            feed.join(60)
+    assert busy() == before + 2
+    assert [one is None for one in arena.find_tokens([key(name) for name in "abc"])] == [False, True, True]
 
 
 def test_more_than_staging_takes_goes_in_turns_and_what_is_larger_not_at_all(monkeypatch):
@@ -203,6 +258,48 @@ def test_more_than_staging_takes_goes_in_turns_and_what_is_larger_not_at_all(mon
             assert tokens[one.blocks].reshape(-1)[: len(item)].tolist() == item.tolist()
 
 
+class Ticking(Clock):
+    """A millisecond passes whenever it is asked."""
+
+    def __call__(self):
+        self.now += 1
+        return self.now
+
+
+@pytest.mark.parametrize("blocks", [7, 40, 512])
+def test_one_copy_writes_a_block_once_whatever_is_dropped_while_it_is_filled(monkeypatch, blocks):
+    """A device lays rows in any order: here from the last to the first."""
+    send, copies = device_arena._Staging.send, []
+
+    def backwards(staging, count, stream):
+        copies.append(staging.at[:count].tolist())
+        for each in (staging.at, staging.rows):
+            each[:count] = each[:count][::-1].copy()
+        return send(staging, count, stream)
+
+    monkeypatch.setattr(device_arena._Staging, "send", backwards)
+    monkeypatch.setattr(device_arena, "STAGED_BYTES", 4 * BLOCK * 512)
+    clock, chance = Ticking(), np.random.default_rng(blocks)
+    arena, tokens, _ = arena_of(blocks, clock=clock)
+    items, rounds, serial = {}, 6, 0
+    for _ in range(rounds):
+        batch = []
+        for _ in range(200):  # some twice in a batch, as another text or version
+            serial += 1
+            name, version, expires = str(chance.integers(100)), int(chance.integers(1, 4)), int(chance.integers(1, 300))
+            one = key(name, version, serial)
+            items[one] = tokens_of(int(chance.integers(1, 5 * BLOCK)), serial)
+            batch.append((one, items[one], clock.now + expires if expires < 100 else None))
+        arena.keep_tokens(batch)
+        live = dict(zip(items, arena.find_tokens(list(items)), strict=True))
+        for one, held in live.items():
+            if held is not None:
+                assert tokens[held.blocks].reshape(-1)[: held.length].tolist() == items[one].tolist()
+        assert sum(held is not None for held in live.values()) == len(arena) > 0
+    assert len(copies) >= rounds
+    assert all(len(set(at)) == len(at) for at in copies)
+
+
 def test_what_cannot_be_copied_is_not_kept_and_nobody_fails_by_it(monkeypatch):
     def broken(*_):
         raise RuntimeError("the device is gone")
@@ -217,6 +314,20 @@ def test_what_cannot_be_copied_is_not_kept_and_nobody_fails_by_it(monkeypatch):
     assert (arena.find_tokens([key("a")]), arena.bytes_used) == ([None], 0)
     arena.keep_tokens([(key("a"), tokens_of(5), None)])
     assert places_in(arena, forward_of(text(arena, "a", tokens_of(5)))) != [None]
+
+
+def test_a_device_that_fails_is_told_of_once_for_all_items(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(device_arena._Staging, "ready", broken)
+    arena, *_ = arena_of()
+    before = DEGRADED.labels("ranker", "device arena")._value.get()
+    with capture_logs() as logs:
+        arena.keep_tokens([(key(str(number)), tokens_of(5), None) for number in range(100)])
+    assert [one["count"] for one in logs] == [100]
+    assert DEGRADED.labels("ranker", "device arena")._value.get() == before + 1
+    assert len(arena) == 0
 
 
 _keeps = st.tuples(
