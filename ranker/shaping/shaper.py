@@ -175,9 +175,10 @@ class TrafficShaper:
                 due_s = promised_s
         if not taken:
             return Batch(self._number(), (), 0.0, now_s, tuple(expired)) if expired else Wait(math.inf)
-        if len(taken) == 1 and not (picker.lanes[INTERACTIVE].works or picker.lanes[RECOMMENDATION].works):
+        idle = not (picker.lanes[INTERACTIVE].works or picker.lanes[RECOMMENDATION].works)
+        if len(taken) == 1 and idle:
             room = min(budget_tokens, max(room, _LONE * (due_s - now_s) / token_s / caution))
-        return self._filled(taken, claims, tuple(expired), planned, least, room, due_s, now_s)
+        return self._filled(taken, claims, tuple(expired), planned, least, room, due_s, now_s, idle=idle)
 
     def done(self, batch: Batch, now_s: float, seconds: float) -> None:
         if self._under_way.pop(batch.number, None) is None:
@@ -199,6 +200,8 @@ class TrafficShaper:
         room: float,
         due_s: float,
         now_s: float,
+        *,
+        idle: bool,
     ) -> Batch:
         """The batch of these works, with what is spent above their floors."""
         cost, token_s = self.cost, self.cost.token_s * (1.0 + self.cost.spread)
@@ -206,7 +209,7 @@ class TrafficShaper:
         by_slack = least + max(0.0, _OF_SPARE * spare_s) * self.limits.lanes / token_s
         by_due = ((due_s - now_s) / cost.caution - cost.overhead_s) / token_s
         most = max(min(room, by_slack, by_due), least)
-        depths = self._purse.spend(claims, planned, most, self._regulator.depth.depth / cost.caution)
+        depths = self._purse.spend(claims, planned, most, self._regulator.depth.depth / cost.caution, idle=idle)
         bound = Why.BUDGET if room <= min(by_slack, by_due) else Why.SLACK
         parts: list[Part] = []
         tokens = 0.0

@@ -4,17 +4,20 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shaping_plant import FIXED, ITEM, Ran, run, taken_in, work
 
+from penstock.ranker.estimates import Estimates, Seen
+from penstock.ranker.policy import DepthLimits
 from penstock.ranker.shaping.cost import Prior
 from penstock.ranker.shaping.depth import DepthBounds
 from penstock.ranker.shaping.limits import Limits
 from penstock.ranker.shaping.shaper import TrafficShaper
 from penstock.ranker.shaping.work import Admitted, Batch, Deferred, Refused, Wait, Why, Work
-from penstock.schemas.events import RankClass
+from penstock.schemas.events import RankClass, RankQuery, RankRequest
 
 OVERHEAD_S, TOKEN_S = 0.002, 2.5e-6  # 4,000 candidates a second: 35 ms at the floor of 131, 65 ms at 250
 FLOOR_S = OVERHEAD_S + TOKEN_S * (FIXED + 131 * ITEM)
@@ -245,6 +248,43 @@ def test_followers_of_a_work_that_expired_are_tried_on_their_own() -> None:
     assert isinstance(batch, Batch)
     assert [w.number for w in batch.expired] == [1]
     assert [part.work.number for part in batch.parts] == [2]
+
+
+def test_one_work_at_a_time_is_ranked_as_deep_as_the_controller_allows() -> None:
+    """Whatever was worth more before it: nobody else is there to spend what it does not get."""
+    one = shaper()
+    now_s = 0.0
+    for number in range(60):
+        now_s += 0.3
+        one.offer(work(number, now_s, patience_s=30.0, half=(400.0, 20.0)[number % 2]), now_s)
+        allowed = one.state(now_s).depth
+        batch = one.batch(now_s, 1e6)
+        assert isinstance(batch, Batch) and batch.parts[0].depth >= math.floor(min(allowed, 900.0))
+        seconds = OVERHEAD_S + TOKEN_S * batch.tokens
+        now_s += seconds
+        one.done(batch, now_s, seconds)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_load_takes_no_depth_of_an_idle_ranker_while_it_learns_what_depth_is_worth(lanes: int) -> None:
+    """Differing queries, one a second, from the first: margins are flat at first and far below that once learnt."""
+    depths, now_s = DepthBounds(50, 250, 2_000), 0.0
+    one = TrafficShaper(Limits(depths=depths, lanes=lanes, together=1, usual_tokens=250.0), Prior(0.001, 1e-5))
+    estimates = Estimates(depths, DepthLimits(250, 2_000), dear=False, clock=lambda: now_s)
+    given = []
+    for number in range(50):
+        now_s = float(number)
+        request = RankRequest(request_id=str(number), deadline=0, query=RankQuery(text=f"query {number}"))
+        one.offer(estimates.work(number, request, now_s, now_s + 0.5), now_s)
+        batch = one.batch(now_s, 2_000.0)
+        assert isinstance(batch, Batch)
+        given += [(part.depth, part.reason) for part in batch.parts]
+        seconds = 0.001 + 1e-5 * batch.tokens
+        now_s += seconds
+        one.done(batch, now_s, seconds)
+        best = (0.1, 0.5, 0.9)[number % 3]
+        estimates.served(request, Seen(250, best * 0.98 ** np.arange(batch.parts[0].depth)))
+    assert given == [(250, Why.SUPPLY)] * 50
 
 
 def test_people_go_first_while_what_can_wait_has_time() -> None:
