@@ -126,7 +126,7 @@ def test_queues_are_bounded_in_cost(works: list[Work], bound_s: float) -> None:
 
 
 @given(arrivals())
-def test_a_refused_work_is_let_in_after_its_retry_after_when_nothing_else_came(works: list[Work]) -> None:
+def test_a_person_s_refused_work_is_let_in_after_its_retry_after_when_nothing_else_came(works: list[Work]) -> None:
     one = shaper(late_s=0.2, alert_s=0.5, recommendation_s=0.3)
     refused: list[tuple[Work, Refused]] = []
     now_s = 0.0
@@ -248,6 +248,43 @@ def test_followers_of_a_work_that_expired_are_tried_on_their_own() -> None:
     assert isinstance(batch, Batch)
     assert [w.number for w in batch.expired] == [1]
     assert [part.work.number for part in batch.parts] == [2]
+
+
+def test_who_followed_one_that_left_has_its_own_level_and_is_scored_once() -> None:
+    one = shaper()
+    one.offer(work(1, key="k", patience_s=0.6), 0.0)
+    one.offer(work(2, key="k", patience_s=5.0), 0.0)
+    one.offer(work(3, class_=RankClass.ALERT, key="k", patience_s=3_600.0), 0.0)
+    for leaver, people, alerts in ((1, 1, 0), (2, 0, 1)):
+        assert one.withdraw(leaver)
+        queues = one.state(0.0).queues
+        assert (queues[RankClass.INTERACTIVE].works, queues[RankClass.ALERT].works) == (people, alerts)
+    batch = one.batch(4.0, 1e9)
+    assert isinstance(batch, Batch) and not batch.expired
+    assert [part.work.number for part in batch.parts] == [3]
+
+
+def test_who_followed_one_that_expired_is_served_by_its_own_deadline() -> None:
+    one = shaper()
+    one.offer(work(1, key="k", patience_s=0.6), 0.0)
+    one.offer(work(2, key="k", patience_s=5.0), 0.0)
+    one.offer(work(3, class_=RankClass.ALERT, key="k", patience_s=3_600.0), 0.0)
+    batch = one.batch(4.0, 1e9)
+    assert isinstance(batch, Batch)
+    assert [each.number for each in batch.expired] == [1]
+    assert sorted(part.work.number for part in batch.parts) == [2, 3]
+
+
+def test_a_person_and_an_alert_that_followed_one_that_left_are_in_time() -> None:
+    one = shaper()
+    one.offer(work(1, key="k", patience_s=0.6), 0.0)
+    one.offer(work(2, key="k", patience_s=5.0), 0.0)
+    one.offer(work(3, class_=RankClass.ALERT, key="k", patience_s=3_600.0), 0.0)
+    assert one.withdraw(1)
+    late = one.batch(5.5, 1e9)
+    assert isinstance(late, Batch)
+    assert [each.number for each in late.expired] == [2]
+    assert [part.work.number for part in late.parts] == [3]
 
 
 def test_one_work_at_a_time_is_ranked_as_deep_as_the_controller_allows() -> None:
