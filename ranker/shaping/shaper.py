@@ -88,7 +88,8 @@ class TrafficShaper:
             if answer.reason is not Why.TENANT:
                 self._regulator.turned_away(work, now_s)
             self._tally.refused[answer.reason] += 1
-            self._owed_until_s = max(self._owed_until_s, now_s + answer.retry_after_s)
+            if level == INTERACTIVE:
+                self._owed_until_s = max(self._owed_until_s, now_s + answer.retry_after_s)
             return answer
         entry, why = answer
         self._take_in(entry)
@@ -149,6 +150,7 @@ class TrafficShaper:
         if not self._entries:
             self._shares.forgive()
             self._picker.dearest = 0.0
+            self._owed_until_s = -math.inf  # whoever comes back finds nothing in the way
             return Wait(math.inf)
         picker, cost = self._picker, self.cost
         overhead_s, token_s, caution = cost.overhead_s, cost.token_s, cost.caution

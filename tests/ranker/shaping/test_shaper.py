@@ -133,7 +133,7 @@ def test_a_person_s_refused_work_is_let_in_after_its_retry_after_when_nothing_el
     for offered in works:
         now_s = offered.arrived_s
         admission = one.offer(offered, now_s)
-        if isinstance(admission, Refused):
+        if isinstance(admission, Refused) and offered.class_ is RankClass.INTERACTIVE:
             refused.append((offered, admission))
             break
     if not refused:
@@ -285,6 +285,28 @@ def test_a_person_and_an_alert_that_followed_one_that_left_are_in_time() -> None
     assert isinstance(late, Batch)
     assert [each.number for each in late.expired] == [2]
     assert [part.work.number for part in late.parts] == [3]
+
+
+@pytest.mark.parametrize("class_", [RankClass.INTERACTIVE, RankClass.ALERT])
+def test_depth_is_kept_down_for_people_who_were_told_to_come_back_while_something_waits(class_: RankClass) -> None:
+    one = shaper(late_s=0.05, alert_s=0.1)
+    number = 0
+    while not isinstance(one.offer(work(number, class_=class_, patience_s=0.3), 0.0), Refused):
+        number += 1
+    allowed = one.state(0.0).depth
+    for before in range(number):
+        one.withdraw(before)
+    one.offer(work(1_000, patience_s=60.0), 0.0)
+    first = one.batch(0.0, 1e9)
+    assert isinstance(first, Batch)
+    people = class_ is RankClass.INTERACTIVE
+    assert (first.parts[0].depth == 131) is people and (first.parts[0].depth >= math.floor(allowed)) is not people
+    seconds = OVERHEAD_S + TOKEN_S * first.tokens
+    one.done(first, seconds, seconds)
+    assert isinstance(one.batch(seconds, 1e9), Wait)
+    one.offer(work(1_001, seconds, patience_s=60.0), seconds)
+    second = one.batch(seconds, 1e9)
+    assert isinstance(second, Batch) and second.parts[0].depth >= math.floor(allowed)
 
 
 def test_one_work_at_a_time_is_ranked_as_deep_as_the_controller_allows() -> None:
