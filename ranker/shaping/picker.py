@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 
 from penstock.ranker.shaping.demand import Demand
-from penstock.ranker.shaping.schedule import ALERT, LATE, Entry, Lane
+from penstock.ranker.shaping.schedule import ALERT, LATE, Entry, Heap, Lane, living
 
 _PROMOTED = 2.0  # services
 _HOPE = 4.0  # services that must be left to a late work's own deadline: it may share a batch
@@ -35,12 +35,14 @@ class Picker:
         self._used_s = 0.0  # of the time to spare, by this batch
         self._by_deadline = False
         self._out_of_order = False  # what `next` gave
-        self._hoped: list[tuple[float, int, Entry]] = []  # heap of late works, by their own deadlines
+        self._hoped: Heap = []  # heap of late works, by their own deadlines
 
     def push(self, entry: Entry, weight: float) -> None:
         self.lanes[entry.level].push(entry, weight)
         if entry.level == LATE:
             heapq.heappush(self._hoped, (entry.work.deadline_s, entry.work.number, entry))
+            if len(self._hoped) > 2 * self.lanes[LATE].works + 64:
+                self._hoped = living(self._hoped)
         if entry.cost > self.dearest:
             self.dearest = entry.cost
 

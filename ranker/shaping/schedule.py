@@ -44,7 +44,7 @@ class Entry:
     followers: tuple[Work, ...] = ()  # identical works, scored with it
 
 
-_Heap = list[tuple[float, int, Entry]]
+Heap = list[tuple[float, int, Entry]]
 
 
 @dataclass(slots=True, eq=False)
@@ -52,13 +52,13 @@ class _Flow:
     """One tenant's works."""
 
     weight: float
-    heap: _Heap = field(default_factory=list)
+    heap: Heap = field(default_factory=list)
     works: int = 0
     deficit: float = 0.0
     visited: bool = False  # its quantum of this turn has been given
 
 
-def _head(heap: _Heap) -> Entry | None:
+def _head(heap: Heap) -> Entry | None:
     while heap and not heap[0][2].waiting:
         heapq.heappop(heap)
     return heap[0][2] if heap else None
@@ -70,9 +70,10 @@ class Lane:
     def __init__(self) -> None:
         self.works = 0
         self.cost = 0.0
-        self._heap: _Heap = []
+        self._heap: Heap = []
         self._flows: dict[str, _Flow] = {}
-        self._ring: deque[str] = deque()  # tenants with works, whose turn it is first
+        self._tenants = 0  # with works
+        self._ring: deque[str] = deque()  # tenants, whose turn it is first; of those without works a few
         self._quantum = 1.0
 
     def push(self, entry: Entry, weight: float) -> None:
@@ -83,6 +84,8 @@ class Lane:
         key = (entry.due_s, entry.work.number, entry)
         heapq.heappush(self._heap, key)
         heapq.heappush(flow.heap, key)
+        if not flow.works:
+            self._tenants += 1
         flow.works += 1
         self.works += 1
         self.cost += entry.cost
@@ -133,13 +136,23 @@ class Lane:
         if not self.works:
             self._quantum = 1.0
         if len(self._heap) > 2 * self.works + 64:
-            self._heap = _living(self._heap)
-        if len(flow.heap) > 2 * flow.works + 64:
-            flow.heap = _living(flow.heap)
+            self._heap = living(self._heap)
+        if not flow.works:
+            flow.heap.clear()
+            self._tenants -= 1
+            if len(self._flows) > 2 * self._tenants + 64:
+                self._forget()
+        elif len(flow.heap) > 2 * flow.works + 64:
+            flow.heap = living(flow.heap)
         return flow
 
+    def _forget(self) -> None:
+        """The tenants without works, which only their turn would take out: a level may be served by deadline alone."""
+        self._flows = {tenant: flow for tenant, flow in self._flows.items() if flow.works}
+        self._ring = deque(tenant for tenant in self._ring if tenant in self._flows)
 
-def _living(heap: _Heap) -> _Heap:
+
+def living(heap: Heap) -> Heap:
     """Without those that have left: at least half of them, so it costs O(1) for each."""
     kept = [key for key in heap if key[2].waiting]
     heapq.heapify(kept)

@@ -6,9 +6,10 @@ A batch: the next works (picker.py) until it is as large as the engine takes or 
 then tokens above the floors (spend.py): as many as uniform depth would spend, never so many that a promise breaks.
 
 Bounds. While services take no longer than the cost model says: every admitted or deferred work is served by what it
-was promised, an admitted one by its deadline; a refused one, offered again after `retry_after_s` with as much time as
-it had, is let in when nothing else came, if it would fit an idle engine: the engine serves by deadline alone, at the
-floor, until then. What waits of a level never costs more than the level's bound. When services take longer than
+was promised, an admitted one by its deadline; a person's that was refused, offered again after `retry_after_s` with as
+much time as it had, is let in when nothing else came, if it would fit an idle engine: the engine serves by deadline
+alone, at the floor, until then or until nothing waits. What waits of a level never costs more than the level's bound,
+but for those that followed one that left, and stand in the queue themselves. When services take longer than
 predicted: an interactive work that can no longer be in time is given up as expired, so that the next one can; what is
 deferrable is promised anew and never given up.
 
@@ -44,6 +45,7 @@ from penstock.ranker.shaping.work import (
     Why,
     Work,
 )
+from penstock.schemas.events import RankClass
 
 _FOLLOWERS = 256  # identical works that one may carry
 _PACE_UP, _PACE_DOWN = 1.01, 0.97  # the demand's pace follows the cost model's in steps, since each one costs a recount
@@ -69,7 +71,7 @@ class TrafficShaper:
         self._leaders: dict[str, Entry] = {}  # by key
         self._under_way: dict[int, float] = {}  # batches: when each should end
         self._batches = 0
-        self._owed_until_s = -math.inf  # until then somebody was told to come back
+        self._owed_until_s = -math.inf  # until then a person was told to come back
         self._tally = Tally()
 
     # --- in ----------------------------------------------------------------------------------------------------------
@@ -86,7 +88,8 @@ class TrafficShaper:
             if answer.reason is not Why.TENANT:
                 self._regulator.turned_away(work, now_s)
             self._tally.refused[answer.reason] += 1
-            self._owed_until_s = max(self._owed_until_s, now_s + answer.retry_after_s)
+            if level == INTERACTIVE:
+                self._owed_until_s = max(self._owed_until_s, now_s + answer.retry_after_s)
             return answer
         entry, why = answer
         self._take_in(entry)
@@ -104,16 +107,11 @@ class TrafficShaper:
         entry = self._entries.pop(number, None)
         if entry is None:
             return False
-        if entry.followers:  # one of them stands in its place: none is due before it
-            entry.work, *rest = entry.followers
-            entry.followers = tuple(rest)
-            del self._followers[entry.work.number]
-            self._entries[entry.work.number] = entry
-            return True
         self._leave(entry)
         self._picker.lanes[entry.level].drop(entry)
         if entry.level != LATE:
             self._shares.withdrawn(entry.work.tenant, entry.cost)
+        self._orphaned(entry)
         return True
 
     def _take_in(self, entry: Entry) -> None:
@@ -132,6 +130,18 @@ class TrafficShaper:
         self._followers[work.number] = leader
         return True
 
+    def _orphaned(self, leader: Entry) -> None:
+        """Whoever followed it is taken in as what it is, by its own deadline, or follows one that is."""
+        followers, leader.followers = leader.followers, ()
+        for work in sorted(followers, key=lambda one: one.deadline_s):
+            del self._followers[work.number]
+            if self._joins(work):
+                continue
+            due_s = work.deadline_s - (leader.promised_s - leader.due_s)  # for several lanes, as much before as it
+            slot = self._demand.slot(due_s, work.arrived_s)
+            self._shares.charge(work.tenant, leader.cost)
+            self._take_in(Entry(work, LEVELS[work.class_], work.deadline_s, due_s, slot, leader.cost))
+
     # --- out ---------------------------------------------------------------------------------------------------------
 
     def batch(self, now_s: float, budget_tokens: float) -> Batch | Wait:
@@ -140,6 +150,7 @@ class TrafficShaper:
         if not self._entries:
             self._shares.forgive()
             self._picker.dearest = 0.0
+            self._owed_until_s = -math.inf  # whoever comes back finds nothing in the way
             return Wait(math.inf)
         picker, cost = self._picker, self.cost
         overhead_s, token_s, caution = cost.overhead_s, cost.token_s, cost.caution
@@ -175,9 +186,10 @@ class TrafficShaper:
                 due_s = promised_s
         if not taken:
             return Batch(self._number(), (), 0.0, now_s, tuple(expired)) if expired else Wait(math.inf)
-        if len(taken) == 1 and not (picker.lanes[INTERACTIVE].works or picker.lanes[RECOMMENDATION].works):
+        idle = not (picker.lanes[INTERACTIVE].works or picker.lanes[RECOMMENDATION].works)
+        if len(taken) == 1 and idle:
             room = min(budget_tokens, max(room, _LONE * (due_s - now_s) / token_s / caution))
-        return self._filled(taken, claims, tuple(expired), planned, least, room, due_s, now_s)
+        return self._filled(taken, claims, tuple(expired), planned, least, room, due_s, now_s, idle=idle)
 
     def done(self, batch: Batch, now_s: float, seconds: float) -> None:
         if self._under_way.pop(batch.number, None) is None:
@@ -199,6 +211,8 @@ class TrafficShaper:
         room: float,
         due_s: float,
         now_s: float,
+        *,
+        idle: bool,
     ) -> Batch:
         """The batch of these works, with what is spent above their floors."""
         cost, token_s = self.cost, self.cost.token_s * (1.0 + self.cost.spread)
@@ -206,7 +220,7 @@ class TrafficShaper:
         by_slack = least + max(0.0, _OF_SPARE * spare_s) * self.limits.lanes / token_s
         by_due = ((due_s - now_s) / cost.caution - cost.overhead_s) / token_s
         most = max(min(room, by_slack, by_due), least)
-        depths = self._purse.spend(claims, planned, most, self._regulator.depth.depth / cost.caution)
+        depths = self._purse.spend(claims, planned, most, self._regulator.depth.depth / cost.caution, idle=idle)
         bound = Why.BUDGET if room <= min(by_slack, by_due) else Why.SLACK
         parts: list[Part] = []
         tokens = 0.0
@@ -239,17 +253,12 @@ class TrafficShaper:
         self._leave(entry)
         self._shares.withdrawn(entry.work.tenant, entry.cost)
         del self._entries[entry.work.number]
-        followers, entry.followers = entry.followers, ()
-        for one in followers:
-            del self._followers[one.number]
-        if entry.level != INTERACTIVE:
-            self._take_in(self._door.promise(entry.work, entry.cost, self._start(now_s), now_s))
-        else:
+        if entry.work.class_ is RankClass.INTERACTIVE:
             expired.append(entry.work)
             self._tally.expired[entry.work.class_] += 1
-        for one in followers:  # due no earlier: each on its own
-            slot = self._demand.slot(one.deadline_s, now_s)
-            self._take_in(Entry(one, entry.level, one.deadline_s, one.deadline_s, slot, entry.cost))
+        else:
+            self._take_in(self._door.promise(entry.work, entry.cost, self._start(now_s), now_s))
+        self._orphaned(entry)
         return True
 
     def _leave(self, entry: Entry) -> None:

@@ -8,10 +8,11 @@ water-filling of Cover and Thomas, Elements of Information Theory, section 9.4),
 That is `water_fill`. A batch of one or two works has nobody to share with. So the price is kept between batches: the
 mean, lately, of what the last candidate at uniform depth was worth. A work with flat margins leaves tokens to the next
 one with steep ones. What is spent is held to what uniform depth would spend by one factor on all that is above the
-floors, and what was saved or lent is the carry.
+floors, and what was saved or lent is the carry. What cannot be saved is spent by `water_fill` on those that are there.
 
-Bound: what was spent over any stretch of batches exceeds what uniform depth would have spent by at most the loan and
-what was saved before, each half a batch; what was saved beyond is forgotten, since an idle engine saves nothing.
+Bounds: what was spent over any stretch of batches exceeds what uniform depth would have spent by at most the loan and
+what was saved before, each half a batch. It falls short by no more, where the batches had room for it; and a batch
+that nobody waits behind falls short of its own by nothing, since an idle engine saves nothing.
 
 Units: tokens, relevance. Owner: one shaper; not safe for threads.
 """
@@ -33,6 +34,7 @@ _LOAN = 0.5  # of a batch's budget, the most that is saved or lent
 _PAY_BACK = 0.1  # of the carry, in each batch
 _STEPS = 60  # of the search for a price, at most
 _ALIKE = 1e-12  # logarithm of two prices that are one
+_ROUND = 1e-9  # relative: what is short of a price, or of a candidate, by no more than rounding is not short of it
 
 
 class Claim:
@@ -52,14 +54,14 @@ class Claim:
         """The deepest at which each candidate past the least adds at least `price` a token."""
         if self.most <= self.least:
             return self.least
-        deep = len(self.rising) - int(self.rising.searchsorted(price * self.each))
+        deep = len(self.rising) - int(self.rising.searchsorted(price * self.each * (1 - _ROUND)))
         return self.least if deep < self.least else self.most if deep > self.most else deep
 
     def within(self, budget: float) -> int:
         """The deepest for so many tokens."""
         if self.each <= 0:
             return self.most
-        deep = int((budget - self.work.fixed) / self.each)
+        deep = int((budget - self.work.fixed) / self.each + _ROUND)
         return self.least if deep < self.least else self.most if deep > self.most else deep
 
     def why(self, depth: int, otherwise: Why) -> Why:
@@ -77,8 +79,11 @@ class Purse:
         self.price: float | None = None  # logarithm of relevance a token
         self._factor = 1.0  # on what is above the floors
 
-    def spend(self, claims: Sequence[Claim], planned: float, most: float, uniform: float) -> list[int]:
-        """Depths. `planned`: tokens at the depth `uniform`; `most`: what the batch may take whatever was saved.
+    def spend(
+        self, claims: Sequence[Claim], planned: float, most: float, uniform: float, *, idle: bool = False
+    ) -> list[int]:
+        """Depths. `planned`: tokens at the depth `uniform`; `most`: what the batch may take whatever was saved. `idle`:
+        nobody waits behind it, so what it does not spend is lost.
 
         Both count the works' prefixes. The floors are given even where they pass `most`.
         """
@@ -96,6 +101,10 @@ class Purse:
         if spent > least and aim > least:
             ratio = (aim - least) / (spent - least)
             self._factor = min(max(self._factor * min(max(ratio, 0.5), 2.0) ** _GAIN, 1 / _FARTHEST), _FARTHEST)
+        owed = min(planned if idle else planned + self.carry - loan, may)
+        if spent < owed:
+            depths = water_fill(claims, owed)
+            spent = tokens(claims, depths)
         # What could not have been spent is not saved.
         self.carry = min(max(self.carry + min(planned, max(most, least)) - spent, -loan), loan)
         return depths
@@ -157,13 +166,17 @@ def _cut(claims: Sequence[Claim], depths: Sequence[int], share: float) -> list[i
 
 
 def _level(claims: Sequence[Claim], under: list[int], over: list[int], budget: float) -> list[int]:
-    """What is left of the budget, to candidates of about the same worth between the two depths."""
-    left = budget - tokens(claims, under)
-    depths = list(under)
+    """What is left of the budget, to candidates of about the same worth between the two depths: the same share of them
+    to each work, and what that leaves of whole candidates in turn."""
+    little = tokens(claims, under)
+    between = tokens(claims, over) - little
+    share = max(0.0, budget - little) / between if between > 0 else 1.0
+    depths = [low + int((high - low) * min(share, 1.0) + _ROUND) for low, high in zip(under, over, strict=True)]
+    left = budget - tokens(claims, depths)
     for at, claim in enumerate(claims):
         each = claim.each
-        more = over[at] - under[at] if each <= 0 else min(over[at] - under[at], int(left / each))
-        if more > 0:
+        more = over[at] - depths[at]
+        if more > 0 and (more := more if each <= 0 else min(more, int(left / each + _ROUND))) > 0:
             depths[at] += more
             left -= more * each
     return depths

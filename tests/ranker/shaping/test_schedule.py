@@ -1,20 +1,23 @@
 """A lane's two orders, and what its turns owe to whom."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.ranker.shaping.schedule import Entry, Lane
+from penstock.ranker.shaping.demand import Demand
+from penstock.ranker.shaping.picker import Picker
+from penstock.ranker.shaping.schedule import LATE, Entry, Lane
 from penstock.ranker.shaping.work import Work
 from penstock.schemas.events import RankClass
 
 
-def entry(number: int, tenant: str, due_s: float, cost: float) -> Entry:
+def entry(number: int, tenant: str, due_s: float, cost: float, level: int = 0) -> Entry:
     work = Work(number, tenant, RankClass.INTERACTIVE, 0.0, due_s, 0.0, 1.0, 1, 1, np.ones(1))
-    return Entry(work, 0, due_s, due_s, due_s, cost)
+    return Entry(work, level, due_s, due_s, due_s, cost)
 
 
 works = st.lists(
@@ -85,6 +88,28 @@ def test_withdrawn_works_do_not_stay() -> None:
         if n >= 10:
             lane.drop(one)
     assert len(lane._heap) < 200 and lane.works == 10
+
+
+def test_a_level_served_by_deadline_alone_forgets_its_tenants() -> None:
+    """As the late ones are, of which some always wait."""
+    picker = Picker(Demand(LATE + 1, 1e-6), 0.08)
+    lane = picker.lanes[LATE]
+    for n in range(10_000):
+        picker.push(entry(n, f"tenant {n}", float(n), 1.0, LATE), 1.0)
+        if n >= 10:
+            first = lane.first()
+            assert first is not None and first.work.number == n - 10
+            picker.take(first)
+    assert lane.works == 10
+    assert max(map(len, (lane._flows, lane._ring, lane._heap, picker._hoped))) <= 2 * 11 + 64
+    assert {one.work.tenant for one in iter_turns(lane)} == {f"tenant {n}" for n in range(9_990, 10_000)}
+    assert not lane.works and not sum(len(flow.heap) for flow in lane._flows.values())
+
+
+def iter_turns(lane: Lane) -> Iterator[Entry]:
+    while (one := lane.turn()) is not None:
+        lane.take(one)
+        yield one
 
 
 def test_who_had_nothing_waiting_saved_nothing() -> None:

@@ -4,17 +4,20 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shaping_plant import FIXED, ITEM, Ran, run, taken_in, work
 
+from penstock.ranker.estimates import Estimates, Seen
+from penstock.ranker.policy import DepthLimits
 from penstock.ranker.shaping.cost import Prior
 from penstock.ranker.shaping.depth import DepthBounds
 from penstock.ranker.shaping.limits import Limits
 from penstock.ranker.shaping.shaper import TrafficShaper
 from penstock.ranker.shaping.work import Admitted, Batch, Deferred, Refused, Wait, Why, Work
-from penstock.schemas.events import RankClass
+from penstock.schemas.events import RankClass, RankQuery, RankRequest
 
 OVERHEAD_S, TOKEN_S = 0.002, 2.5e-6  # 4,000 candidates a second: 35 ms at the floor of 131, 65 ms at 250
 FLOOR_S = OVERHEAD_S + TOKEN_S * (FIXED + 131 * ITEM)
@@ -123,14 +126,14 @@ def test_queues_are_bounded_in_cost(works: list[Work], bound_s: float) -> None:
 
 
 @given(arrivals())
-def test_a_refused_work_is_let_in_after_its_retry_after_when_nothing_else_came(works: list[Work]) -> None:
+def test_a_person_s_refused_work_is_let_in_after_its_retry_after_when_nothing_else_came(works: list[Work]) -> None:
     one = shaper(late_s=0.2, alert_s=0.5, recommendation_s=0.3)
     refused: list[tuple[Work, Refused]] = []
     now_s = 0.0
     for offered in works:
         now_s = offered.arrived_s
         admission = one.offer(offered, now_s)
-        if isinstance(admission, Refused):
+        if isinstance(admission, Refused) and offered.class_ is RankClass.INTERACTIVE:
             refused.append((offered, admission))
             break
     if not refused:
@@ -245,6 +248,102 @@ def test_followers_of_a_work_that_expired_are_tried_on_their_own() -> None:
     assert isinstance(batch, Batch)
     assert [w.number for w in batch.expired] == [1]
     assert [part.work.number for part in batch.parts] == [2]
+
+
+def test_who_followed_one_that_left_has_its_own_level_and_is_scored_once() -> None:
+    one = shaper()
+    one.offer(work(1, key="k", patience_s=0.6), 0.0)
+    one.offer(work(2, key="k", patience_s=5.0), 0.0)
+    one.offer(work(3, class_=RankClass.ALERT, key="k", patience_s=3_600.0), 0.0)
+    for leaver, people, alerts in ((1, 1, 0), (2, 0, 1)):
+        assert one.withdraw(leaver)
+        queues = one.state(0.0).queues
+        assert (queues[RankClass.INTERACTIVE].works, queues[RankClass.ALERT].works) == (people, alerts)
+    batch = one.batch(4.0, 1e9)
+    assert isinstance(batch, Batch) and not batch.expired
+    assert [part.work.number for part in batch.parts] == [3]
+
+
+def test_who_followed_one_that_expired_is_served_by_its_own_deadline() -> None:
+    one = shaper()
+    one.offer(work(1, key="k", patience_s=0.6), 0.0)
+    one.offer(work(2, key="k", patience_s=5.0), 0.0)
+    one.offer(work(3, class_=RankClass.ALERT, key="k", patience_s=3_600.0), 0.0)
+    batch = one.batch(4.0, 1e9)
+    assert isinstance(batch, Batch)
+    assert [each.number for each in batch.expired] == [1]
+    assert sorted(part.work.number for part in batch.parts) == [2, 3]
+
+
+def test_a_person_and_an_alert_that_followed_one_that_left_are_in_time() -> None:
+    one = shaper()
+    one.offer(work(1, key="k", patience_s=0.6), 0.0)
+    one.offer(work(2, key="k", patience_s=5.0), 0.0)
+    one.offer(work(3, class_=RankClass.ALERT, key="k", patience_s=3_600.0), 0.0)
+    assert one.withdraw(1)
+    late = one.batch(5.5, 1e9)
+    assert isinstance(late, Batch)
+    assert [each.number for each in late.expired] == [2]
+    assert [part.work.number for part in late.parts] == [3]
+
+
+@pytest.mark.parametrize("class_", [RankClass.INTERACTIVE, RankClass.ALERT])
+def test_depth_is_kept_down_for_people_who_were_told_to_come_back_while_something_waits(class_: RankClass) -> None:
+    one = shaper(late_s=0.05, alert_s=0.1)
+    number = 0
+    while not isinstance(one.offer(work(number, class_=class_, patience_s=0.3), 0.0), Refused):
+        number += 1
+    allowed = one.state(0.0).depth
+    for before in range(number):
+        one.withdraw(before)
+    one.offer(work(1_000, patience_s=60.0), 0.0)
+    first = one.batch(0.0, 1e9)
+    assert isinstance(first, Batch)
+    people = class_ is RankClass.INTERACTIVE
+    assert (first.parts[0].depth == 131) is people and (first.parts[0].depth >= math.floor(allowed)) is not people
+    seconds = OVERHEAD_S + TOKEN_S * first.tokens
+    one.done(first, seconds, seconds)
+    assert isinstance(one.batch(seconds, 1e9), Wait)
+    one.offer(work(1_001, seconds, patience_s=60.0), seconds)
+    second = one.batch(seconds, 1e9)
+    assert isinstance(second, Batch) and second.parts[0].depth >= math.floor(allowed)
+
+
+def test_one_work_at_a_time_is_ranked_as_deep_as_the_controller_allows() -> None:
+    """Whatever was worth more before it: nobody else is there to spend what it does not get."""
+    one = shaper()
+    now_s = 0.0
+    for number in range(60):
+        now_s += 0.3
+        one.offer(work(number, now_s, patience_s=30.0, half=(400.0, 20.0)[number % 2]), now_s)
+        allowed = one.state(now_s).depth
+        batch = one.batch(now_s, 1e6)
+        assert isinstance(batch, Batch) and batch.parts[0].depth >= math.floor(min(allowed, 900.0))
+        seconds = OVERHEAD_S + TOKEN_S * batch.tokens
+        now_s += seconds
+        one.done(batch, now_s, seconds)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_load_takes_no_depth_of_an_idle_ranker_while_it_learns_what_depth_is_worth(lanes: int) -> None:
+    """Differing queries, one a second, from the first: margins are flat at first and far below that once learnt."""
+    depths, now_s = DepthBounds(50, 250, 2_000), 0.0
+    one = TrafficShaper(Limits(depths=depths, lanes=lanes, together=1, usual_tokens=250.0), Prior(0.001, 1e-5))
+    estimates = Estimates(depths, DepthLimits(250, 2_000), dear=False, clock=lambda: now_s)
+    given = []
+    for number in range(50):
+        now_s = float(number)
+        request = RankRequest(request_id=str(number), deadline=0, query=RankQuery(text=f"query {number}"))
+        one.offer(estimates.work(number, request, now_s, now_s + 0.5), now_s)
+        batch = one.batch(now_s, 2_000.0)
+        assert isinstance(batch, Batch)
+        given += [(part.depth, part.reason) for part in batch.parts]
+        seconds = 0.001 + 1e-5 * batch.tokens
+        now_s += seconds
+        one.done(batch, now_s, seconds)
+        best = (0.1, 0.5, 0.9)[number % 3]
+        estimates.served(request, Seen(250, best * 0.98 ** np.arange(batch.parts[0].depth)))
+    assert given == [(250, Why.SUPPLY)] * 50
 
 
 def test_people_go_first_while_what_can_wait_has_time() -> None:

@@ -40,7 +40,7 @@ def test_no_other_depths_within_the_budget_are_worth_more_than_a_candidate_more(
     least, most = ([getattr(one, name) for one in of] for name in ("least", "most"))
     budget = tokens(of, least) + part * (tokens(of, most) - tokens(of, least))
     depths = water_fill(of, budget)
-    assert tokens(of, depths) <= budget + 1e-9
+    assert tokens(of, depths) <= budget + 1e-7
     assert all(one.least <= depth <= one.most for one, depth in zip(of, depths, strict=True))
     best = max(
         relevance(of, other)
@@ -106,3 +106,30 @@ def test_works_that_are_alike_are_ranked_alike_whatever_the_shape_of_their_margi
     of = claim(list(np.exp2(-np.arange(600) / half)), least=50)
     seen = [purse.spend([of], of.work.tokens(200), 1e9, 200.0)[0] for _ in range(300)]
     assert all(195 <= depth <= 205 for depth in seen[50:])
+
+
+@pytest.mark.parametrize("item", [0.7, 1.0, 3.0, 7.3, 41.7, 120.0, 333.3])
+def test_margins_that_are_all_alike_get_what_uniform_depth_gives(item: float) -> None:
+    """No candidate is lost by rounding between a price and its logarithm, nor when margins fall behind the price."""
+    purse = Purse()
+    for n in range(40):
+        of = claim([0.95**n] * 250, item=item, least=50)
+        assert purse.spend([of], of.work.tokens(200), 1e9, 200.0, idle=True)[0] >= 200
+    of = claim([1.0] * 250, item=item, least=50)
+    assert Purse().spend([of], of.work.tokens(250), 1e9, 250.0) == [250]
+
+
+def test_what_cannot_be_saved_is_spent() -> None:
+    """Margins fall faster than the price follows: uniform depth's tokens are spent but for half a batch."""
+    purse = Purse()
+    spent = planned = 0.0
+    for n in range(40):
+        of = claim([0.5**n] * 250, item=3.0, least=50)
+        planned += of.work.tokens(200)
+        spent += of.work.tokens(purse.spend([of], of.work.tokens(200), 1e9, 200.0)[0])
+        assert spent >= planned - 0.5 * of.work.tokens(200) - 3.0 * (n + 1)
+
+
+def test_works_that_are_alike_share_what_cannot_be_saved_alike() -> None:
+    alike = [claim([1.0] * 100, item=1.0) for _ in range(3)]
+    assert water_fill(alike, tokens(alike, [40, 40, 40])) == [40, 40, 40]
