@@ -66,6 +66,7 @@ class Job:
     deferred: bool = False  # promised a later time than it asked for
     holds_a_thread: bool = False  # of the listener, until it is answered
     refreshes: bool = False  # nobody waits: stale scores are computed anew (refreshing.py), and not once it is late
+    fell_back: bool = False  # set by who ranks: answered without the dearest scorer, though there was time for it
 
     @property
     def urgent(self) -> bool:
@@ -322,7 +323,7 @@ class RankService:
 
     def _serve(self, part: Part, jobs: list[Job]) -> bool:
         """The first of these identical ones that gets an answer answers all, people's before the others. Whether it
-        went the whole way, or as far as its time allowed.
+        went the whole way, or as far as its time allowed: then the seconds tell what its tokens take.
         """
         expired = False
         jobs.sort(key=lambda job: not job.urgent)
@@ -347,7 +348,7 @@ class RankService:
                     self._answer(job, result)
                     for other in jobs[1:]:
                         self._answer(other, _for(other.request, result))
-                    return True
+                    return not job.fell_back
             for one in jobs:
                 self._end(one, "failed", failure)
             return False

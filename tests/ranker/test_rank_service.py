@@ -140,6 +140,26 @@ def test_a_request_that_breaks_is_answered_and_the_worker_lives_on(desk, error):
     assert service.counts()["failed"] == 1
 
 
+def test_what_is_answered_without_the_dearest_scorer_teaches_nothing_of_what_it_takes(desk):
+    def without(job, turn):
+        job.fell_back = job.request.request_id.startswith("without")
+        return result(job)
+
+    service = desk(without, workers=1)
+
+    def confidence_after(name):
+        job = Job(request(name), LATER)
+        service.submit(job)
+        job.future.result(20)
+        service.submit(last := Job(request(f"without {name} again"), LATER))  # begun when the one before is told
+        last.future.result(20)
+        return service.shaping().confidence
+
+    before = service.shaping().confidence
+    assert confidence_after("without") == before
+    assert confidence_after("with") != before
+
+
 def test_an_error_gives_the_echo_back_unless_that_is_what_is_wrong():
     error = ValueError("odd")
     assert error_result(request(echo=b""), error).echo == b""
