@@ -50,6 +50,7 @@ SECONDS = Histogram(
 OUTCOMES = ("served", "failed", "expired", "refused", "left")
 BY_LOAD = (Why.FLOOR, Why.LOAD, Why.MARGIN, Why.SLACK, Why.BUDGET)  # what took depth that there was
 NO_PLACE_S = 1.0  # after which to come back where as many wait as there are places
+OTHERS = 0.5  # of the places, at most, for what nobody waits for: it may wait for an hour, and people need theirs
 
 
 @dataclass(slots=True, eq=False)
@@ -139,7 +140,7 @@ class RankService:
         self._jobs: dict[int, Job] = {}  # those that wait, by the number of their work
         self._running: set[_Running] = set()
         self._ready: deque[Callable[[], None]] = deque()  # tasks for the next threads
-        self._holding = 0  # threads of the listener
+        self._holding: Tally[bool] = Tally()  # threads of the listener, by whether somebody waits for the answer
         self._ended_s = -math.inf  # when the last batch did
         self._closed = False
         self._tally: Tally[str] = Tally()
@@ -215,17 +216,24 @@ class RankService:
         with self._changed:
             if self._closed:
                 raise QueueClosed
-            if holds_a_thread and self._holding >= self._capacity.places + self.threads:
+            if holds_a_thread and not self._has_place(job):
                 return Refused(NO_PLACE_S, Why.QUEUE)
             admission = self._shaper.offer(work, self._clock())
             if isinstance(admission, Refused):
                 return admission
             job.number, job.came_s, job.allowed_ms = work.number, now_s, float(left_ms)
             job.deferred, job.holds_a_thread = isinstance(admission, Deferred), holds_a_thread
-            self._holding += holds_a_thread
+            self._holding[job.urgent] += holds_a_thread
             self._jobs[job.number] = job
             self._changed.notify()
         return None
+
+    def _has_place(self, job: Job) -> bool:
+        """Under the lock: whether it may hold a thread of the listener."""
+        places = self._capacity.places + self.threads
+        if not job.urgent and self._holding[False] >= max(1, int(OTHERS * places)):
+            return False
+        return self._holding.total() < places
 
     def _withdraw(self, job: Job) -> bool:
         """Under the lock: whether it waited, and now does not."""
@@ -387,7 +395,7 @@ class RankService:
         REQUESTS.labels(job.request.class_.value, outcome).inc()
         with self._changed:
             self._tally[outcome] += 1
-            self._holding -= job.holds_a_thread
+            self._holding[job.urgent] -= job.holds_a_thread
             if outcome == "served":
                 self._last_served_s = self._clock()
 

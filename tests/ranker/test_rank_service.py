@@ -9,7 +9,7 @@ from desk import make_desk
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull
 from penstock.ranker.service import Job, error_result
 from penstock.schemas import validate
-from penstock.schemas.events import RankQuery, RankRequest, RankResult
+from penstock.schemas.events import RankClass, RankQuery, RankRequest, RankResult
 
 NOW = 1_000_000
 LATER = NOW + 60_000
@@ -121,6 +121,25 @@ def test_a_full_queue_refuses_with_numbers_and_a_closed_one_too(desk):
     with pytest.raises(QueueClosed):
         service.submit(Job(request("late"), LATER))
     assert service.counts()["refused"] == 2
+
+
+def test_digests_that_hold_threads_leave_people_places_of_their_own(desk):
+    gate = Gate()
+    service = desk(gate, capacity=4, workers=1)
+    digests = [Job(request(f"digest {n}", class_=RankClass.ALERT), LATER) for n in range(3)]
+    for one in digests:  # half of the four places, and of the two threads of the desk
+        service.submit(one)
+    with pytest.raises(QueueFull, match=r"not let in \(queue\)"):
+        service.submit(Job(request("digest too many", class_=RankClass.ALERT), LATER))
+    searches = [Job(request(f"search {n}"), LATER) for n in range(3)]
+    for one in searches:
+        service.submit(one)
+    with pytest.raises(QueueFull, match=r"not let in \(queue\)"):
+        service.submit(Job(request("search too many"), LATER))
+    gate.open.set()
+    assert [one.future.result(20).request_id for one in digests + searches] == [
+        one.request.request_id for one in digests + searches
+    ]
 
 
 @pytest.mark.parametrize("error", [ValueError("odd"), MemoryError("none left"), ZeroDivisionError()])
