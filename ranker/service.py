@@ -64,6 +64,7 @@ class Job:
     number: int = 0  # of its work, once it was taken in
     came_s: float = 0.0  # monotonic seconds
     allowed_ms: float = math.inf  # from then to the deadline
+    offered: bool = False  # and refused: it has waited since
     deferred: bool = False  # promised a later time than it asked for
     holds_a_thread: bool = False  # of the listener, until it is answered
     refreshes: bool = False  # nobody waits: stale scores are computed anew (refreshing.py), and not once it is late
@@ -213,6 +214,7 @@ class RankService:
             return None
         now_s = self._clock()
         work = self._describe(next(self._numbers), job.request, now_s, now_s + left_ms / 1000)
+        work = replace(work, again=True) if job.offered else work
         with self._changed:
             if self._closed:
                 raise QueueClosed
@@ -220,6 +222,7 @@ class RankService:
                 return Refused(NO_PLACE_S, Why.QUEUE)
             admission = self._shaper.offer(work, self._clock())
             if isinstance(admission, Refused):
+                job.offered = True
                 return admission
             job.number, job.came_s, job.allowed_ms = work.number, now_s, float(left_ms)
             job.deferred, job.holds_a_thread = isinstance(admission, Deferred), holds_a_thread

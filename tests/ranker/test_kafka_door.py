@@ -134,6 +134,22 @@ def test_a_shut_door_pauses_the_topic_and_drops_nothing(desk, until):
     assert service.counts()["refused"] == 0  # trying again is no refusal
 
 
+def test_what_is_offered_again_says_so_and_what_comes_does_not(desk, until):
+    log, service, offered = Log(), desk(), []
+
+    def thrice(work):
+        offered.append(work.again)
+        return 0.01 if len(offered) <= 3 else None
+
+    service.door.after_s = thrice
+    ask(log, request("first"))
+    with Running(service, log, LogSink()):
+        until(lambda: log.committed == {0: 1})
+        ask(log, request("second"))
+        until(lambda: log.committed == {0: 2})
+    assert offered == [False, True, True, True, False]
+
+
 def test_what_is_refused_is_not_offered_again_before_its_time(desk, until):
     log, service = Log(), desk()
     shut(service, after_s=600.0)
