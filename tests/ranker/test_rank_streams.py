@@ -317,6 +317,22 @@ def test_a_single_call_that_is_refused_is_told_when_to_come_back_and_whose_doing
     assert (desk.service.counts()["refused"], desk.service.counts()["served"]) == (3, 1)
 
 
+def test_a_single_call_that_waits_when_the_ranker_stops_is_sent_elsewhere(desk, until):
+    desk = desk(workers=1, held=everything)
+    single = grpc_avro.Client(desk.address)
+    busy = single.start(Ranker.RANK, request("busy"), 20)
+    desk.begins()
+    waits = single.start(Ranker.RANK, request("waits"), 20)
+    until(lambda: desk.service.depth == 1)
+    desk.service.close(0.01)
+    with pytest.raises(grpc.RpcError, match="the ranker is stopping; ask another replica"):
+        waits.result()
+    assert waits.code() is grpc.StatusCode.UNAVAILABLE
+    desk.open.set()
+    assert busy.result().request_id == "busy"
+    single.close()
+
+
 def test_a_stream_offers_again_what_was_refused_and_no_sooner_than_it_was_told(desk):
     desk = desk()
     offers = []
