@@ -27,6 +27,7 @@ from concurrent.futures import Future
 import grpc
 from prometheus_client import Gauge
 
+from penstock.ranker.backlog import LONGEST_WAIT_S
 from penstock.ranker.calls import Check, deadline_ms
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed
 from penstock.ranker.service import Job, RankService, error_result
@@ -40,7 +41,6 @@ MAX_STREAMS = 64  # each holds a thread of the listener, and one that reads
 SHARE = 0.25  # of max_queue, that one stream may have unanswered
 TOGETHER = 0.75  # of max_queue, that all streams may have in the queue of searches, and as many of what can wait
 TRY_AGAIN_S = 0.02  # how long a stream waits for the others
-LONGEST_WAIT_S = 1.0  # one that was refused is offered again at least so often: room may come sooner than predicted
 
 
 class RankStreams:
