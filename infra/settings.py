@@ -344,7 +344,10 @@ class ShapingSettings(_Section):
     recommendation_queue_s: float = Field(10.0, gt=0, allow_inf_nan=False, description="likewise")
     alert_queue_s: float = Field(600.0, gt=0, allow_inf_nan=False, description="likewise")
     late_queue_s: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="likewise; past it refused: Kafka is paused, and nothing dropped"
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="likewise; past it refused: it waits in Kafka's lines and in streams",
     )
 
     @model_validator(mode="after")

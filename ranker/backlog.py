@@ -26,7 +26,7 @@ from penstock.schemas.kafka import Record
 
 MOST_BYTES = 64 << 20
 BESIDE_BYTES = 4_096  # what a request takes beyond the bytes of its record: decoded, with its future
-LONGEST_WAIT_S = 1.0  # a line is tried again at least so often: room may come sooner than was predicted
+LONGEST_WAIT_S = 1.0  # what was refused is offered again at least so often: room may come sooner than was predicted
 
 
 @dataclass(slots=True, eq=False)

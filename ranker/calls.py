@@ -37,6 +37,8 @@ def rank_handler(
             service.leave(job)
         try:
             return job.future.result()
+        except QueueClosed as error:
+            raise NotReady(str(error)) from error
         except CallerLeft as error:
             context.abort(grpc.StatusCode.CANCELLED, str(error))
         except RankFailed as error:

@@ -1,8 +1,8 @@
 """A shaper whose every decision is a metric, with its class and its reason.
 
-The decisions stay pure (ranker/shaping); what counts them stands around. A request that Kafka keeps at the head of a
-partition is offered again and again: each time counts, since each is a decision. How requests end is counted where
-they end (ranker/service.py).
+The decisions stay pure (ranker/shaping); what counts them stands around. A request that waits in a stream or in a line
+of Kafka's is offered again and again: it is `refused` once, and each further time it `waits`. How requests end is
+counted where they end (ranker/service.py).
 
 Owner: whoever owns the shaper inside; not safe for threads, as that is not.
 """
@@ -38,7 +38,8 @@ class Counted:
         if isinstance(admission, Admitted):
             decision = "admitted"
         else:
-            decision = "deferred" if isinstance(admission, Deferred) else "refused"
+            not_in = "waits" if work.again else "refused"
+            decision = "deferred" if isinstance(admission, Deferred) else not_in
         DECISIONS.labels(work.class_.value, decision, admission.reason.value).inc()
         return admission
 

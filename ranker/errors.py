@@ -8,7 +8,7 @@ class RankerError(Exception):
 
 
 class QueueFull(RankerError):
-    """The request was not let in. Interactive callers come back after `retry_after_s`; Kafka is paused for as long.
+    """The request was not let in. Whoever asked may come back after `retry_after_s`.
 
     `tenant`: its tenant is ahead of its share; otherwise there is too much to do for everybody.
     """

@@ -91,7 +91,7 @@ class Pipeline:
         """Raises InvalidRecord, DeadlinePassed, CallerLeft or RankFailed naming the stage."""
         stages = Stages(turn.deadline_s, self._now_ms, self._clock, job.left.is_set, turn.waited_ms)
         try:
-            result = self._rank(job.request, turn, stages)
+            result = self._rank(job, turn, stages)
         except Exception as error:
             stages.traced(job.request, error)
             raise
@@ -104,7 +104,8 @@ class Pipeline:
             trace=trace,
         )
 
-    def _rank(self, request: RankRequest, turn: Turn, stages: Stages) -> RankResult:
+    def _rank(self, job: Job, turn: Turn, stages: Stages) -> RankResult:
+        request = job.request
         dear = self._scorers.language_model is not None  # then depth is its alone
         window = policy.decide_window(request, self._limits, None if dear else turn.depth)
         with stages.stage("analyze"):
@@ -127,6 +128,7 @@ class Pipeline:
             depth = turn.depth if window.lm_items is None else window.lm_items
             scored = self._score(request, query.vector, found, depth, window.lm_items is not None, turn, stages)
             model_id = self._scorers.model_id
+            job.fell_back = scored.away
             self._learn(request, turn, found, window, scored, stages)
             if scored.stale and self.refresh is not None:
                 self.refresh(request, scored.stale)

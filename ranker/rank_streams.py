@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from concurrent.futures import Future
 import grpc
 from prometheus_client import Gauge
 
+from penstock.ranker.backlog import LONGEST_WAIT_S
 from penstock.ranker.calls import Check, deadline_ms
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed
 from penstock.ranker.service import Job, RankService, error_result
@@ -37,9 +39,8 @@ OPEN = Gauge("penstock_rank_streams_open", "Streams of rank requests open now")
 
 MAX_STREAMS = 64  # each holds a thread of the listener, and one that reads
 SHARE = 0.25  # of max_queue, that one stream may have unanswered
-TOGETHER = 0.75  # of max_queue, that all streams may have in the queue: they wait, a caller with one request is refused
+TOGETHER = 0.75  # of max_queue, that all streams may have in the queue of searches, and as many of what can wait
 TRY_AGAIN_S = 0.02  # how long a stream waits for the others
-LONGEST_WAIT_S = 1.0  # one that was refused is offered again at least so often: room may come sooner than predicted
 
 
 class RankStreams:
@@ -53,7 +54,7 @@ class RankStreams:
         self._together = max(1, int(max_queue * TOGETHER))
         self._door = threading.Lock()  # one stream after the other looks whether there is room and takes it
         self._lock = threading.Lock()  # guards what follows
-        self._taken_in = 0  # requests of streams, not done yet
+        self._taken_in: Tally[bool] = Tally()  # requests of streams, not done yet, by whether somebody waits for them
         self._open: set[_Stream] = set()
         self._closed = False
 
@@ -86,19 +87,19 @@ class RankStreams:
         """None when it is taken in, else after how many seconds to try again. Raises QueueClosed."""
         with self._door:
             with self._lock:
-                if self._taken_in >= self._together:
+                if self._taken_in[job.urgent] >= self._together:  # digests, which wait for an hour, stop no search
                     return TRY_AGAIN_S
             after_s = self._service.try_submit(job)
             if after_s is not None:
                 return min(after_s, LONGEST_WAIT_S)
             with self._lock:
-                self._taken_in += 1
-        job.future.add_done_callback(self._done)
+                self._taken_in[job.urgent] += 1
+        job.future.add_done_callback(lambda _: self._done(job))
         return None
 
-    def _done(self, _: Future[RankResult]) -> None:
+    def _done(self, job: Job) -> None:
         with self._lock:
-            self._taken_in -= 1
+            self._taken_in[job.urgent] -= 1
 
     def _add(self, stream: _Stream) -> None:
         with self._lock:

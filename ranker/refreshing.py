@@ -3,7 +3,8 @@
 A refresh is a request of class ALERT that nobody waits for: the same query, the postings whose scores were stale, a
 deadline as far as a score is kept. So the shaper serves it behind every alert that is due sooner, in idle windows or
 out of the alerts' share. Bounds: at most MOST wait, each pair once; one that is refused, deferred, late or beyond that
-is dropped first, before any alert gives way, and counted. Then the next alert that meets the stale score asks again.
+is dropped and counted. Then the next alert that meets the stale score asks again. One that was let in counts as any
+alert does, against its tenant's share and what may be promised to alerts that are due later.
 
 Safe to share between threads. Owns which refreshes are under way; the service owns everything else of them.
 

@@ -112,6 +112,7 @@ class RequestFeed:
             self._backlog = Backlog(self._people)
         self._polled.clear()
         self._paused = False
+        PAUSED.set(0)
         try:
             while not stop.is_set():
                 self.step(source)

@@ -6,7 +6,8 @@ otherwise). The others keep their fused score, scaled down by one factor for all
 pass the worst that the language model saw: it judged those to be compared, and the rest was already below them by the
 same cheap score. So the order is by score everywhere, and within each part it is that part's own.
 
-When the language model fails, is full or is late, everything keeps its fused score, and the answer says why.
+When the language model fails, is full or is late, everything keeps its fused score, and the answer says why. Only
+of one that is late such an answer tells how long it takes.
 
 Where it stands: life-of-a-query.md, step 7.
 """
@@ -24,7 +25,7 @@ from prometheus_client import Histogram
 from penstock.infra.telemetry import DEGRADED
 from penstock.ranker.backends.scorer import LanguageModel, Scorer, ScoringItem, ScoringQuery
 from penstock.ranker.cache import Cached, Computed, PairVersion, ScoreCache
-from penstock.ranker.errors import CallerLeft, RankerError
+from penstock.ranker.errors import CallerLeft, DeadlinePassed, RankerError
 from penstock.ranker.policy import order
 from penstock.ranker.records import Records
 from penstock.ranker.stages import Stages
@@ -75,6 +76,7 @@ class Scored:
     hits: int = 0  # of those, that were cached
     tokens: tuple[float, float] | None = None  # of the query's side and of a candidate; None: nothing was computed
     stale: tuple[str, ...] = ()  # postings whose score is of an older revision
+    away: bool = False  # the dearest scorer gave none although there was time: how long it takes is not told
 
 
 def score(
@@ -110,9 +112,9 @@ def score(
     live = [at for at in everything if not np.isnan(p[at])]
     ranked = [live[place] for place in order(p[live], [hits[at].posting_id for at in live])]
     top = ranked[: scorers.ceiling if depth is None else depth]
-    dear, tokens = _best(model, ask, top, goes_on=goes_on, may_be_stale=may_be_stale)
+    dear, tokens, away = _best(model, ask, top, goes_on=goes_on, may_be_stale=may_be_stale)
     if dear is None:
-        return Scored(p, parts, 0, 0, cheap.hits, fused)
+        return Scored(p, parts, 0, 0, cheap.hits, fused, away=away)
     asked = len(top)
     stale = tuple(hits[top[place]].posting_id for place, _ in dear.stale)
     seen = ~np.isnan(dear.rows[:, 0])
@@ -129,8 +131,9 @@ def score(
 
 def _best(
     model: LanguageModel, ask: _Ask, top: list[int], *, goes_on: bool, may_be_stale: bool
-) -> tuple[Cached | None, tuple[float, float] | None]:
+) -> tuple[Cached | None, tuple[float, float] | None, bool]:
     """The language model's rows, and what they took in tokens; no rows where it gave none, and the answer says why.
+    And whether it gave none although there was time.
 
     Raises CallerLeft, and DeadlinePassed when it is the request's own deadline that passed.
     """
@@ -149,7 +152,7 @@ def _best(
             stages.degrade(
                 "page: ordered without the language model, unlike the one before: postings may repeat or lack"
             )
-        return None, None
+        return None, None, not isinstance(error, DeadlinePassed)
     LM_ITEMS.observe(len(top))
     revisions = Tally(revision for _, revision in rows.stale)
     stages.degrade(
@@ -158,7 +161,7 @@ def _best(
             for revision, count in sorted(revisions.items())
         )
     )
-    return rows, tokens
+    return rows, tokens, False
 
 
 def combine(fused: NDArray[np.float64], yes_no: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -52,6 +52,7 @@ OUTCOMES = ("served", "failed", "expired", "refused", "left")
 BY_LOAD = (Why.FLOOR, Why.LOAD, Why.MARGIN, Why.SLACK, Why.BUDGET)  # what took depth that there was
 BROKEN_S = 1.0  # after which a shaper that raised is asked again
 NO_PLACE_S = 1.0  # after which to come back where as many wait as there are places
+OTHERS = 0.5  # of the places, at most, for what nobody waits for: it may wait for an hour, and people need theirs
 
 
 @dataclass(slots=True, eq=False)
@@ -65,9 +66,11 @@ class Job:
     number: int = 0  # of its work, once it was taken in
     came_s: float = 0.0  # monotonic seconds
     allowed_ms: float = math.inf  # from then to the deadline
+    offered: bool = False  # and refused: it has waited since
     deferred: bool = False  # promised a later time than it asked for
     holds_a_thread: bool = False  # of the listener, until it is answered
     refreshes: bool = False  # nobody waits: stale scores are computed anew (refreshing.py), and not once it is late
+    fell_back: bool = False  # set by who ranks: answered without the dearest scorer, though there was time for it
 
     @property
     def urgent(self) -> bool:
@@ -140,7 +143,7 @@ class RankService:
         self._jobs: dict[int, Job] = {}  # those that wait, by the number of their work
         self._running: set[_Running] = set()
         self._ready: deque[Callable[[], None]] = deque()  # tasks for the next threads
-        self._holding = 0  # threads of the listener
+        self._holding: Tally[bool] = Tally()  # threads of the listener, by whether somebody waits for the answer
         self._ended_s = -math.inf  # when the last batch did
         self._closed = False
         self._tally: Tally[str] = Tally()
@@ -213,20 +216,29 @@ class RankService:
             return None
         now_s = self._clock()
         work = self._describe(next(self._numbers), job.request, now_s, now_s + left_ms / 1000)
+        work = replace(work, again=True) if job.offered else work
         with self._changed:
             if self._closed:
                 raise QueueClosed
-            if holds_a_thread and self._holding >= self._capacity.places + self.threads:
+            if holds_a_thread and not self._has_place(job):
                 return Refused(NO_PLACE_S, Why.QUEUE)
             admission = self._shaper.offer(work, self._clock())
             if isinstance(admission, Refused):
+                job.offered = True
                 return admission
             job.number, job.came_s, job.allowed_ms = work.number, now_s, float(left_ms)
             job.deferred, job.holds_a_thread = isinstance(admission, Deferred), holds_a_thread
-            self._holding += holds_a_thread
+            self._holding[job.urgent] += holds_a_thread
             self._jobs[job.number] = job
             self._changed.notify()
         return None
+
+    def _has_place(self, job: Job) -> bool:
+        """Under the lock: whether it may hold a thread of the listener."""
+        places = self._capacity.places + self.threads
+        if not job.urgent and self._holding[False] >= max(1, int(OTHERS * places)):
+            return False
+        return self._holding.total() < places
 
     def _withdraw(self, job: Job) -> bool:
         """Under the lock: whether it waited, and now does not."""
@@ -345,7 +357,7 @@ class RankService:
 
     def _serve(self, part: Part, jobs: list[Job]) -> bool:
         """The first of these identical ones that gets an answer answers all, people's before the others. Whether it
-        went the whole way, or as far as its time allowed.
+        went the whole way, or as far as its time allowed: then the seconds tell what its tokens take.
         """
         expired = False
         jobs.sort(key=lambda job: not job.urgent)
@@ -370,7 +382,7 @@ class RankService:
                     self._answer(job, result)
                     for other in jobs[1:]:
                         self._answer(other, _for(other.request, result))
-                    return True
+                    return not job.fell_back
             for one in jobs:
                 self._end(one, "failed", failure)
             return False
@@ -409,7 +421,7 @@ class RankService:
         REQUESTS.labels(job.request.class_.value, outcome).inc()
         with self._changed:
             self._tally[outcome] += 1
-            self._holding -= job.holds_a_thread
+            self._holding[job.urgent] -= job.holds_a_thread
             if outcome == "served":
                 self._last_served_s = self._clock()
 

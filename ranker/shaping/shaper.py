@@ -85,9 +85,9 @@ class TrafficShaper:
         level = LEVELS[work.class_]
         answer = self._door.answer(work, level, self._start(now_s), now_s)
         if isinstance(answer, Refused):
-            if answer.reason is not Why.TENANT:
+            if answer.reason is not Why.TENANT and not work.again:
                 self._regulator.turned_away(work, now_s)
-            self._tally.refused[answer.reason] += 1
+            self._tally.refused[answer.reason] += not work.again
             if level == INTERACTIVE:
                 self._owed_until_s = max(self._owed_until_s, now_s + answer.retry_after_s)
             return answer

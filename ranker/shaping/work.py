@@ -58,6 +58,7 @@ class Work:
     margins: NDArray[np.float64] = field(repr=False)  # [wanted], what each further candidate adds; not rising
     hits: float = 0.0  # the share of its candidates, 0 to 1, that the score cache answers
     key: str | None = None  # what it has in common with identical works; None: nothing
+    again: bool = False  # it was refused before and has waited since: it has come once, and was turned away once
 
     @property
     def least(self) -> int:

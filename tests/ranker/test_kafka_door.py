@@ -11,6 +11,7 @@ from registry_server import RegistryServer
 from running_feed import NOW, Running, ask
 
 from penstock.ranker import backlog
+from penstock.ranker.request_feed import PAUSED
 from penstock.ranker.shaping.work import Why
 from penstock.schemas import topics
 from penstock.schemas.events import DeadLetter, Page, RankClass, RankQuery, RankRequest, RankResult
@@ -132,6 +133,22 @@ def test_a_shut_door_pauses_the_topic_and_drops_nothing(desk, until):
     assert Counter(one.request_id for one in running.results()) == Counter(str(number) for number in range(50))
     assert all(one.error is None for one in running.results())
     assert service.counts()["refused"] == 0  # trying again is no refusal
+
+
+def test_what_is_offered_again_says_so_and_what_comes_does_not(desk, until):
+    log, service, offered = Log(), desk(), []
+
+    def thrice(work):
+        offered.append(work.again)
+        return 0.01 if len(offered) <= 3 else None
+
+    service.door.after_s = thrice
+    ask(log, request("first"))
+    with Running(service, log, LogSink()):
+        until(lambda: log.committed == {0: 1})
+        ask(log, request("second"))
+        until(lambda: log.committed == {0: 2})
+    assert offered == [False, True, True, True, False]
 
 
 def test_what_is_refused_is_not_offered_again_before_its_time(desk, until):
@@ -339,6 +356,17 @@ def test_a_source_that_breaks_is_opened_again(desk, until):
         until(lambda: log.committed == {0: 1})
         assert running.source is not first
     assert {one.request_id for one in running.results()} == {"a"}
+
+
+def test_a_feed_that_starts_again_while_paused_says_that_it_reads(desk, until):
+    log, service = Log(), desk()
+    shut(service)
+    ask(log, *(request(str(number)) for number in range(9)))
+    with Running(service, log, LogSink(), people=4) as running:
+        until(lambda: running.source.paused and PAUSED._value.get() == 1)
+        running.log = Log()  # with nothing to pause for
+        running.source.poll = _broken
+        until(lambda: PAUSED._value.get() == 0)
 
 
 def _broken(limit, timeout_s):

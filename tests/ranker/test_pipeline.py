@@ -136,7 +136,7 @@ class World:
         """`given`: the depth that the shaper gives, None: all there are."""
         query = changes.pop("query", None) or RankQuery(text=text)
         deadline = changes.pop("deadline", self.now + 10_000)
-        job = Job(
+        self.job = job = Job(
             replace(RankRequest(request_id="r", deadline=deadline, query=query), **changes),
             deadline_ms=deadline,
         )
@@ -501,6 +501,7 @@ def test_when_the_language_model_gives_nothing_the_fused_order_stands_and_says_s
     [reason] = result.degraded
     assert reason.startswith("language model: ") and str(error) in reason and "fused scores alone" in reason
     assert DEGRADED.labels("ranker", "language model")._value.get() == counted + 1
+    assert world.job.fell_back == (not isinstance(error, DeadlinePassed))  # what had its whole time shows what it takes
 
 
 def test_a_caller_that_leaves_the_language_model_leaves_the_request(redis_url):
@@ -604,6 +605,7 @@ def test_what_a_model_spent_where_is_in_the_timings(redis_url):
     result = world.rank()
     assert result.timings.keys() == STAGES | {"lm", "lm_forward", "lm_queue"}
     assert (result.timings["lm_forward"], result.timings["lm_queue"]) == (12.0, 3.0)
+    assert not world.job.fell_back
 
 
 probabilities = st.lists(st.floats(0, 1), max_size=8).map(lambda values: np.array(values, dtype=np.float64))

@@ -10,7 +10,7 @@ from penstock.ranker import service as service_module
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull
 from penstock.ranker.service import Job, error_result
 from penstock.schemas import validate
-from penstock.schemas.events import RankQuery, RankRequest, RankResult
+from penstock.schemas.events import RankClass, RankQuery, RankRequest, RankResult
 
 NOW = 1_000_000
 LATER = NOW + 60_000
@@ -124,6 +124,25 @@ def test_a_full_queue_refuses_with_numbers_and_a_closed_one_too(desk):
     assert service.counts()["refused"] == 2
 
 
+def test_digests_that_hold_threads_leave_people_places_of_their_own(desk):
+    gate = Gate()
+    service = desk(gate, capacity=4, workers=1)
+    digests = [Job(request(f"digest {n}", class_=RankClass.ALERT), LATER) for n in range(3)]
+    for one in digests:  # half of the four places, and of the two threads of the desk
+        service.submit(one)
+    with pytest.raises(QueueFull, match=r"not let in \(queue\)"):
+        service.submit(Job(request("digest too many", class_=RankClass.ALERT), LATER))
+    searches = [Job(request(f"search {n}"), LATER) for n in range(3)]
+    for one in searches:
+        service.submit(one)
+    with pytest.raises(QueueFull, match=r"not let in \(queue\)"):
+        service.submit(Job(request("search too many"), LATER))
+    gate.open.set()
+    assert [one.future.result(20).request_id for one in digests + searches] == [
+        one.request.request_id for one in digests + searches
+    ]
+
+
 @pytest.mark.parametrize("error", [ValueError("odd"), MemoryError("none left"), ZeroDivisionError()])
 def test_a_request_that_breaks_is_answered_and_the_worker_lives_on(desk, error):
     def rank(job, turn):
@@ -176,6 +195,26 @@ def test_a_shaper_that_breaks_leaves_no_request_without_an_answer_and_no_thread_
     again = Job(request("again"), LATER)
     service.submit(again)
     assert again.future.result(20).request_id == "again"
+
+
+def test_what_is_answered_without_the_dearest_scorer_teaches_nothing_of_what_it_takes(desk):
+    def without(job, turn):
+        job.fell_back = job.request.request_id.startswith("without")
+        return result(job)
+
+    service = desk(without, workers=1)
+
+    def confidence_after(name):
+        job = Job(request(name), LATER)
+        service.submit(job)
+        job.future.result(20)
+        service.submit(last := Job(request(f"without {name} again"), LATER))  # begun when the one before is told
+        last.future.result(20)
+        return service.shaping().confidence
+
+    before = service.shaping().confidence
+    assert confidence_after("without") == before
+    assert confidence_after("with") != before
 
 
 def test_an_error_gives_the_echo_back_unless_that_is_what_is_wrong():

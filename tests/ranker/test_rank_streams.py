@@ -273,14 +273,32 @@ def test_all_streams_together_leave_a_quarter_of_the_places_to_others(desk, unti
     answered(lambda: single.call(Ranker.STATUS, StatusRequest(), 5))
     others = [single.start(Ranker.RANK, request(f"single {number}"), 20) for number in range(2)]
     until(lambda: desk.service.depth == 7)
-    assert desk.streams._taken_in == 6
+    assert desk.streams._taken_in == {True: 6}
     desk.open.set()
     assert [other.result().request_id for other in others] == ["single 0", "single 1"]
     for results, mine in zip(streams, asked, strict=True):
         assert sorted(names(results), key=int) == mine
-    until(lambda: desk.streams._taken_in == 0)
+    until(lambda: not desk.streams._taken_in.total())
     assert desk.service.counts()["refused"] == 0
     single.close()
+
+
+def test_streams_of_digests_that_wait_stop_no_search_of_another_stream(desk, until):
+    desk = desk(capacity=8, workers=1, held=everything)
+    digests = [
+        desk.client.rank_stream(
+            [request(f"{stream}/{n}", in_ms=3_600_000, class_=RankClass.ALERT) for n in range(4)], 60
+        )
+        for stream in range(4)
+    ]
+    desk.begins()
+    until(lambda: desk.service.depth == 5)  # and one that has begun: as many as all streams may have
+    searches = desk.client.rank_stream([request("search")], 60)
+    until(lambda: desk.service.depth == 6)
+    assert desk.streams._taken_in == {False: 6, True: 1}
+    desk.open.set()
+    assert [(one.request_id, one.error) for one in searches] == [("search", None)]
+    assert [len(names(results)) for results in digests] == [4] * 4
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------
@@ -297,6 +315,22 @@ def test_a_single_call_that_is_refused_is_told_when_to_come_back_and_whose_doing
     desk.door.after_s = lambda work: None
     assert desk.client.rank(request("a"), 10).request_id == "a"
     assert (desk.service.counts()["refused"], desk.service.counts()["served"]) == (3, 1)
+
+
+def test_a_single_call_that_waits_when_the_ranker_stops_is_sent_elsewhere(desk, until):
+    desk = desk(workers=1, held=everything)
+    single = grpc_avro.Client(desk.address)
+    busy = single.start(Ranker.RANK, request("busy"), 20)
+    desk.begins()
+    waits = single.start(Ranker.RANK, request("waits"), 20)
+    until(lambda: desk.service.depth == 1)
+    desk.service.close(0.01)
+    with pytest.raises(grpc.RpcError, match="the ranker is stopping; ask another replica"):
+        waits.result()
+    assert waits.code() is grpc.StatusCode.UNAVAILABLE
+    desk.open.set()
+    assert busy.result().request_id == "busy"
+    single.close()
 
 
 def test_a_stream_offers_again_what_was_refused_and_no_sooner_than_it_was_told(desk):

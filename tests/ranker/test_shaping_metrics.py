@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -63,6 +64,23 @@ def test_what_is_deferred_counts_under_its_own_class(counted):
     found = [watched.offer(work(one, 0.0, RankClass.ALERT, patience_s=0.03), 0.0) for one in range(3)]
     assert all(isinstance(each, Deferred) for each in found)
     assert counted() == {("decisions_total", "ALERT", "deferred", "late"): 3}
+
+
+def test_what_is_offered_again_was_refused_once_and_is_no_load_of_its_own(counted):
+    once, often = (shaper() for _ in range(2))
+    for inside, times in ((once, 1), (often, 200)):
+        watched = Counted(inside)
+        watched.offer(work(1_000), 0.0)  # else the first would be tried
+        for number in range(times):
+            asked = replace(work(number, patience_s=FLOOR_S / 2), again=number > 0)  # nobody could
+            assert isinstance(watched.offer(asked, 0.0), Refused)
+        watched.batch(1.0, 65_536.0)  # a period has passed
+    told = counted()
+    assert told["decisions_total", "INTERACTIVE", "refused", "late"] == 2
+    assert told["decisions_total", "INTERACTIVE", "waits", "late"] == 199
+    found, expected = often.state(1.0), once.state(1.0)
+    assert found.refused == expected.refused and sum(found.refused.values()) == 1
+    assert (found.depth, found.depth_reason) == (expected.depth, expected.depth_reason)
 
 
 def test_each_part_counts_with_what_bound_its_depth(counted):
