@@ -186,8 +186,9 @@ class TrafficShaper:
                 due_s = promised_s
         if not taken:
             return Batch(self._number(), (), 0.0, now_s, tuple(expired)) if expired else Wait(math.inf)
-        idle = not (picker.lanes[INTERACTIVE].works or picker.lanes[RECOMMENDATION].works)
-        if len(taken) == 1 and idle:
+        last = not (picker.lanes[INTERACTIVE].works or picker.lanes[RECOMMENDATION].works)
+        idle = last and self._regulator.depth.reason is Why.CEILING
+        if len(taken) == 1 and last:
             room = min(budget_tokens, max(room, _LONE * (due_s - now_s) / token_s / caution))
         return self._filled(taken, claims, tuple(expired), planned, least, room, due_s, now_s, idle=idle)
 

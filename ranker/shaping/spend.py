@@ -12,7 +12,7 @@ floors, and what was saved or lent is the carry. What cannot be saved is spent b
 
 Bounds: what was spent over any stretch of batches exceeds what uniform depth would have spent by at most the loan and
 what was saved before, each half a batch. It falls short by no more, where the batches had room for it; and a batch
-that nobody waits behind falls short of its own by nothing, since an idle engine saves nothing.
+of an idle engine, which saves nothing, falls short of its own by nothing.
 
 Units: tokens, relevance. Owner: one shaper; not safe for threads.
 """
@@ -83,7 +83,7 @@ class Purse:
         self, claims: Sequence[Claim], planned: float, most: float, uniform: float, *, idle: bool = False
     ) -> list[int]:
         """Depths. `planned`: tokens at the depth `uniform`; `most`: what the batch may take whatever was saved. `idle`:
-        nobody waits behind it, so what it does not spend is lost.
+        nobody waits behind it or goes deeper after it, so what it does not spend is lost.
 
         Both count the works' prefixes. The floors are given even where they pass `most`.
         """
