@@ -38,7 +38,7 @@ AUTO, PLAIN = "auto", "plain"
 MARGIN = 1.05  # a whole product's time to a scaled one's, at least: less is not worth other scores
 DRIFT = {dtype: 4 * bound for dtype, bound in BOUND.items()}  # of log-odds: a probability moves by a quarter at most
 FP8_FROM = (8, 9)  # compute capability
-SOURCES = (
+SOURCES: tuple[str | Path, ...] = (
     *("scaled_gemm", "rowwise", "add_rmsnorm", "swiglu"),
     *(
         Path(__file__).with_name(f"{name}.py")

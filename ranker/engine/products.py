@@ -83,7 +83,8 @@ class Products:
         def launch(tuning: Tuning | None) -> None:
             scaled_gemm(numbers, steps, weight, of_weight, out, bias=bias, tuning=tuning)
 
-        key = key_of(weight.dtype, bucket(len(numbers)), *weight.shape, self._device)
+        columns, depth = weight.shape
+        key = key_of(weight.dtype, bucket(len(numbers)), columns, depth, self._device)
         launched(self._tunings, key, Tuning, launch)
 
 

@@ -5,8 +5,8 @@ share where the queue is crowded, and people's queue not be standing (admission.
 retry-after when a person waits for it, or deferred: promised a later time, for which a small share of the engine is
 kept. Promises are made for the floor depth, by cautious prediction.
 
-Bound: a refused work, offered again after `retry_after_s` with as much time as it had, is let in when nothing else
-came, if it would fit an idle engine.
+Bound: a person's refused work, offered again after `retry_after_s` with as much time as it had, is let in when nothing
+else came, if it would fit an idle engine.
 
 Owner: one shaper, which takes in what is let in; nothing is kept here.
 """
