@@ -19,8 +19,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from penstock.ranker.job import Job
 from penstock.ranker.offsets import OffsetTracker
-from penstock.ranker.service import Job
 from penstock.schemas.events import RankClass
 from penstock.schemas.kafka import Record
 

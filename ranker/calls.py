@@ -12,7 +12,8 @@ from collections.abc import Callable
 import grpc
 
 from penstock.ranker.errors import CallerLeft, QueueClosed, QueueFull, RankFailed
-from penstock.ranker.service import Job, RankService
+from penstock.ranker.job import Job
+from penstock.ranker.service import RankService
 from penstock.schemas.events import RankRequest, RankResult
 from penstock.schemas.grpc_avro import CallError, NotReady, Refused
 

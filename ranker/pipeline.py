@@ -29,10 +29,10 @@ from penstock.ranker.candidates import Found, Retrieval
 from penstock.ranker.errors import ModelsAway
 from penstock.ranker.estimates import Estimates, Seen
 from penstock.ranker.feature_store import FeatureStore
+from penstock.ranker.job import Job, Turn
 from penstock.ranker.policy import DepthLimits, Window
 from penstock.ranker.records import Records
 from penstock.ranker.scoring import Scored, Scorers
-from penstock.ranker.service import Job, Turn
 from penstock.ranker.stages import Stages
 from penstock.schemas.events import Filter, QueryVector, RankClass, RankedItem, RankRequest, RankResult, Understood
 from penstock.schemas.grpc_avro import CallError

@@ -30,7 +30,8 @@ from prometheus_client import Gauge
 from penstock.ranker.backlog import LONGEST_WAIT_S
 from penstock.ranker.calls import Check, deadline_ms
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed
-from penstock.ranker.service import Job, RankService, error_result
+from penstock.ranker.job import Job, error_result
+from penstock.ranker.service import RankService
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import RankRequest, RankResult
 from penstock.schemas.grpc_avro import NotReady, Refused

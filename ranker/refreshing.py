@@ -23,7 +23,8 @@ from prometheus_client import Counter
 
 from penstock.ranker.backends.scorer import ScoringQuery
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed
-from penstock.ranker.service import Job, RankService
+from penstock.ranker.job import Job
+from penstock.ranker.service import RankService
 from penstock.schemas.events import Page, RankClass, RankRequest, RankResult
 
 REFRESHES = Counter("penstock_refreshes_total", "Requests to compute stale scores anew, by how they ended", ["outcome"])

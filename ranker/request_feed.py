@@ -29,7 +29,8 @@ from prometheus_client import Gauge
 from penstock.infra.telemetry import DEAD_LETTERS, DEGRADED, ids_of
 from penstock.ranker.backlog import Backlog, Held
 from penstock.ranker.errors import DeadlinePassed, QueueClosed
-from penstock.ranker.service import Job, RankService, error_result
+from penstock.ranker.job import Job, error_result
+from penstock.ranker.service import RankService
 from penstock.ranker.unframing import RegistryAway, unframed
 from penstock.schemas import topics
 from penstock.schemas.dead_letters import dead_letter

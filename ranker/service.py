@@ -24,9 +24,8 @@ import time
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -34,10 +33,10 @@ from prometheus_client import Counter, Histogram
 
 from penstock.infra.telemetry import DEGRADED, about
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull, RankFailed
+from penstock.ranker.job import Job, Turn, result_for
 from penstock.ranker.shaping.work import Batch, Deferred, Part, Refused, Shaper, State, Wait, Why, Work
 from penstock.schemas.errors import WireError
 from penstock.schemas.events import RankClass, RankRequest, RankResult
-from penstock.schemas.validate import MAX_ECHO_BYTES
 
 log = structlog.get_logger(role="ranker")
 
@@ -53,40 +52,6 @@ BY_LOAD = (Why.FLOOR, Why.LOAD, Why.MARGIN, Why.SLACK, Why.BUDGET)  # what took 
 BROKEN_S = 1.0  # after which a shaper that raised is asked again
 NO_PLACE_S = 1.0  # after which to come back where as many wait as there are places
 OTHERS = 0.5  # of the places, at most, for what nobody waits for: it may wait for an hour, and people need theirs
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One request on its way. The future's owner is the service; the caller may leave, never cancel it."""
-
-    request: RankRequest
-    deadline_ms: int  # epoch milliseconds; the request's own, or sooner where the caller waits less
-    future: Future[RankResult] = field(default_factory=Future)
-    left: threading.Event = field(default_factory=threading.Event)
-    number: int = 0  # of its work, once it was taken in
-    came_s: float = 0.0  # monotonic seconds
-    allowed_ms: float = math.inf  # from then to the deadline
-    offered: bool = False  # and refused: it has waited since
-    deferred: bool = False  # promised a later time than it asked for
-    holds_a_thread: bool = False  # of the listener, until it is answered
-    refreshes: bool = False  # nobody waits: stale scores are computed anew (refreshing.py), and not once it is late
-    fell_back: bool = False  # set by who ranks: answered without the dearest scorer, though there was time for it
-
-    @property
-    def urgent(self) -> bool:
-        """Whether somebody waits for it, so that a late answer is none."""
-        return self.request.class_ is RankClass.INTERACTIVE
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What a request gets when its turn comes."""
-
-    waited_ms: float
-    deadline_s: float  # monotonic seconds; infinite for what is of use however late
-    depth: int | None  # candidates, the language model's where there is one; None: all there are
-    reason: Why  # what bound the depth
-    may_be_stale: bool = False  # scores of an older revision will do: for alerts alone, where load leaves no better
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +346,7 @@ class RankService:
                 else:
                     self._answer(job, result)
                     for other in jobs[1:]:
-                        self._answer(other, _for(other.request, result))
+                        self._answer(other, result_for(other.request, result))
                     return not job.fell_back
             for one in jobs:
                 self._end(one, "failed", failure)
@@ -424,23 +389,3 @@ class RankService:
             self._holding[job.urgent] -= job.holds_a_thread
             if outcome == "served":
                 self._last_served_s = self._clock()
-
-
-def _for(request: RankRequest, result: RankResult) -> RankResult:
-    """The result of an identical request as this one's."""
-    return replace(result, request_id=request.request_id, class_=request.class_, echo=request.echo, trace=request.trace)
-
-
-def error_result(request: RankRequest, error: BaseException) -> RankResult:
-    """The answer of a request that has none, for callers who read results and not exceptions."""
-    return RankResult(
-        request_id=request.request_id,
-        tenant=request.tenant,
-        class_=request.class_,
-        depth_asked=request.depth or 0,
-        error=f"{type(error).__name__}: {error}",
-        timings={},
-        # What is too large to be let in is too large to be sent back with the reason.
-        echo=request.echo if request.echo is not None and len(request.echo) <= MAX_ECHO_BYTES else None,
-        trace=request.trace,
-    )

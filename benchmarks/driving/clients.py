@@ -29,7 +29,7 @@ from benchmarks.driving.asking import DIGEST, INSTANT, INTERACTIVE, Asked
 from benchmarks.simulating.workload import CLASSES, DEADLINES, KINDS
 from benchmarks.simulating.world import RETRIES
 from penstock.ranker.errors import DeadlinePassed, QueueFull
-from penstock.ranker.service import Job
+from penstock.ranker.job import Job
 from penstock.schemas.events import RankClass, RankRequest, RankResult
 
 WAITING = 64  # digests

@@ -31,10 +31,10 @@ from penstock.ranker.backends.scorer import LanguageModel
 from penstock.ranker.cache import ScoreCache
 from penstock.ranker.desk import make_desk
 from penstock.ranker.feature_store import Batch, FeatureStore
+from penstock.ranker.job import Job, Turn
 from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.scoring import Scorers
-from penstock.ranker.service import Job, Turn
 from penstock.ranker.shaping.work import Why
 from penstock.retrieval.client import ModelsClient, RetrievalClient
 from penstock.retrieval.encoder.embedded import EmbeddedEncoder

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from penstock.ranker.backlog import BESIDE_BYTES, LONGEST_WAIT_S, MOST_BYTES, Backlog
-from penstock.ranker.service import Job
+from penstock.ranker.job import Job
 from penstock.schemas.events import RankClass, RankQuery, RankRequest
 from penstock.schemas.kafka import Record
 

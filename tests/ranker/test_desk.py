@@ -12,7 +12,8 @@ import pytest
 from desk import make_desk
 
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull, RankFailed
-from penstock.ranker.service import OUTCOMES, Job
+from penstock.ranker.job import Job
+from penstock.ranker.service import OUTCOMES
 from penstock.ranker.shaping.cost import Prior
 from penstock.ranker.shaping.depth import DepthBounds
 from penstock.ranker.shaping.work import Why

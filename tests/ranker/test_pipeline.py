@@ -22,11 +22,11 @@ from penstock.ranker.engine.errors import EngineClosed, EngineFull, ForwardFaile
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, NonFiniteScore, RankFailed
 from penstock.ranker.estimates import Estimates
 from penstock.ranker.feature_store import Batch, FeatureStore
+from penstock.ranker.job import Job, Turn
 from penstock.ranker.pipeline import Pipeline
 from penstock.ranker.policy import DepthLimits
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.scoring import Scorers
-from penstock.ranker.service import Job, Turn
 from penstock.ranker.shaping.depth import DepthBounds
 from penstock.ranker.shaping.work import Why
 from penstock.ranker.stages import LONGEST_CALL_S

@@ -8,7 +8,7 @@ from desk import make_desk
 
 from penstock.ranker import service as service_module
 from penstock.ranker.errors import CallerLeft, DeadlinePassed, QueueClosed, QueueFull
-from penstock.ranker.service import Job, error_result
+from penstock.ranker.job import Job, error_result
 from penstock.schemas import validate
 from penstock.schemas.events import RankClass, RankQuery, RankRequest, RankResult
 

@@ -13,9 +13,9 @@ from refusing import Refusing
 from penstock.infra.settings import RedisSettings
 from penstock.ranker import refreshing
 from penstock.ranker.cache import OLDER, STALE, Computed, PairVersion, ScoreCache
+from penstock.ranker.job import Job
 from penstock.ranker.redis_link import RedisLink, connect
 from penstock.ranker.refreshing import REFRESHES, Refreshing
-from penstock.ranker.service import Job
 from penstock.schemas.events import Page, RankClass, RankQuery, RankRequest, RankResult
 
 NOW = 1_000_000
