@@ -83,6 +83,9 @@ class Products:
         def launch(tuning: Tuning | None) -> None:
             scaled_gemm(numbers, steps, weight, of_weight, out, bias=bias, tuning=tuning)
 
+        if self._tunings is None:
+            launch(None)
+            return
         columns, depth = weight.shape
         key = key_of(weight.dtype, bucket(len(numbers)), columns, depth, self._device)
         launched(self._tunings, key, Tuning, launch)
