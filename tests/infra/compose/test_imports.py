@@ -52,7 +52,7 @@ def test_an_image_for_gpus_imports_every_kernel():
 def test_a_ranker_in_an_image_for_cpus_may_lack_its_kernels_and_nothing_else():
     """ranker/engine/devices.py, which chooses, is imported wherever the engine is."""
     lacking = [name for name in imports.modules("penstock.ranker") if imports.loads_kernels(name)]
-    assert lacking == ["penstock.ranker.engine.device"]
+    assert lacking == [f"penstock.ranker.engine.{name}" for name in ("device", "measuring", "products")]
     assert imports.loads_kernels("penstock.retrieval.device.backend")
 
 
