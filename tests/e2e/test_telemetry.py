@@ -66,7 +66,7 @@ def test_the_jobs_show_what_they_took_and_how_fresh_it_was(system, published, so
         seen = jobs.buckets("penstock_freshness_seconds", until="enriched").get(float("inf"))
         return jobs if seen and jobs.total("penstock_intake_refused_total") else None
 
-    jobs = eventually(told, "the postings job's numbers at Flink's REST interface")
+    jobs = eventually(told, "the postings job's numbers at Flink's REST interface", timeout=180)
     assert jobs.total("penstock_postings_published_total") >= 1
     assert jobs.total("penstock_postings_enrichments_made_total") is not None
 
